@@ -1,0 +1,142 @@
+# Every target sets up what it needs; the second run starts at once. `make help` lists them.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# --- Set-up -----------------------------------------------------------------------------------
+PYTHON ?= python3
+# cpu: exact pins of requirements/cpu.lock. cuda: vLLM from PyPI.
+ENGINE ?= cpu
+VENV ?= .venv
+# Second source of the CPU build of torch, asked when pip's own sources do not have it.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+BIN := $(VENV)/bin
+# A new pin, another engine or a moved checkout gives another stamp, and so a new install.
+HASH := $(shell (echo "$(ENGINE) $(CURDIR)"; cat pyproject.toml requirements/cpu.lock requirements/install.sh) | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.stamp-$(HASH)
+
+# vLLM reports usage to its makers by default; not from here.
+export VLLM_NO_USAGE_STATS ?= 1
+export DO_NOT_TRACK ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+# --- The job: MODEL, QUESTIONS, N, OUT and SCORER; the defaults are the demo's -------------------
+MODEL ?= checkpoints/ledger-5m
+OUT ?= runs/demo
+# Traces per question.
+N ?= 16
+SCORER ?= $(OUT)/scorer.safetensors
+# JSONL with "question" and "answer". Empty: ledger questions, one set to train and one to test.
+QUESTIONS ?=
+SEED ?= 0
+# More options for the command behind a target: make collect ARGS="--help"
+ARGS ?=
+
+COLLECTED := $(OUT)/collected
+TRAINED := $(OUT)/train
+REPORT := $(OUT)/eval
+
+# Sizes of the demo.
+DEMO_TRAIN_QUESTIONS ?= 40
+DEMO_TEST_QUESTIONS ?= 20
+
+# KV cache of the evaluation, as a part of what all traces of a question need.
+KV_BUDGET ?= 0.4
+# The demo model knows no system prompt and is sampled as it was trained; others as in the paper.
+DEMO_MODEL := checkpoints/ledger-5m
+DEMO_SAMPLING := --system= --sampling.temperature 1 --sampling.top-p 1 --sampling.top-k 0
+SAMPLING ?= $(if $(filter $(DEMO_MODEL),$(MODEL)),$(DEMO_SAMPLING))
+
+TRAIN_FILE := $(OUT)/questions-train-$(DEMO_TRAIN_QUESTIONS)-$(SEED).jsonl
+TEST_FILE := $(OUT)/questions-test-$(DEMO_TEST_QUESTIONS)-$(SEED).jsonl
+COLLECT_FILE = $(or $(QUESTIONS),$(TRAIN_FILE))
+EVAL_FILE = $(or $(QUESTIONS),$(TEST_FILE))
+
+COLLECT = $(BIN)/step-collect --model $(MODEL) --questions $(COLLECT_FILE) --num-traces $(N) --seed $(SEED) --out $(COLLECTED) $(SAMPLING) $(ARGS)
+TRAIN = $(BIN)/step-train fit --traces $(COLLECTED) --out $(TRAINED) --seed $(SEED) $(ARGS)
+EXPORT = $(BIN)/scorer-export $(TRAINED)/best.ckpt --out $(SCORER) $(ARGS)
+EVAL = $(BIN)/step-eval --model $(MODEL) --scorer $(SCORER) --questions $(EVAL_FILE) --num-traces $(N) --seed $(SEED) --methods sc,step --kv-budget $(KV_BUDGET) $(LENGTHS) --out $(REPORT) $(SAMPLING) $(ARGS)
+
+# The mean length of collected traces sets the KV budget; without them, step-eval samples a few.
+LENGTHS = $(shell test -f $(COLLECTED)/manifest.json && echo --lengths-from $(COLLECTED))
+
+.PHONY: help setup demo test lint collect train export eval clean
+
+help: ## List the targets
+	@echo "usage: make TARGET [VARIABLE=value ...]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "  MODEL=$(MODEL) QUESTIONS=$(or $(QUESTIONS),(ledger)) N=$(N) OUT=$(OUT)"
+	@echo "  SCORER=$(SCORER) SEED=$(SEED) ENGINE=$(ENGINE) PYTHON=$(PYTHON) ARGS=$(ARGS)"
+
+setup: $(STAMP) ## Make the virtual environment in .venv (ENGINE=cpu or cuda)
+
+$(STAMP):
+	@PYTHON="$(PYTHON)" ENGINE="$(ENGINE)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" requirements/install.sh
+	@touch $@
+
+# --- Checks -----------------------------------------------------------------------------------
+lint: $(STAMP) ## Check style, format and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+test: lint ## Lint, then run all tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p no:xdist $(ARGS)
+
+# --- The stages, one by one ---------------------------------------------------------------------
+collect: $(STAMP) $(if $(QUESTIONS),,$(TRAIN_FILE)) ## Sample and grade traces of MODEL on QUESTIONS
+	$(COLLECT)
+
+train: $(STAMP) ## Train a step scorer on the collected traces
+	$(TRAIN)
+
+export: $(STAMP) ## Write the trained scorer to SCORER, one file
+	$(EXPORT)
+
+eval: $(STAMP) $(if $(QUESTIONS),,$(TEST_FILE)) ## Compare pruning by SCORER with self-consistency
+	$(EVAL)
+
+$(TRAIN_FILE): | $(STAMP)
+	@mkdir -p $(@D)
+	$(BIN)/python -m data_gen.ledger --split scorer-train --count $(DEMO_TRAIN_QUESTIONS) --seed $(SEED) --out $@
+
+$(TEST_FILE): | $(STAMP)
+	@mkdir -p $(@D)
+	$(BIN)/python -m data_gen.ledger --split test --count $(DEMO_TEST_QUESTIONS) --seed $(SEED) --out $@
+
+# --- The demo: all stages; one that is done is not done again -------------------------------------
+# The stamps carry a hash of all settings: other settings are another run.
+DEMO_KEY := $(shell echo "$(MODEL) $(N) $(SEED) $(SCORER) $(SAMPLING) $(DEMO_TRAIN_QUESTIONS) $(DEMO_TEST_QUESTIONS) $(KV_BUDGET)" | cksum | cut -d' ' -f1)
+DONE := $(OUT)/.done-$(DEMO_KEY)
+
+demo: $(DONE)-eval ## Everything end to end with the demo model; goes on where it stopped
+	@echo "Done. The report: $(REPORT). To start again: rm -r $(OUT)"
+
+# Always ledger questions, and each command's own defaults.
+$(DONE)-%: override QUESTIONS :=
+$(DONE)-%: override ARGS :=
+
+$(DONE)-collect: $(TRAIN_FILE) | $(STAMP)
+	$(COLLECT)
+	@touch $@
+
+$(DONE)-train: $(DONE)-collect
+	$(TRAIN)
+	@touch $@
+
+$(DONE)-export: $(DONE)-train
+	$(EXPORT)
+	@touch $@
+
+$(DONE)-eval: $(DONE)-export $(TEST_FILE)
+	$(EVAL)
+	@touch $@
+
+# --- Cleaning -----------------------------------------------------------------------------------
+clean: ## Remove .venv, caches and runs/demo; other runs stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
+	find step_infer data_gen step_train tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The demo at full size on one GPU: 200 test questions, 64 traces each, a KV cache for 0.4 of what all
+# traces need. Makes OUT/model-statistics (the demo model's figures), OUT/eval/results.json and
+# OUT/eval/report.html. Started again, it goes on where it stopped.
+#
+#   OUT=runs/gpu SHARDS=3 benchmarks/ledger_gpu.sh
+#
+# SHARDS engines run side by side, each with its part of the questions, SC and STEP one after the other:
+# seconds a question are then those of a shared GPU, the same for both methods.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+OUT=${OUT:-runs/gpu} SHARDS=${SHARDS:-3} QUESTIONS=${QUESTIONS:-200} N=${N:-64} PYTHON=${PYTHON:-python3}
+KV_BUDGET=${KV_BUDGET:-0.4} SCORER=${SCORER:-checkpoints/ledger-5m/scorer/scorer.safetensors}
+model=checkpoints/ledger-5m
+sampling=(--system= --sampling.temperature 1 --sampling.top-p 1 --sampling.top-k 0)
+engine=(--engine.max_model_len 2400)
+mkdir -p "$OUT"
+stage() { echo "== $(date +%T) $*"; }
+
+stage questions
+"$PYTHON" -m data_gen.ledger --split test --count "$QUESTIONS" --out "$OUT/test.jsonl"
+
+stage statistics of the demo model
+"$PYTHON" -m data_gen.commands --model "$model" --questions "$OUT/test.jsonl" --num-traces "$N" \
+    --features false --out "$OUT/model-statistics" "${sampling[@]}" "${engine[@]}" \
+    --engine.max_num_seqs 1024 --engine.gpu_memory_utilization 0.5 --max-in-flight 2048
+
+stage evaluation in "$SHARDS" parts
+share=$(awk "BEGIN { print 0.8 / $SHARDS }")
+pids=() parts=()
+for ((i = 0; i < SHARDS; i++)); do
+    parts+=("$OUT/part$i")
+    "$PYTHON" -m step_infer.eval_command --model "$model" --scorer "$SCORER" \
+        --questions "$OUT/test.jsonl" --num-traces "$N" --methods sc,step --kv-budget "$KV_BUDGET" \
+        --lengths-from "$OUT/model-statistics" --shard "$i/$SHARDS" --out "$OUT/part$i" \
+        "${sampling[@]}" "${engine[@]}" --engine.max_num_seqs "$N" \
+        --engine.gpu_memory_utilization "$share" >"$OUT/part$i.log" 2>&1 &
+    pids+=($!)
+    sleep 2 # the engines look at the free memory when they start
+done
+for pid in "${pids[@]}"; do wait "$pid"; done
+
+stage results
+"$PYTHON" -m step_infer.eval_command merge "${parts[@]}" --out "$OUT/eval"

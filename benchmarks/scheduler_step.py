@@ -1,0 +1,186 @@
+"""Scheduler time of one engine step: StepScheduler against vLLM's AsyncScheduler, on the CPU.
+
+Both schedulers run the same requests in one process, step by step in turn, as under async
+scheduling (a step is scheduled before the last one's output is known). Timed are `schedule` and
+`update_from_output`, in CPU time; the model runner is faked outside the timed part. All requests
+have opted in, run from the first to the last step and meet a boundary every 16 tokens on average.
+
+usage: python benchmarks/scheduler_step.py [--requests 1000] [--steps 400] [--memory ample]
+"""
+
+import argparse
+import gc
+import platform
+import random
+import statistics
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import vllm
+from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+
+from step_infer.row_scorer import ROWS_ATTRIBUTE, StepRows
+from step_infer.scheduler import StepScheduler
+
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
+SCORER = CHECKPOINT / "scorer" / "scorer.safetensors"
+BOUNDARY, WORD = 6, 10
+PROMPT_TOKENS = 128
+BLOCK_SIZE = 16
+BATCHED_TOKENS = 8192
+TRACES_PER_GROUP = 50
+WARM_UP_STEPS = 50
+
+
+def make_scheduler(kind: type[AsyncScheduler], requests: int, num_blocks: int) -> AsyncScheduler:
+    """Return a scheduler with all requests added; `num_blocks` KV blocks can be used."""
+    config = VllmConfig(
+        model_config=ModelConfig(model=str(CHECKPOINT), dtype="bfloat16", max_model_len=4096),
+        cache_config=CacheConfig(block_size=BLOCK_SIZE, enable_prefix_caching=True),
+        scheduler_config=SchedulerConfig(
+            max_num_seqs=requests,
+            max_num_batched_tokens=BATCHED_TOKENS,
+            max_model_len=4096,
+            is_encoder_decoder=False,
+            async_scheduling=True,
+        ),
+        additional_config={"step": {"scorer": str(SCORER)}},
+    )
+    config.cache_config.num_gpu_blocks = num_blocks + 1
+    spec = FullAttentionSpec(
+        block_size=BLOCK_SIZE, num_kv_heads=2, head_size=64, dtype=torch.bfloat16
+    )
+    scheduler = kind(
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(
+            num_blocks=num_blocks + 1,
+            kv_cache_tensors=[],
+            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+        ),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=BLOCK_SIZE,
+        log_stats=True,
+    )
+    init_none_hash(sha256)
+    hasher = get_request_block_hasher(BLOCK_SIZE, sha256)
+    for number in range(requests):
+        group = number // TRACES_PER_GROUP
+        prompt = random.Random(group).choices(range(WORD, 100), k=PROMPT_TOKENS - number % 16)
+        params = SamplingParams(
+            max_tokens=3900, ignore_eos=True, extra_args={"step": {"group": f"g{group}"}}
+        )
+        request = Request(f"r{number}", prompt, params, None, block_hasher=hasher)
+        scheduler.add_request(request)
+    return scheduler
+
+
+class Side:
+    """One scheduler, its steps in flight and its times."""
+
+    def __init__(self, scheduler: AsyncScheduler) -> None:
+        self.scheduler = scheduler
+        self._random = random.Random(0)
+        self._queue: deque[tuple[Any, ModelRunnerOutput]] = deque()
+        self._taken: list[Any] = []
+        self.seconds: list[float] = []
+
+    def leave_free(self, num_blocks: int) -> None:
+        """Take blocks out of the cache, or give them back, until just so many are free."""
+        pool = self.scheduler.kv_cache_manager.block_pool
+        surplus = pool.get_num_free_blocks() - num_blocks
+        if surplus > 0:
+            self._taken += pool.get_new_blocks(surplus)
+        else:
+            pool.free_blocks([self._taken.pop() for _ in range(-surplus)])
+
+    def step(self) -> None:
+        """Schedule one step and take in the output of the one before."""
+        begin = time.thread_time()
+        step = self.scheduler.schedule()
+        seconds = time.thread_time() - begin
+        self._queue.append((step, self._run(step)))
+        if len(self._queue) > 1:
+            oldest = self._queue.popleft()
+            begin = time.thread_time()
+            self.scheduler.update_from_output(*oldest)
+            seconds += time.thread_time() - begin
+        self.seconds.append(seconds)
+
+    def _run(self, step: Any) -> ModelRunnerOutput:
+        names = list(step.num_scheduled_tokens)
+        tokens = [BOUNDARY if self._random.random() < 1 / 16 else WORD for _ in names]
+        sampled = [
+            [] if self.scheduler.requests[name].is_prefill_chunk else [token]
+            for name, token in zip(names, tokens, strict=True)
+        ]
+        output = ModelRunnerOutput(
+            req_ids=names,
+            req_id_to_index={name: row for row, name in enumerate(names)},
+            sampled_token_ids=sampled,
+        )
+        scores_B = np.array([self._random.random() for _ in names], np.float32)
+        setattr(output, ROWS_ATTRIBUTE, StepRows(scores_B))
+        return output
+
+
+def interval(theirs: list[float], ours: list[float], rounds: int = 2000) -> tuple[float, float]:
+    """Return the central 95 % of the ratio of median times, by resampling steps in pairs."""
+    pairs = np.array([theirs, ours])
+    picks = np.random.default_rng(0).integers(0, len(theirs), (rounds, len(theirs)))
+    medians = np.median(pairs[:, picks], axis=2)
+    low, high = np.percentile(medians[1] / medians[0], [2.5, 97.5])
+    return float(low), float(high)
+
+
+def main() -> None:
+    """Time both and print one line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--requests", type=int, default=1000, help="running requests (1000)")
+    parser.add_argument("--steps", type=int, default=400, help="timed steps (400)")
+    parser.add_argument(
+        "--memory",
+        choices=("ample", "scarce"),
+        default="ample",
+        help="scarce: so few free KV blocks that each step's growth is counted out (ample)",
+    )
+    options = parser.parse_args()
+    steps = WARM_UP_STEPS + options.steps + 20
+    need = options.requests * (steps + PROMPT_TOKENS) // BLOCK_SIZE + 4 * BATCHED_TOKENS
+    kinds = (AsyncScheduler, StepScheduler)
+    sides = [Side(make_scheduler(kind, options.requests, need)) for kind in kinds]
+    gc.collect()
+    gc.freeze()  # as vLLM's engine does after start-up
+    order = random.Random(0)
+    for number in range(steps):
+        for side in order.sample(sides, 2):
+            if options.memory == "scarce" and number >= WARM_UP_STEPS:
+                side.leave_free(options.requests)
+            side.step()
+    running = {len(side.scheduler.running) for side in sides}
+    if running != {options.requests}:
+        raise SystemExit(f"error: Expected {options.requests} running requests, found {running}.")
+    theirs, ours = (side.seconds[-options.steps :] for side in sides)
+    low, high = interval(theirs, ours)
+    theirs_ms, ours_ms = (1e3 * statistics.median(times) for times in (theirs, ours))
+    print(
+        f"vLLM {vllm.__version__}, Python {platform.python_version()}, "
+        f"{options.requests} running requests, {options.steps} steps, {options.memory} memory: "
+        f"AsyncScheduler {theirs_ms:.2f} ms, StepScheduler {ours_ms:.2f} ms a step (medians), "
+        f"ratio {ours_ms / theirs_ms:.3f} [{low:.3f}, {high:.3f}]"
+    )
+
+
+if __name__ == "__main__":
+    main()

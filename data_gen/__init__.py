@@ -1,0 +1,1 @@
+"""Questions, traces and their features: everything that is made before training."""

@@ -1,0 +1,144 @@
+"""Collect traces: sample, grade and write them, with their states, resumably."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from data_gen.collect_config import CollectConfig
+from data_gen.collection import Collection
+from data_gen.summary import print_summary, summarise
+from data_gen.trace_writer import TraceWriter
+from step_infer.boundary import BoundaryRule
+from step_infer.errors import InputError
+from step_infer.files import read_json, sha256_file
+from step_infer.grading import Grader
+from step_infer.identity import ModelIdentity, identify, model_file
+from step_infer.prompt import chat_prompt, load_tokenizer
+from step_infer.questions import Question, load_questions
+from step_infer.scorer import load_scorer
+
+if TYPE_CHECKING:
+    from step_infer.client import StepLLM
+
+
+def collect(
+    config: CollectConfig,
+    start_engine: Callable[..., "StepLLM"] | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Sample, grade and write the traces of all questions; go on where an earlier run stopped.
+
+    Args:
+        config: the settings.
+        start_engine: makes the engine, called like `StepLLM`; None is `StepLLM`.
+        console: where the estimate and the summary go; None is standard output.
+
+    Returns:
+        The summary (see `data_gen.summary.summarise`), which the manifest keeps as well.
+
+    Raises:
+        InputError: an input, a setting or the output directory cannot be used.
+    """
+    console = console or Console(soft_wrap=True)
+    skipped: list[str] = []
+    questions = load_questions(
+        config.questions,
+        question_field=config.question_field,
+        answer_field=config.answer_field,
+        id_field=config.id_field,
+        skip_bad_lines=config.skip_bad_lines,
+        require_answer=not config.no_answers,
+        limit=config.limit,
+        on_skip=skipped.append,
+    )
+    if skipped:
+        console.print(f"Left out {len(skipped)} lines that cannot be used; the first: {skipped[0]}")
+    identity = identify(config.model)
+    tokenizer = load_tokenizer(config.model)
+    if config.scorer is not None:
+        card = load_scorer(config.scorer, identity, config.allow_mismatch)[1]
+        rule = card.boundary_rule
+    else:
+        rule = BoundaryRule.for_tokenizer(
+            tokenizer,
+            config.boundary,
+            pattern=config.boundary_pattern,
+            stride=config.boundary_stride,
+        )
+    context = _context(config)
+    _check_prompts(config, tokenizer, questions, context)
+    settings = config.deciding() | {
+        "model_config_hash": identity.config_hash,
+        "tokenizer_hash": identity.tokenizer_hash,
+        "questions_sha256": sha256_file(config.questions),
+        "scorer_sha256": None if config.scorer is None else sha256_file(config.scorer),
+        "boundary": rule.to_dict(),
+    }
+    with TraceWriter(config.out, settings, **_described(config, identity, rule, questions)) as out:
+        collection = Collection(config, identity, questions, out, console)
+        collection.print_start(context)
+        if collection.missing:
+            if start_engine is None:
+                from step_infer.client import StepLLM
+
+                start_engine = StepLLM
+            collection.run(start_engine, rule)
+        with Grader(config.grading_workers, config.grading_timeout_s) as grader:
+            summary = summarise(out.read(), grader)
+        summary["skipped_lines"] = len(skipped)
+        out.update(complete=True, summary=summary)
+    print_summary(summary, console)
+    console.print(f"Traces: {config.out}")
+    return summary
+
+
+def _described(
+    config: CollectConfig,
+    identity: ModelIdentity,
+    rule: BoundaryRule,
+    questions: Sequence[Question],
+) -> dict[str, Any]:
+    """Return the manifest's fields for readers of the directory."""
+    return {
+        "model": identity.model,
+        "identity": {
+            "config_hash": identity.config_hash,
+            "tokenizer_hash": identity.tokenizer_hash,
+            "hidden_size": identity.hidden_size,
+        },
+        "boundary": rule.to_dict(),
+        "sampling": vars(config.sampling).copy(),
+        "seed": config.seed,
+        "system": config.system,
+        "num_traces": config.num_traces,
+        "questions": {
+            "file": str(Path(config.questions).resolve()),
+            "sha256": sha256_file(config.questions),
+            "count": len(questions),
+        },
+        "scorer": config.scorer,
+        "engine": config.engine,
+    }
+
+
+def _context(config: CollectConfig) -> int | None:
+    """Return the longest prompt and response together, in tokens, as far as it is known."""
+    model_config = read_json(model_file(config.model, "config.json"))
+    text_config = model_config.get("text_config") or model_config
+    context = config.engine.get("max_model_len") or text_config.get("max_position_embeddings")
+    return context if isinstance(context, int) else None
+
+
+def _check_prompts(
+    config: CollectConfig, tokenizer: Any, questions: Sequence[Question], context: int | None
+) -> None:
+    """Find a prompt that does not fit the context now, not in the middle of the run."""
+    for question in questions:
+        length = len(chat_prompt(tokenizer, question.question, config.system))
+        if context is not None and length >= context:
+            raise InputError(
+                f"Expected prompts shorter than the context ({context} tokens), "
+                f"found {length} tokens for question {question.id}. Hint: shorten or remove it."
+            )

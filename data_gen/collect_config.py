@@ -1,0 +1,129 @@
+"""Settings of a collection, and which of them decide its content."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from step_infer.boundary import TOKEN_PATTERNS
+from step_infer.errors import InputError
+from step_infer.prompt import SYSTEM_PROMPT
+from step_infer.sampling import Sampling
+
+DECIDING_ENGINE_ARGS = ("dtype", "quantization", "max_model_len", "revision", "hf_overrides")
+"""Engine arguments that change which traces come out; all others may change when a run goes on."""
+
+DECIDING_FIELDS = (
+    "num_traces",
+    "seed",
+    "system",
+    "question_field",
+    "answer_field",
+    "id_field",
+    "no_answers",
+    "skip_bad_lines",
+    "limit",
+    "features",
+    "feature_dtype",
+)
+"""Settings that must agree when a run goes on."""
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Everything that `step-collect` can be told."""
+
+    model: str
+    """Model folder or Hugging Face id."""
+    questions: str
+    """JSONL file, an object with a question and its answer on each line."""
+    out: str
+    """Traces directory to make, or to go on with after an interruption."""
+    num_traces: int = 64
+    """Traces N sampled for each question."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How traces are sampled."""
+    seed: int = 0
+    """Each trace's own seed follows from this one, its question and its number."""
+    system: str = SYSTEM_PROMPT
+    """System text of the chat prompt; an empty text leaves it out."""
+    question_field: str = "question"
+    """Key of the question's text in a line."""
+    answer_field: str = "answer"
+    """Key of the right answer in a line."""
+    id_field: str = "id"
+    """Key of the question's id in a line; without one, an id is made from the line number."""
+    no_answers: bool = False
+    """Accept questions without an answer; their traces are not graded."""
+    skip_bad_lines: bool = False
+    """Leave out lines that cannot be used, and count them, where the default is to stop."""
+    limit: int | None = None
+    """Use only so many questions from the start of the file."""
+    boundary: str = "blank_line"
+    """What ends a step: blank_line, newline, sentence, regex or stride. A scorer brings its own."""
+    boundary_pattern: str | None = None
+    """For the boundary regex: expression that a token's text is searched for."""
+    boundary_stride: int = 0
+    """For the boundary stride: tokens in a step."""
+    features: bool = True
+    """Also write the hidden state at every step boundary, for training a scorer."""
+    feature_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Number format of stored states; auto keeps what the engine gives, the model's own."""
+    scorer: str | None = None
+    """Scorer file, to record step scores as well; nothing is pruned."""
+    allow_mismatch: list[str] = field(default_factory=list)
+    """Fields of the scorer card that may differ from the model."""
+    max_in_flight: int = 1024
+    """Traces handed to the engine at a time."""
+    part_traces: int = 256
+    """Finished traces that are written at a time; what is not yet written is lost in a crash."""
+    part_seconds: float = 600.0
+    """Write finished traces at least this often, in seconds."""
+    steps_per_trace: int = 300
+    """Steps a trace taken for the size estimate, until the first part is written."""
+    grading_workers: int = 1
+    """Processes that compare answers."""
+    grading_timeout_s: float = 10.0
+    """Seconds for one comparison; after that the answer counts as ungradable."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """More vLLM engine arguments, as --engine.NAME VALUE."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_traces", "max_in_flight", "part_traces", "steps_per_trace", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(
+                    f"Expected --{name.replace('_', '-')} of at least 1, found {value}."
+                )
+        if self.part_seconds <= 0:
+            raise InputError(f"Expected --part-seconds above 0, found {self.part_seconds}.")
+        kinds = (*TOKEN_PATTERNS, "regex", "stride")
+        if self.boundary not in kinds:
+            raise InputError(
+                f"Expected --boundary out of {', '.join(kinds)}, found {self.boundary!r}."
+            )
+        for option, kind in (("boundary_pattern", "regex"), ("boundary_stride", "stride")):
+            if bool(getattr(self, option)) != (self.boundary == kind):
+                raise InputError(
+                    f"Expected --{option.replace('_', '-')} with --boundary {kind} and only there, "
+                    f"found {getattr(self, option)!r} with --boundary {self.boundary}."
+                )
+        if self.scorer is not None and self.boundary != "blank_line":
+            raise InputError(
+                "Expected no --boundary beside --scorer, which brings its own rule, "
+                f"found {self.boundary!r}."
+            )
+        if self.allow_mismatch and self.scorer is None:
+            raise InputError("Expected --scorer beside --allow-mismatch, found none.")
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the content, flat and JSON-ready.
+
+        Only these must agree when a run goes on. Files are left to the caller, who adds their
+        checksums.
+        """
+        settings = {name: getattr(self, name) for name in DECIDING_FIELDS}
+        for name, value in dataclasses.asdict(self.sampling).items():
+            settings[f"sampling.{name}"] = value
+        for name in DECIDING_ENGINE_ARGS:
+            settings[f"engine.{name}"] = self.engine.get(name)
+        return settings

@@ -1,0 +1,232 @@
+"""One run of a collection: what is there, what is missing, what waits to be written."""
+
+import math
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from safetensors import SafetensorError
+from torch import Tensor
+
+from data_gen.collect_config import CollectConfig
+from data_gen.features import FEATURE_DTYPES, feature_bytes
+from data_gen.progress import CollectProgress
+from data_gen.trace_writer import TraceWriter
+from step_infer.boundary import BoundaryRule
+from step_infer.errors import InputError
+from step_infer.grading import Grader
+from step_infer.identity import ModelIdentity
+from step_infer.questions import Question
+from step_infer.trace import Trace, TracePlan
+
+if TYPE_CHECKING:
+    from step_infer.client import StepLLM
+
+TABLE_BYTES_PER_TOKEN = 4
+"""Bytes of the compressed table a generated token, assumed: its id and its text, about 2 each."""
+TOKENS_PER_STEP = 60
+"""Tokens in a step, assumed until the first part is written."""
+_PART_BYTES = 512 * 2**20
+"""States held in memory before they are written, whatever the number of traces."""
+
+
+class Collection:
+    """One run's state: what is there, what is missing, what waits to be written."""
+
+    def __init__(
+        self,
+        config: CollectConfig,
+        identity: ModelIdentity,
+        questions: Sequence[Question],
+        out: TraceWriter,
+        console: Console,
+    ) -> None:
+        self.config = config
+        self.identity = identity
+        self.questions = {question.id: question for question in questions}
+        self.out = out
+        self.console = console
+        found = out.read()
+        counted = Counter(found.keys())
+        self.done = set(counted)
+        assert len(self.done) == found.num_traces, "a trace is listed twice"
+        self.total = len(questions) * config.num_traces
+        self.missing = self.total - len(self.done)
+        self.dtype = FEATURE_DTYPES.get(config.feature_dtype, torch.bfloat16)
+        self.waiting: list[Trace] = []
+        self.waiting_bytes = 0
+
+    def print_start(self, context: int | None = None) -> None:
+        """Say how much there is to do and how much room it needs, and check that there is room.
+
+        Args:
+            context: the model's longest prompt and response together, in tokens, where known.
+        """
+        config = self.config
+        self.console.print(
+            f"{len(self.questions)} questions x {config.num_traces} traces = {self.total} traces"
+            + (f", {len(self.done)} of them done" if self.done else "")
+        )
+        if not self.missing:
+            return
+        longest = min(config.sampling.max_tokens, context or config.sampling.max_tokens)
+        steps = min(config.steps_per_trace, math.ceil(longest / 2))
+        tokens = min(longest, steps * TOKENS_PER_STEP)
+        needed, free = self._estimate(f"assuming {steps} steps a trace", steps, tokens)
+        if needed > free:
+            raise InputError(
+                f"Expected about {_size(needed)} of free space at {config.out}, found "
+                f"{_size(free)}. Hint: choose another disk, fewer traces, --features false, or a "
+                "smaller --steps-per-trace if traces are shorter than assumed."
+            )
+
+    def _estimate(self, basis: str, steps: float, tokens: float) -> tuple[int, int]:
+        """Print and return the bytes still to be written, and those that are free."""
+        table = int(self.missing * tokens * TABLE_BYTES_PER_TOKEN)
+        states = 0
+        if self.config.features:
+            states = feature_bytes(self.missing * steps, self.identity.hidden_size, self.dtype)
+        free = shutil.disk_usage(self.config.out).free
+        self.console.print(
+            f"Size estimate, {basis}: states {_size(states)}, table {_size(table)}; "
+            f"free {_size(free)}"
+        )
+        return table + states, free
+
+    def run(self, start_engine: Callable[..., "StepLLM"], rule: BoundaryRule) -> None:
+        """Sample what is missing and write it, part by part."""
+        config = self.config
+        self.console.print("Starting the engine …")
+        engine = start_engine(
+            config.model,
+            config.scorer,
+            prune=False,
+            capture=config.features,
+            boundary=None if config.scorer else rule,
+            allow_mismatch=config.allow_mismatch,
+            **config.engine,
+        )
+        self.clock = self.written = time.monotonic()
+        try:
+            with (
+                Grader(config.grading_workers, config.grading_timeout_s) as self.grader,
+                CollectProgress(self.total, len(self.done)) as progress,
+            ):
+                traces = engine.stream(
+                    self._plans(engine),
+                    max_in_flight=config.max_in_flight,
+                    on_step=lambda: progress.step(engine.stats),
+                )
+                try:
+                    for trace in traces:
+                        progress.finished(len(trace.token_ids))
+                        self._take(trace, progress)
+                finally:
+                    # After an interruption too: what is finished need not be sampled again.
+                    self._flush()
+        finally:
+            engine.close()
+
+    def _plans(self, engine: "StepLLM") -> Iterator[TracePlan]:
+        config = self.config
+        for question in self.questions.values():
+            plans = engine.plan(
+                question.id,
+                question.question,
+                config.num_traces,
+                config.sampling,
+                config.seed,
+                config.system,
+            )
+            yield from (p for p in plans if (p.question_id, p.trace_id) not in self.done)
+
+    def _take(self, trace: Trace, progress: CollectProgress) -> None:
+        self.waiting.append(trace)
+        if trace.hidden_SH is not None:
+            self.waiting_bytes += trace.hidden_SH.nbytes
+        if (
+            len(self.waiting) >= self.config.part_traces
+            or self.waiting_bytes >= _PART_BYTES
+            or time.monotonic() - self.written >= self.config.part_seconds
+        ):
+            first = not self.out.manifest["parts"]
+            steps = sum(len(t.boundary_positions) for t in self.waiting) / len(self.waiting)
+            tokens = sum(len(t.token_ids) for t in self.waiting) / len(self.waiting)
+            self._flush()
+            if first and self.missing:
+                with progress.paused():
+                    basis = f"measured {steps:.0f} steps a trace"
+                    needed, free = self._estimate(basis, steps, tokens)
+                    if needed > free:
+                        self.console.print(
+                            "[bold]warning:[/] the disk will be full before the end; what is "
+                            "written stays, and the same command goes on once there is room"
+                        )
+
+    def _flush(self) -> None:
+        """Grade and write the finished traces as one part."""
+        if not self.waiting:
+            return
+        truths = [self.questions[trace.question_id].answer for trace in self.waiting]
+        verdicts = self.grader.grade_many(
+            (trace.answer, truth) for trace, truth in zip(self.waiting, truths, strict=True)
+        )
+        rows = [
+            self._row(trace, verdict) for trace, verdict in zip(self.waiting, verdicts, strict=True)
+        ]
+        hidden = self._hidden() if self.config.features else None
+        now = time.monotonic()
+        seconds = self.out.manifest["seconds"] + now - self.clock
+        try:
+            self.out.add_part(rows, hidden, seconds=seconds)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"Expected to write a part to {self.config.out}, found: {error}. Hint: make room "
+                "and give the same command again; it goes on where it stopped."
+            ) from error
+        self.done.update((trace.question_id, trace.trace_id) for trace in self.waiting)
+        self.missing = self.total - len(self.done)
+        self.waiting, self.waiting_bytes = [], 0
+        self.clock = self.written = now
+
+    def _row(self, trace: Trace, verdict: bool | None) -> dict[str, Any]:
+        question = self.questions[trace.question_id]
+        return {
+            "question_id": trace.question_id,
+            "trace_id": trace.trace_id,
+            "seed": trace.seed,
+            "question": question.question,
+            "ground_truth": question.answer,
+            "prompt_token_ids": trace.prompt_token_ids,
+            "token_ids": trace.token_ids,
+            "text": trace.text,
+            "finish_reason": trace.finish_reason,
+            "extracted_answer": trace.answer,
+            "is_correct": verdict,
+            "boundary_positions": trace.boundary_positions,
+            "step_scores": trace.step_scores if self.config.scorer is not None else None,
+            "trace_score": trace.trace_score,
+        }
+
+    def _hidden(self) -> list[Tensor]:
+        """Return each waiting trace's states [S, H] in the type they are stored in."""
+        for trace in self.waiting:
+            if trace.hidden_SH is not None and self.config.feature_dtype == "auto":
+                self.dtype = trace.hidden_SH.dtype
+        none_SH = torch.empty(0, self.identity.hidden_size, dtype=self.dtype)
+        return [
+            none_SH if trace.hidden_SH is None else trace.hidden_SH.to(self.dtype)
+            for trace in self.waiting
+        ]
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -1,0 +1,145 @@
+"""Step boundaries: the one rule that training and the engine share.
+
+A boundary is a generated token that ends a step of the reasoning (STEP, arXiv 2601.09093, section
+3.1: a token whose text contains a blank line). It lies before the end of thinking, and a further
+token follows it: only then has the model read it and made the hidden state that the scorer sees.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from step_infer.errors import InputError
+
+TOKEN_PATTERNS = {
+    "blank_line": r"\n\n",
+    "newline": r"\n",
+    "sentence": r"[.!?][\"')\]]*(\s|$)",
+}
+"""Rules that look at the text of one token: name -> regular expression."""
+
+THINK_END = "</think>"
+
+
+class TokenizerLike(Protocol):
+    """The part of a Hugging Face tokenizer that the rule needs."""
+
+    def __len__(self) -> int: ...
+
+    def decode(self, token_ids: list[int], **kwargs: Any) -> str:
+        """Return the text of some tokens."""
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        """Return the id of a token given by its text."""
+
+
+@dataclass(frozen=True)
+class BoundaryRule:
+    """Which generated tokens end a step.
+
+    Either a set of token ids, found once from each token's own text, or every `stride` tokens.
+    Both cost one look-up a token, and give the same boundaries token by token and all at once.
+    """
+
+    kind: str
+    """"blank_line", "newline", "sentence", "regex" or "stride"."""
+    token_ids: frozenset[int]
+    """Ids of the tokens that are boundaries; empty for "stride"."""
+    think_end_id: int | None
+    """Id of the token that ends the reasoning; None where the model has none."""
+    pattern: str | None = None
+    """Regular expression that a token's text is searched for; None for "stride"."""
+    stride: int = 0
+    """For "stride": a boundary after every so many generated tokens; otherwise 0."""
+
+    @classmethod
+    def for_tokenizer(
+        cls,
+        tokenizer: TokenizerLike,
+        kind: str = "blank_line",
+        *,
+        pattern: str | None = None,
+        stride: int = 0,
+        think_end: str | None = THINK_END,
+    ) -> "BoundaryRule":
+        """Find a rule's token ids in a tokenizer's vocabulary.
+
+        Raises:
+            InputError: unknown kind, bad expression or stride, or no token of the vocabulary fits.
+        """
+        think_end_id = _single_token_id(tokenizer, think_end) if think_end else None
+        if kind == "stride":
+            if stride < 1:
+                raise InputError(f"Expected a stride of at least 1 token, found {stride}.")
+            return cls(kind, frozenset(), think_end_id, None, stride)
+        if kind == "regex":
+            if not pattern:
+                raise InputError("Expected a pattern for the boundary rule 'regex', found none.")
+        elif kind in TOKEN_PATTERNS:
+            pattern = TOKEN_PATTERNS[kind]
+        else:
+            known = ", ".join([*TOKEN_PATTERNS, "regex", "stride"])
+            raise InputError(f"Expected a boundary rule out of {known}, found {kind!r}.")
+        try:
+            search = re.compile(pattern).search
+        except re.error as error:
+            raise InputError(
+                f"Expected a regular expression, found {pattern!r} ({error})."
+            ) from error
+        ids = frozenset(
+            i for i in range(len(tokenizer)) if i != think_end_id and search(tokenizer.decode([i]))
+        )
+        if not ids:
+            raise InputError(
+                f"Expected tokens whose text matches {pattern!r}, found none in the vocabulary. "
+                "Hint: choose another boundary rule."
+            )
+        return cls(kind, ids, think_end_id, pattern, 0)
+
+    def is_boundary(self, token_id: int, position: int) -> bool:
+        """Say whether a token generated inside the reasoning at `position` (from 0) ends a step."""
+        if self.stride:
+            return (position + 1) % self.stride == 0 and token_id != self.think_end_id
+        return token_id in self.token_ids
+
+    def positions(self, token_ids: Sequence[int]) -> list[int]:
+        """Return the boundaries of a whole response: indices into its T generated tokens.
+
+        The last token never counts: no further token was made from it, so the engine has not
+        computed its hidden state.
+        """
+        end = len(token_ids) - 1
+        if self.think_end_id is not None and self.think_end_id in token_ids:
+            end = min(end, list(token_ids).index(self.think_end_id))
+        return [i for i in range(end) if self.is_boundary(token_ids[i], i)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the rule as JSON-ready data, for manifests and scorer cards."""
+        return {
+            "kind": self.kind,
+            "pattern": self.pattern,
+            "stride": self.stride,
+            "think_end_id": self.think_end_id,
+            "token_ids": sorted(self.token_ids),
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> "BoundaryRule":
+        """Make a rule from `to_dict`'s data.
+
+        Raises:
+            InputError: a field is missing or unknown.
+        """
+        try:
+            fields = dict(value)
+            ids: Iterable[int] = fields.pop("token_ids")
+            return cls(token_ids=frozenset(int(i) for i in ids), **fields)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"Expected a boundary rule, found {value!r} ({error}).") from error
+
+
+def _single_token_id(tokenizer: TokenizerLike, text: str) -> int | None:
+    token_id = tokenizer.convert_tokens_to_ids(text)
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    return None if token_id is None or token_id == unknown else int(token_id)

@@ -1,0 +1,423 @@
+"""The offline client: sample, score, prune and vote with a few lines of Python."""
+
+import hashlib
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from step_infer.answers import extract_boxed
+from step_infer.boundary import BoundaryRule
+from step_infer.engine_guard import EngineGuard
+from step_infer.errors import InputError
+from step_infer.grading import Grader
+from step_infer.identity import identify
+from step_infer.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer
+from step_infer.sampling import Sampling
+from step_infer.scorer import load_scorer
+from step_infer.settings import CONFIG_KEY, AdapterConfig, StepSettings
+from step_infer.trace import Trace, TracePlan
+from step_infer.voting import Vote, vote
+
+CPU_BLOCK_SIZE = 32
+CUDA_BLOCK_SIZE = 16
+CPU_KV_BYTES = 512 * 2**20
+CPU_BATCH_TOKENS = 4096
+_METRICS = {
+    "vllm:kv_cache_usage_perc": "kv_use",
+    "vllm:num_requests_running": "running",
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:num_preemptions": "preemptions",
+    "vllm:generation_tokens": "generated_tokens",
+}
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """vLLM's own counters at one moment."""
+
+    time_s: float
+    """Seconds of `time.monotonic()`."""
+    kv_use: float = 0.0
+    """Part of the KV cache in use, in [0, 1]."""
+    running: int = 0
+    waiting: int = 0
+    preemptions: int = 0
+    """Since the engine's start."""
+    generated_tokens: int = 0
+    """Since the engine's start."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one question."""
+
+    question_id: str
+    question: str
+    answer: str | None
+    """The voted answer."""
+    vote: Vote
+    traces: list[Trace]
+    """All traces, in the order of their numbers."""
+    seconds: float
+    """From the question's submission to its last trace."""
+
+
+def trace_seed(seed: int, question_id: str, trace_id: int) -> int:
+    """Return a trace's own sampling seed (31 bits), the same on every machine."""
+    digest = hashlib.sha256(f"{seed}\0{question_id}\0{trace_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+class StepLLM:
+    """A vLLM engine in this process that scores traces and stops the worst when memory is short.
+
+    Use it as a context manager, or `close` it: the engine holds the device's memory.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        scorer: str | Path | None = None,
+        *,
+        prune: bool = True,
+        min_keep: int = 1,
+        min_steps: int = 1,
+        aggregator: str | None = None,
+        capture: bool = False,
+        boundary: BoundaryRule | None = None,
+        kv_budget_tokens: int | None = None,
+        allow_mismatch: Collection[str] = (),
+        plain: bool = False,
+        **engine_args: Any,
+    ) -> None:
+        """Check the model and the scorer, then start the engine.
+
+        Args:
+            model: Hugging Face folder or hub id.
+            scorer: scorer file; without one nothing is scored or pruned.
+            prune: stop traces when memory is short; False scores only.
+            min_keep: traces of a question that are always kept.
+            min_steps: step scores that a trace must have before it can be stopped.
+            aggregator: trace aggregator; None takes the scorer card's.
+            capture: also return the hidden states at the boundaries (`Trace.hidden_SH`).
+            boundary: boundary rule without a scorer; None is a blank line.
+            kv_budget_tokens: size of the KV cache in tokens; None takes what memory gives.
+            allow_mismatch: scorer card fields that may differ from the model.
+            plain: start stock vLLM, without the adapter; the baseline of comparisons.
+            engine_args: passed on to `vllm.LLM`.
+
+        Raises:
+            InputError: model, scorer or budget cannot be used; the engine has not been started.
+        """
+        identity = identify(model)
+        if plain and (scorer is not None or capture):
+            raise InputError("Expected neither scorer nor capture with plain=True.")
+        card = load_scorer(scorer, identity, allow_mismatch)[1] if scorer is not None else None
+        self.model = model
+        self.identity = identity
+        self.plain = plain or (scorer is None and not capture)
+        self.capture = capture
+        self.tokenizer = load_tokenizer(model)
+        self.rule = (
+            card.boundary_rule
+            if card is not None
+            else boundary or BoundaryRule.for_tokenizer(self.tokenizer)
+        )
+        arguments = self._engine_arguments(engine_args, kv_budget_tokens)
+        if not self.plain:
+            settings = StepSettings(
+                scorer=None if scorer is None else str(Path(scorer).resolve()),
+                prune=prune and scorer is not None,
+                min_keep=min_keep,
+                min_steps=min_steps,
+                aggregator=aggregator,
+                capture=capture,
+                boundary=self.rule.to_dict() if scorer is None else None,
+                allow_mismatch=tuple(allow_mismatch),
+            )
+            arguments |= {
+                "scheduler_cls": "step_infer.scheduler.StepScheduler",
+                "worker_cls": "step_infer.worker.StepWorker",
+                "additional_config": AdapterConfig({CONFIG_KEY: settings.to_dict()}),
+            }
+        before = multiprocessing.active_children()
+        self._llm = _start_engine(arguments)
+        children = multiprocessing.active_children()
+        self._guard = EngineGuard(p.pid for p in children if p not in before and p.pid is not None)
+        self._engine = self._llm.llm_engine
+        config = self._engine.vllm_config
+        self.max_model_len = int(config.model_config.max_model_len)
+        self.block_size = int(config.cache_config.block_size)
+        blocks = config.cache_config.num_gpu_blocks_override or config.cache_config.num_gpu_blocks
+        self.kv_capacity_tokens = (int(blocks or 0) - 1) * self.block_size
+
+    def _engine_arguments(
+        self, engine_args: dict[str, Any], kv_budget_tokens: int | None
+    ) -> dict[str, Any]:
+        # The engine's processes inherit these: vLLM's start-up says nothing that a user can act on.
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning")
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        # FlashInfer's sampler is compiled at the first start, for minutes; vLLM's own is not.
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+        from vllm.platforms import current_platform
+
+        on_cpu = current_platform.is_cpu()
+        arguments: dict[str, Any] = {
+            "model": self.model,
+            "disable_log_stats": False,
+            "use_tqdm_on_load": False,
+            "block_size": CPU_BLOCK_SIZE if on_cpu else CUDA_BLOCK_SIZE,
+        }
+        if on_cpu:
+            arguments |= {
+                "enforce_eager": True,
+                "kv_cache_memory_bytes": CPU_KV_BYTES,
+                "enable_chunked_prefill": False,
+            }
+        arguments |= engine_args
+        # vLLM's CPU runner turns a seeded generator back after a part of a prefill, which a CPU
+        # generator cannot do: the engine would end. Whole prefills need a batch that holds one.
+        whole_prefills = on_cpu and not arguments["enable_chunked_prefill"]
+        self._takes_seeds = whole_prefills or not on_cpu
+        if whole_prefills and "max_num_batched_tokens" not in arguments:
+            longest = arguments.get("max_model_len") or context_length(self.model) or 0
+            arguments["max_num_batched_tokens"] = max(CPU_BATCH_TOKENS, longest)
+        block_size = arguments["block_size"]
+        if kv_budget_tokens is not None:
+            longest = arguments.get("max_model_len") or context_length(self.model)
+            if longest is not None and kv_budget_tokens < longest:
+                raise InputError(
+                    f"Expected a KV budget of at least one longest trace ({longest} tokens), found "
+                    f"{kv_budget_tokens}. Hint: raise the budget or lower max_model_len."
+                )
+            # One block more: vLLM keeps the first for itself.
+            arguments["num_gpu_blocks_override"] = -(-kv_budget_tokens // block_size) + 1
+        return arguments
+
+    def __enter__(self) -> "StepLLM":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the engine and free its memory."""
+        self._engine.engine_core.shutdown()
+        self._guard.close()
+
+    def stats(self) -> EngineStats:
+        """Return vLLM's own counters as of the last step."""
+        values: dict[str, float] = {}
+        for metric in self._llm.get_metrics():
+            name = _METRICS.get(metric.name)
+            if name is not None:
+                values[name] = values.get(name, 0.0) + metric.value  # type: ignore[attr-defined]
+        kv_use = values.pop("kv_use", 0.0)
+        whole = {name: int(value) for name, value in values.items()}
+        return EngineStats(time.monotonic(), kv_use, **whole)
+
+    def plan(
+        self,
+        question_id: str,
+        question: str,
+        n: int = 64,
+        sampling: Sampling | None = None,
+        seed: int | None = 0,
+        system: str = SYSTEM_PROMPT,
+        first_trace_id: int = 0,
+    ) -> list[TracePlan]:
+        """Return the orders for `n` traces of one question, as one group.
+
+        Raises:
+            InputError: `n` is below 1, or the prompt leaves no room for a response.
+        """
+        if n < 1:
+            raise InputError(f"Expected at least 1 trace a question, found {n}.")
+        prompt = tuple(chat_prompt(self.tokenizer, question, system))
+        if len(prompt) >= self.max_model_len:
+            raise InputError(
+                f"Expected a prompt shorter than the context ({self.max_model_len} tokens), "
+                f"found {len(prompt)} tokens for question {question_id}."
+            )
+        return [
+            TracePlan(
+                question_id,
+                trace_id,
+                prompt,
+                None if seed is None else trace_seed(seed, question_id, trace_id),
+                sampling or Sampling(),
+                question_id,
+            )
+            for trace_id in range(first_trace_id, first_trace_id + n)
+        ]
+
+    def stream(
+        self,
+        plans: Iterable[TracePlan],
+        max_in_flight: int = 1024,
+        on_step: Callable[[], None] | None = None,
+    ) -> Iterator[Trace]:
+        """Sample traces and yield each as it finishes.
+
+        Args:
+            plans: the orders; read only as far as `max_in_flight` allows.
+            max_in_flight: traces handed to the engine at once; its own limit of running traces is
+                `max_num_seqs`.
+            on_step: called after every engine step.
+        """
+        orders = iter(plans)
+        in_flight: dict[str, tuple[TracePlan, float]] = {}
+        more = True
+        try:
+            while True:
+                while more and len(in_flight) < max_in_flight:
+                    order = next(orders, None)
+                    if order is None:
+                        more = False
+                        break
+                    in_flight[self._submit(order)] = (order, time.monotonic())
+                if not in_flight:
+                    return
+                outputs = self._engine.step()
+                if on_step is not None:
+                    on_step()
+                for output in outputs:
+                    if output.finished:
+                        order, submitted_s = in_flight.pop(output.request_id)
+                        yield self._trace(order, output, submitted_s)
+        finally:
+            if in_flight:  # the reader stopped early, or an error
+                self._engine.abort_request(list(in_flight))
+
+    def generate(
+        self,
+        questions: Sequence[str],
+        n: int = 64,
+        sampling: Sampling | None = None,
+        seed: int | None = 0,
+        system: str = SYSTEM_PROMPT,
+        progress: bool = True,
+    ) -> list[Result]:
+        """Answer questions one after the other, each by a vote of `n` traces.
+
+        A pruned trace does not vote; a vote's weight is its trace score, 1 where nothing is
+        scored. Equal answers are grouped by mathematical equality.
+
+        Raises:
+            InputError: no questions, or a bad `n`.
+        """
+        from rich.progress import track
+
+        if isinstance(questions, str) or not questions:
+            raise InputError(f"Expected a list of questions, found {questions!r}.")
+        results = []
+        with Grader() as grader:
+            for number, question in track(
+                list(enumerate(questions)), "questions", disable=not progress
+            ):
+                started = time.monotonic()
+                plans = self.plan(str(number), question, n, sampling, seed, system)
+                traces = sorted(self.stream(plans), key=lambda trace: trace.trace_id)
+                outcome = vote(
+                    [trace.answer for trace in traces],
+                    [trace_weight(trace) for trace in traces],
+                    lambda a, b: bool(grader.equal(a, b)),
+                )
+                seconds = max(trace.finished_s for trace in traces) - started
+                results.append(
+                    Result(str(number), question, outcome.answer, outcome, traces, seconds)
+                )
+        return results
+
+    def _submit(self, order: TracePlan) -> str:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        if order.seed is not None and not self._takes_seeds:
+            raise InputError(
+                "Expected traces without a seed on a CPU engine with chunked prefill (vLLM's CPU "
+                "runner cannot do both), found one. Hint: leave enable_chunked_prefill off."
+            )
+        room = self.max_model_len - len(order.prompt_token_ids)
+        sampling = order.sampling
+        extra_args = None
+        if not self.plain:
+            extra_args = {CONFIG_KEY: {"group": order.group, "capture": self.capture}}
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k or -1,
+            max_tokens=min(sampling.max_tokens, room),
+            seed=order.seed,
+            detokenize=False,  # once at the end instead of token by token, which costs more
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            extra_args=extra_args,
+        )
+        request_id = f"{order.question_id}/{order.trace_id}"
+        prompt = {"prompt_token_ids": list(order.prompt_token_ids)}
+        self._engine.add_request(request_id, prompt, params)  # type: ignore[arg-type]
+        return request_id
+
+    def _trace(self, order: TracePlan, output: Any, submitted_s: float) -> Trace:
+        completion = output.outputs[0]
+        report = (output.kv_transfer_params or {}).get(CONFIG_KEY, {})
+        pruned = report.get("pruned", False)
+        token_ids = list(completion.token_ids)
+        # The token that ends the turn is no part of the text.
+        shown = token_ids[:-1] if completion.finish_reason == "stop" else token_ids
+        text = self.tokenizer.decode(shown, clean_up_tokenization_spaces=False)
+        trace = Trace(
+            order.question_id,
+            order.trace_id,
+            order.seed,
+            list(order.prompt_token_ids),
+            token_ids,
+            text,
+            "pruned" if pruned else completion.finish_reason,
+            None if pruned else extract_boxed(text),
+            report.get("positions", self.rule.positions(token_ids)),
+            report.get("scores", []),
+            report.get("score"),
+            None,
+            submitted_s,
+            time.monotonic(),
+        )
+        if "hidden" in report:
+            bits = np.frombuffer(report["hidden"], np.uint16).reshape(-1, self.identity.hidden_size)
+            dtype = getattr(torch, report["hidden_dtype"])
+            trace.hidden_SH = torch.from_numpy(bits.copy()).view(dtype)
+        return trace
+
+
+def trace_weight(trace: Trace) -> float:
+    """Return a trace's weight in a vote: its score; 0 when pruned; 1 where nothing is scored."""
+    if trace.pruned:
+        return 0.0
+    return 1.0 if trace.trace_score is None else trace.trace_score
+
+
+def _start_engine(arguments: dict[str, Any]) -> Any:
+    from vllm import LLM
+
+    try:
+        return LLM(**arguments)
+    except (TypeError, ValueError) as error:  # an argument unknown, or refused
+        reason = " ".join(str(error).split())
+        raise InputError(f"Expected engine arguments that vLLM takes, found: {reason}") from error
+
+
+def context_length(model: str) -> int | None:
+    """Return the longest context in a model's configuration, tokens; None where it says nothing."""
+    from step_infer.files import read_json
+    from step_infer.identity import model_file
+
+    config = read_json(model_file(model, "config.json"))
+    return (config.get("text_config") or config).get("max_position_embeddings")

@@ -1,0 +1,70 @@
+"""Command lines made from configuration classes by jsonargparse."""
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, TypeVar, get_type_hints
+
+from step_infer.errors import InputError
+
+T = TypeVar("T")
+
+
+def config_parser(config_class: type, prog: str, description: str) -> Any:
+    """Return a parser with an option for each field of a dataclass, --config and --print_config.
+
+    The help text of an option is the field's docstring.
+    """
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these options.")
+    parser.add_class_arguments(config_class, as_group=False)
+    return parser
+
+
+def parse_config(
+    config_class: type[T], argv: Sequence[str] | None, prog: str, description: str
+) -> T:
+    """Make a configuration from command line arguments (the process's own where None).
+
+    Names may be written with hyphens or underscores, and a switch without a value is true.
+
+    Raises:
+        InputError: an option is unknown, missing or has a bad value.
+    """
+    parser = config_parser(config_class, prog, description)
+    types = get_type_hints(config_class)
+    arguments = _normal(sys.argv[1:] if argv is None else argv, types)
+    try:
+        found = parser.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split()))
+        raise InputError(f"{reason.rstrip('.')}. Hint: see {prog} --help.") from error
+    values = {}
+    for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        value = found[field.name]
+        if dataclasses.is_dataclass(types[field.name]):
+            value = types[field.name](**vars(value))
+        values[field.name] = value
+    return config_class(**values)
+
+
+def _normal(argv: Sequence[str], types: dict[str, Any]) -> list[str]:
+    """Turn --some-option into --some_option, and a switch without a value into --switch=true."""
+    arguments = list(argv)
+    for index, argument in enumerate(arguments):
+        if not argument.startswith("--"):
+            continue
+        name, equals, value = argument[2:].partition("=")
+        name = name.replace("-", "_")
+        following = arguments[index + 1] if index + 1 < len(arguments) else "--"
+        if types.get(name) is bool and not equals and following.startswith("--"):
+            equals, value = "=", "true"
+        arguments[index] = f"--{name}{equals}{value}"
+    return arguments

@@ -1,0 +1,121 @@
+"""Every use of vLLM internals that differs, or may come to differ, between versions.
+
+Found by feature, never by version number. Each piece says why it is here and when it can go.
+"""
+
+from typing import Any
+
+from vllm.utils.math_utils import cdiv
+
+
+def held_blocks(kv_cache_manager: Any, request_id: str) -> list[int]:
+    """Return how many blocks a request holds in each KV cache group.
+
+    Reads the managers' tables: the public `get_block_ids` builds a list of every id, which costs
+    time for each running request and step. Can go when vLLM offers a count.
+    """
+    managers = kv_cache_manager.coordinator.single_type_managers
+    return [len(manager.req_to_blocks.get(request_id, ())) for manager in managers]
+
+
+def growth_blocks(scheduler: Any) -> int:
+    """Return an upper bound of the new KV blocks that the running requests need in this step.
+
+    Follows vLLM's own loop over its running requests (Scheduler.schedule): the same order, token
+    budget and exceptions. A running request holds the blocks of its computed tokens already, and
+    past its prefill it computes one token (a KV connector that takes computed tokens back may make
+    that more; then vLLM preempts). Can go when vLLM can be asked before it preempts.
+    """
+    budget = scheduler.max_num_scheduled_tokens
+    threshold = _long_prefill_threshold(scheduler)
+    max_model_len, step = scheduler.max_model_len, scheduler.current_step + 1
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    sizes = [manager.block_size for manager in managers]
+    needed = 0
+    for request in scheduler.running:
+        if budget <= 0:
+            break
+        computed, placeholders = request.num_computed_tokens, request.num_output_placeholders
+        if (
+            placeholders > 0
+            and computed + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens
+        ):
+            continue  # async scheduling: the step in flight is its last
+        if step < request.next_decode_eligible_step:
+            continue  # pipeline stages with the V2 runner: not its turn
+        new = 1
+        if request.is_prefill_chunk:
+            new = request.num_tokens_with_spec + placeholders - computed
+            if 0 < threshold < new:
+                new = threshold
+            new = min(new, budget)
+        if new > max_model_len - computed - 1:
+            new = max_model_len - computed - 1
+        if new <= 0:
+            continue
+        budget -= new
+        for size in sizes:
+            needed += (computed + new - 1) // size - (computed - 1) // size
+    return needed
+
+
+def _long_prefill_threshold(scheduler: Any) -> int:
+    """Return how many tokens of one prefill a step may compute; 0 for no limit.
+
+    Newer versions have no limit for a request that is alone, and, where the adaptive setting is
+    on, none below its share of the token budget. Can go with the versions that lack that setting.
+    """
+    config = scheduler.scheduler_config
+    threshold = config.long_prefill_token_threshold
+    if threshold == 0 or not hasattr(config, "long_prefill_token_threshold_adaptive"):
+        return threshold
+    requests = sum(scheduler.get_request_counts())
+    if requests <= 1:
+        return 0
+    if config.long_prefill_token_threshold_adaptive:
+        return max(threshold, config.max_num_batched_tokens // requests)
+    return threshold
+
+
+def free_blocks(scheduler: Any) -> int:
+    """Return how many KV blocks are free, cached ones that may be evicted included."""
+    return scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+
+
+def unsupported_features(vllm_config: Any) -> str | None:
+    """Return the reason why the adapter must refuse a configuration, or None.
+
+    These features change which rows `compute_logits` receives; scoring would attach scores to the
+    wrong traces. Each can go when the adapter reads the changed layout.
+    """
+    if vllm_config.speculative_config is not None:
+        return "speculative decoding (several rows a request)"
+    if vllm_config.model_config.runner_type == "pooling":
+        return "pooling models (no generated tokens)"
+    if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
+        return "batch-sharded sampling (rows in another order)"
+    if getattr(vllm_config.model_config, "is_diffusion", False):
+        return "diffusion language models (no token-by-token generation)"
+    return None
+
+
+def most_growth_blocks(scheduler: Any) -> int:
+    """Return a bound of `growth_blocks` that costs no look at each request.
+
+    Every request may cross into one new block in each group, and all the step's tokens may fill
+    new blocks. While that fits, memory is not short.
+    """
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    running, budget = len(scheduler.running), scheduler.max_num_scheduled_tokens
+    return sum(running + cdiv(budget, manager.block_size) for manager in managers)
+
+
+def frees_at_once(scheduler: Any, request: Any) -> bool:
+    """Say whether stopping a request would make its blocks free in this very step.
+
+    With a KV connector, vLLM keeps blocks back while a step in flight may still write them; then
+    stopping the request makes no room now. Without one this is always so.
+    """
+    if not getattr(scheduler, "defer_block_free", False):
+        return True
+    return request.last_sched_seq <= scheduler.processed_step_seq

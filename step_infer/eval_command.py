@@ -1,0 +1,109 @@
+"""The command line of `step-eval`: run, merge, report."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from step_infer.command import run
+
+DESCRIPTION = (
+    "Compare methods of answering with N traces: same questions, same seeds, same KV budget, one "
+    "vLLM engine per method. Interrupted? The same command goes on where it stopped. "
+    '"step-eval merge DIR... --out DIR" joins runs that shared the questions (--shard); '
+    '"step-eval report DIR" makes results.json and report.html again from the records.'
+)
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """What `step-eval merge` can be told."""
+
+    out: str
+    """Directory to make."""
+    runs: list[str] = field(default_factory=list)
+    """Directories of step-eval, each with a part of the questions."""
+    vote: str = "auto"
+    """How traces vote; see step-eval --help."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What `step-eval report` can be told."""
+
+    run: str
+    """Directory of step-eval."""
+    vote: str = "auto"
+    """How traces vote; see step-eval --help."""
+
+
+def main() -> None:
+    """Run `step-eval` on the process's arguments."""
+    run(lambda: command(sys.argv[1:]))
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run `step-eval` on arguments.
+
+    Raises:
+        InputError: an argument or an input cannot be used.
+    """
+    from rich.console import Console
+
+    from step_infer.command_line import parse_config
+
+    argv = list(argv)
+    console = Console(soft_wrap=True)
+    name = argv[0] if argv[:1] in (["merge"], ["report"], ["run"]) else "run"
+    if argv[:1] == [name]:
+        argv = argv[1:]
+    if name == "merge":
+        from step_infer.eval_merge import merge
+
+        merging = parse_config(
+            MergeConfig, _with_positionals(argv, "runs"), "step-eval merge", DESCRIPTION
+        )
+        results = merge(merging.runs, merging.out, merging.vote)
+        out = merging.out
+    elif name == "report":
+        from step_infer.eval_results import write_results
+
+        reporting = parse_config(
+            ReportConfig, _with_positionals(argv, "run"), "step-eval report", DESCRIPTION
+        )
+        results = write_results(reporting.run, reporting.vote)
+        out = reporting.run
+    else:
+        from step_infer.eval_config import EvalConfig
+
+        config = parse_config(EvalConfig, argv, "step-eval", DESCRIPTION)
+        from step_infer.eval_run import evaluate
+
+        results = evaluate(config, console=console)
+        out = config.out
+    show(results, out, console)
+
+
+def show(results: dict[str, Any], out: str, console: Any) -> None:
+    """Print the table and where the files are."""
+    from step_infer.eval_table import print_results
+
+    print_results(results, console)
+    console.print(f"Report: {Path(out) / 'report.html'}", highlight=False)
+
+
+def _with_positionals(argv: list[str], option: str) -> list[str]:
+    """Turn the leading arguments that are not options into values of `option`."""
+    import json
+
+    count = next((i for i, a in enumerate(argv) if a.startswith("-")), len(argv))
+    if count == 0:
+        return argv
+    values = argv[:count]
+    value = json.dumps(values) if option == "runs" else " ".join(values)
+    return [f"--{option}={value}", *argv[count:]]
+
+
+if __name__ == "__main__":
+    main()

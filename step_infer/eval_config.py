@@ -1,0 +1,162 @@
+"""Settings of an evaluation, and which of them decide its records."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from step_infer.aggregate import AGGREGATORS
+from step_infer.errors import InputError
+from step_infer.eval_methods import METHODS, method_names
+from step_infer.eval_votes import vote_rule
+from step_infer.prompt import SYSTEM_PROMPT
+from step_infer.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Everything that `step-eval` can be told."""
+
+    model: str
+    """Model folder or Hugging Face id."""
+    questions: str
+    """JSONL file, an object with a question and its answer on each line."""
+    out: str
+    """Directory for records, results.json and report.html; a run that was stopped goes on."""
+    methods: str = "sc,step"
+    """Methods to compare, separated by commas: sc, step."""
+    scorer: str | None = None
+    """Scorer file; the method step needs it."""
+    num_traces: int = 64
+    """Traces N for each question."""
+    repeats: int = 1
+    """How often each question is asked, each time with other seeds."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How traces are sampled."""
+    seed: int = 0
+    """Each trace's own seed follows from this one, the repeat, its question and its number."""
+    system: str = SYSTEM_PROMPT
+    """System text of the chat prompt; an empty text leaves it out."""
+    kv_budget: float = 1.0
+    """KV cache for every method, as a part of what all traces of a question need together:
+    N x (prompt + mean response tokens). 1.0 sets no limit but the machine's memory."""
+    kv_budget_tokens: int | None = None
+    """KV cache for every method in tokens; wins over kv_budget."""
+    lengths_from: str | None = None
+    """Where the mean response length for kv_budget comes from: a directory of step-collect, a
+    Parquet file with token_ids, or a directory or results.json of step-eval with the method sc.
+    Without it, a pilot samples a few questions at full memory first."""
+    pilot_questions: int = 2
+    """Questions of that pilot, N traces each."""
+    vote: str = "auto"
+    """How traces vote: uniform, score, score^POWER or best; auto takes each method's own, which is
+    uniform for sc and score for step."""
+    aggregator: str | None = None
+    """From step scores to a trace score: mean, last, min or ema; none given, the scorer card's."""
+    min_keep: int = 1
+    """Traces of a question that pruning always keeps."""
+    min_steps: int = 1
+    """Step scores that a trace must have before it can be pruned."""
+    allow_mismatch: list[str] = field(default_factory=list)
+    """Fields of the scorer card that may differ from the model."""
+    question_field: str = "question"
+    """Key of the question's text in a line."""
+    answer_field: str = "answer"
+    """Key of the right answer in a line."""
+    id_field: str = "id"
+    """Key of the question's id in a line; without one, an id is made from the line number."""
+    skip_bad_lines: bool = False
+    """Leave out lines that cannot be used, and count them, where the default is to stop."""
+    limit: int | None = None
+    """Use only so many questions from the start of the file."""
+    shard: str = "0/1"
+    """Take part I of K of the questions, written I/K with I from 0; join with step-eval merge."""
+    kv_series_questions: int = 3
+    """Questions of the file whose KV use over time is kept for the report."""
+    sample_seconds: float = 0.05
+    """Seconds between two readings of the engine's counters."""
+    keep_text: bool = False
+    """Keep the full text of every trace in the records."""
+    grading_timeout_s: float = 10.0
+    """Seconds for one comparison of answers; after that the answer counts as ungradable."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """More vLLM engine arguments, as --engine.NAME VALUE."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_traces", "repeats", "pilot_questions", "kv_budget_tokens", "limit"):
+            self._at_least(name, 1)
+        for name in ("min_keep", "min_steps"):
+            self._at_least(name, 1)
+        self._at_least("kv_series_questions", 0)
+        if not 0 < self.kv_budget <= 1:
+            raise InputError(
+                f"Expected --kv-budget in (0, 1], a part of what all traces need, "
+                f"found {self.kv_budget}. Hint: --kv-budget-tokens takes tokens."
+            )
+        for name in ("sample_seconds", "grading_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"Expected {_option(name)} above 0, found {getattr(self, name)}.")
+        if self.aggregator is not None and self.aggregator not in AGGREGATORS:
+            raise InputError(
+                f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {self.aggregator!r}."
+            )
+        if self.vote != "auto":
+            vote_rule(self.vote)
+        needing = [name for name in self.method_names if METHODS[name].needs_scorer]
+        if needing and self.scorer is None:
+            raise InputError(
+                f"Expected --scorer FILE for the method {needing[0]}, found none. "
+                "Hint: make one with scorer-export."
+            )
+        if self.allow_mismatch and self.scorer is None:
+            raise InputError("Expected --scorer beside --allow-mismatch, found none.")
+        _, parts = self.shard_part
+        if parts > 1 and self.needs_lengths and self.lengths_from is None:
+            raise InputError(
+                "Expected --lengths-from or --kv-budget-tokens beside --shard, so that all shards "
+                "have the same KV budget, found neither."
+            )
+
+    @property
+    def method_names(self) -> list[str]:
+        """The methods to run, in the order given."""
+        return method_names(self.methods)
+
+    @property
+    def shard_part(self) -> tuple[int, int]:
+        """Which part of the questions, and of how many parts."""
+        index, slash, count = self.shard.partition("/")
+        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+            raise InputError(
+                f"Expected --shard I/K with I from 0 to K - 1, such as 0/4, found {self.shard!r}."
+            )
+        return int(index), int(count)
+
+    @property
+    def needs_lengths(self) -> bool:
+        """Whether the KV budget depends on the mean response length."""
+        return self.kv_budget_tokens is None and self.kv_budget < 1
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide what a question's record holds, flat and JSON-ready.
+
+        Methods, repeats, limit and vote are left out: a run may go on with more of them. Files are
+        left to the caller, who adds their checksums.
+        """
+        names = ["num_traces", "seed", "system", "kv_budget", "kv_budget_tokens"]
+        if any(METHODS[name].needs_scorer for name in self.method_names):
+            names += ["aggregator", "min_keep", "min_steps"]
+        settings = {name: getattr(self, name) for name in names}
+        for name, value in dataclasses.asdict(self.sampling).items():
+            settings[f"sampling.{name}"] = value
+        for name in sorted(self.engine):
+            settings[f"engine.{name}"] = self.engine[name]
+        return settings
+
+    def _at_least(self, name: str, low: int) -> None:
+        value = getattr(self, name)
+        if value is not None and value < low:
+            raise InputError(f"Expected {_option(name)} of at least {low}, found {value}.")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

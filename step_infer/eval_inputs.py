@@ -1,0 +1,110 @@
+"""The inputs of an evaluation, read and checked before any engine starts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from step_infer.card import ScorerCard
+from step_infer.errors import InputError
+from step_infer.eval_budget import mean_response_tokens
+from step_infer.eval_config import EvalConfig
+from step_infer.files import read_json, sha256_file
+from step_infer.identity import ModelIdentity, identify, model_file
+from step_infer.prompt import chat_prompt, load_tokenizer
+from step_infer.questions import Question, load_questions
+from step_infer.scorer import load_scorer
+
+
+@dataclass(frozen=True)
+class EvalInputs:
+    """What the settings name."""
+
+    config: EvalConfig
+    questions: list[Question]
+    """All questions of the file, up to the limit; a shard asks only its part of them."""
+    skipped: list[str]
+    """What is wrong with the lines that were left out."""
+    identity: ModelIdentity
+    card: ScorerCard | None
+    mean_prompt_tokens: float
+    mean_response_tokens: float | None
+    """Of earlier traces, where the settings name any and the KV budget depends on it."""
+
+    @property
+    def mine(self) -> list[Question]:
+        """The questions of this shard."""
+        part, parts = self.config.shard_part
+        return self.questions[part::parts]
+
+    def settings(self) -> dict[str, Any]:
+        """Return everything that must agree when a run goes on, flat and JSON-ready."""
+        config = self.config
+        settings = config.deciding() | {
+            "shard": config.shard,
+            "model_config_hash": self.identity.config_hash,
+            "tokenizer_hash": self.identity.tokenizer_hash,
+            "questions_sha256": sha256_file(config.questions),
+        }
+        if config.scorer is not None:
+            settings["scorer_sha256"] = sha256_file(config.scorer)
+        return settings
+
+
+def load_inputs(config: EvalConfig, note: Callable[[str], None]) -> EvalInputs:
+    """Read and check questions, model, scorer, prompts and earlier lengths.
+
+    Args:
+        config: the settings.
+        note: called with what the user should know.
+
+    Raises:
+        InputError: one of them cannot be used.
+    """
+    skipped: list[str] = []
+    questions = load_questions(
+        config.questions,
+        question_field=config.question_field,
+        answer_field=config.answer_field,
+        id_field=config.id_field,
+        skip_bad_lines=config.skip_bad_lines,
+        limit=config.limit,
+        on_skip=skipped.append,
+    )
+    if skipped:
+        note(f"Left out {len(skipped)} lines that cannot be used; the first: {skipped[0]}")
+    if len(questions) <= config.shard_part[0]:
+        raise InputError(
+            f"Expected at least one question in shard {config.shard}, found {len(questions)} "
+            "questions in all. Hint: use fewer shards."
+        )
+    identity = identify(config.model)
+    card = None
+    if config.scorer is not None:
+        _, card = load_scorer(config.scorer, identity, config.allow_mismatch)
+    earlier = config.lengths_from if config.needs_lengths else None
+    return EvalInputs(
+        config,
+        questions,
+        skipped,
+        identity,
+        card,
+        _mean_prompt(config, questions),
+        None if earlier is None else mean_response_tokens(earlier),
+    )
+
+
+def _mean_prompt(config: EvalConfig, questions: list[Question]) -> float:
+    """Return the mean prompt length in tokens; a prompt that does not fit is found now."""
+    tokenizer = load_tokenizer(config.model)
+    model_config = read_json(model_file(config.model, "config.json"))
+    context = config.engine.get("max_model_len") or model_config.get("max_position_embeddings")
+    total = 0
+    for question in questions:
+        length = len(chat_prompt(tokenizer, question.question, config.system))
+        if isinstance(context, int) and length >= context:
+            raise InputError(
+                f"Expected prompts shorter than the context ({context} tokens), "
+                f"found {length} tokens for question {question.id}. Hint: shorten or remove it."
+            )
+        total += length
+    return total / len(questions)

@@ -1,0 +1,78 @@
+"""The methods that can be compared: each is a way to start the engine and a way to vote."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from step_infer.errors import InputError
+
+if TYPE_CHECKING:
+    from step_infer.eval_config import EvalConfig
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to answer a question with N traces."""
+
+    label: str
+    """Its name in tables and pictures."""
+    about: str
+    """What it does, one line."""
+    vote: str
+    """Vote rule, where the user names none."""
+    engine_options: Callable[["EvalConfig"], dict[str, Any]]
+    """Arguments of `StepLLM` beyond model, KV budget and the user's engine arguments."""
+    needs_scorer: bool = False
+
+
+def _stock(config: "EvalConfig") -> dict[str, Any]:
+    return {"plain": True}
+
+
+def _step(config: "EvalConfig") -> dict[str, Any]:
+    return {
+        "scorer": config.scorer,
+        "prune": True,
+        "aggregator": config.aggregator,
+        "min_keep": config.min_keep,
+        "min_steps": config.min_steps,
+        "allow_mismatch": tuple(config.allow_mismatch),
+    }
+
+
+METHODS: dict[str, Method] = {
+    "sc": Method(
+        "SC",
+        "self-consistency: every trace runs to its end on stock vLLM, each has one vote",
+        "uniform",
+        _stock,
+    ),
+    "step": Method(
+        "STEP",
+        "when the KV cache is about to overflow, the trace of the lowest score is stopped; "
+        "the others vote by their scores",
+        "score",
+        _step,
+        needs_scorer=True,
+    ),
+}
+"""All methods by the name that `step-eval --methods` takes. The first is the baseline."""
+
+BASELINE = "sc"
+
+
+def method_names(text: str) -> list[str]:
+    """Split "sc,step" into names of methods.
+
+    Raises:
+        InputError: none is named, one is unknown, or one is named twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise InputError(f"Expected --methods out of {', '.join(METHODS)}, found none.")
+    for name in names:
+        if name not in METHODS:
+            raise InputError(f"Expected --methods out of {', '.join(METHODS)}, found {name!r}.")
+    if len(set(names)) < len(names):
+        raise InputError(f"Expected each method once in --methods, found {text!r}.")
+    return names

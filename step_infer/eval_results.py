@@ -1,0 +1,187 @@
+"""From a run's directory to its results: one JSON-ready dictionary, results.json, the report."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from step_infer.errors import InputError
+from step_infer.eval_budget import RESULTS_NAME
+from step_infer.eval_curves import auroc_by_progress, score_curve, scored_traces
+from step_infer.eval_methods import BASELINE, METHODS
+from step_infer.eval_records import QuestionRecord, RecordStore
+from step_infer.eval_statistics import (
+    COVERAGE,
+    DRAWS,
+    Comparison,
+    compare,
+    outcome,
+    summarise,
+    vote_name,
+)
+from step_infer.eval_votes import SHOWN_VOTES
+from step_infer.files import write_json
+from step_infer.manifest import read_manifest
+
+RESULTS_SCHEMA_VERSION = 1
+KIND = "step-eval"
+
+Records = Mapping[str, Sequence[QuestionRecord]]
+
+
+def read_run(out: Path | str) -> tuple[dict[str, Any], dict[str, list[QuestionRecord]]]:
+    """Return a run's manifest and the records of each of its methods, in the registry's order.
+
+    Only questions that the manifest lists count.
+
+    Raises:
+        InputError: the directory is not one of step-eval, or holds no record yet.
+    """
+    manifest = read_manifest(out)
+    if manifest.get("kind") != KIND:
+        raise InputError(f"Expected a directory of step-eval, found {out}.")
+    listed = set(manifest["question_ids"])
+    found = RecordStore(out).read()
+    records = {
+        name: [record for record in found[name] if record.question_id in listed]
+        for name in METHODS
+        if name in found
+    }
+    records = {name: group for name, group in records.items() if group}
+    if not records:
+        raise InputError(f"Expected records in {out}, found none. Hint: run step-eval first.")
+    return manifest, records
+
+
+def build_results(
+    manifest: Mapping[str, Any], records: Records, vote: str = "auto", draws: int = DRAWS
+) -> dict[str, Any]:
+    """Compute everything that the tables and the report show.
+
+    Args:
+        manifest: the run's manifest.
+        records: at least one record of each method.
+        vote: vote rule, or "auto" for each method's own.
+        draws: bootstrap draws.
+    """
+    votes = {name: vote_name(name, vote) for name in records}
+    baseline = BASELINE if BASELINE in records else next(iter(records))
+    card = manifest.get("card")
+    aggregator = manifest["settings"].get("aggregator") or (card or {}).get("aggregator") or "mean"
+    methods: dict[str, Any] = {}
+    comparisons = {}
+    curves = {}
+    for name, group in records.items():
+        methods[name] = {
+            "label": METHODS[name].label,
+            "about": METHODS[name].about,
+            "vote": votes[name],
+            **dataclasses.asdict(summarise(group, votes[name], draws)),
+            "accuracy_by_vote": _accuracy_by_vote(group),
+        }
+        plain = records[baseline] if name != baseline else []
+        traces, fates = scored_traces(group, plain)
+        methods[name]["fates"] = dataclasses.asdict(fates)
+        if traces:
+            curves[name] = {
+                "aggregator": aggregator,
+                "auroc": [dataclasses.asdict(p) for p in auroc_by_progress(traces, aggregator)],
+                "right": dataclasses.asdict(score_curve(traces, True)),
+                "wrong": dataclasses.asdict(score_curve(traces, False)),
+            }
+        if name != baseline:
+            comparison = compare(records[baseline], group, votes, draws)
+            if comparison is not None:
+                comparisons[name] = _described(comparison, records, votes)
+    return {
+        "schema_version": RESULTS_SCHEMA_VERSION,
+        "created": manifest["created"],
+        "command": manifest["command"],
+        "versions": manifest["versions"],
+        "git_commit": manifest.get("git_commit"),
+        "device": manifest.get("device"),
+        "model": manifest["model"],
+        "scorer": manifest.get("scorer"),
+        "card": card,
+        "settings": manifest["settings"],
+        "budget": manifest["budget"],
+        "questions": {
+            **manifest["questions"],
+            "asked": len(manifest["question_ids"]),
+            "repeats": manifest["repeats"],
+        },
+        "bootstrap": {"draws": draws, "coverage": COVERAGE},
+        "baseline": baseline,
+        "methods": methods,
+        "comparisons": comparisons,
+        "curves": curves,
+        "latency": {
+            name: [[record.question_id, record.repeat, record.seconds] for record in group]
+            for name, group in records.items()
+        },
+    }
+
+
+def _accuracy_by_vote(records: Sequence[QuestionRecord]) -> dict[str, float]:
+    """Return the accuracy of each vote rule on the same traces; only uniform without scores."""
+    scored = any(trace.score is not None for record in records for trace in record.traces)
+    rules = SHOWN_VOTES if scored else SHOWN_VOTES[:1]
+    shares = {}
+    for rule in rules:
+        by_question: dict[str, list[bool]] = {}
+        for record in records:
+            by_question.setdefault(record.question_id, []).append(outcome(record, rule).right)
+        shares[rule] = sum(sum(b) / len(b) for b in by_question.values()) / len(by_question)
+    return shares
+
+
+def _described(
+    comparison: Comparison, records: Records, votes: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return a comparison with the answers on questions whose verdict changed."""
+    by_key = {
+        name: {record.key: record for record in records[name]}
+        for name in (comparison.baseline, comparison.method)
+    }
+
+    def changed(keys: Sequence[tuple[str, int]]) -> list[dict[str, Any]]:
+        rows = []
+        for question_id, repeat in keys:
+            before, after = (
+                by_key[name][repeat, question_id]
+                for name in (comparison.baseline, comparison.method)
+            )
+            rows.append(
+                {
+                    "question_id": question_id,
+                    "repeat": repeat,
+                    "truth": before.truth,
+                    "baseline_answer": outcome(before, votes[comparison.baseline]).answer,
+                    "method_answer": outcome(after, votes[comparison.method]).answer,
+                    "right_traces_baseline": sum(t.correct is True for t in before.traces),
+                    "right_traces_method": sum(t.correct is True for t in after.traces),
+                    "pruned": sum(t.pruned for t in after.traces),
+                }
+            )
+        return rows
+
+    return {
+        **dataclasses.asdict(comparison),
+        "lost": changed(comparison.lost),
+        "gained": changed(comparison.gained),
+    }
+
+
+def write_results(out: Path | str, vote: str = "auto") -> dict[str, Any]:
+    """Compute a run's results and write results.json and report.html beside its records.
+
+    Raises:
+        InputError: the directory holds no run, or no record yet.
+    """
+    from step_infer.report import write_report
+
+    manifest, records = read_run(out)
+    results = build_results(manifest, records, vote)
+    write_json(Path(out) / RESULTS_NAME, results)
+    write_report(Path(out) / "report.html", results, records)
+    return results

@@ -1,0 +1,210 @@
+"""Run an evaluation: one engine per method, one question at a time, resumable per question."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from step_infer.eval_budget import Budget, fraction_budget
+from step_infer.eval_config import EvalConfig
+from step_infer.eval_inputs import load_inputs
+from step_infer.eval_manifest import earlier_manifest, make_manifest
+from step_infer.eval_measure import measure
+from step_infer.eval_methods import METHODS
+from step_infer.eval_progress import EvalProgress
+from step_infer.eval_records import RecordStore, locked
+from step_infer.eval_results import write_results
+from step_infer.eval_statistics import outcome, vote_name
+from step_infer.grading import Grader
+from step_infer.manifest import write_manifest
+from step_infer.questions import Question
+from step_infer.sampling import Sampling
+from step_infer.trace import TracePlan
+
+if TYPE_CHECKING:
+    from step_infer.client import StepLLM
+
+_WARM_UP_TOKENS = 16
+
+
+class Evaluation:
+    """One run: checked inputs first, then the engines."""
+
+    def __init__(
+        self,
+        config: EvalConfig,
+        start_engine: "Callable[..., StepLLM] | None" = None,
+        console: Console | None = None,
+    ) -> None:
+        """Read and check all inputs; no engine starts here.
+
+        Args:
+            config: the settings.
+            start_engine: makes an engine, called like `StepLLM`; None is `StepLLM`.
+            console: where notes go; None is standard output.
+
+        Raises:
+            InputError: an input cannot be used.
+        """
+        self.config = config
+        self.console = console or Console(soft_wrap=True)
+        self._start_engine = start_engine
+        self.inputs = load_inputs(config, self.console.print)
+        self.store = RecordStore(config.out)
+
+    def run(self) -> dict[str, Any]:
+        """Ask what has not been asked yet, write records, results and report; return the results.
+
+        Raises:
+            InputError: the output directory cannot be used, or the engine refuses a setting.
+        """
+        config = self.config
+        out = Path(config.out)
+        with locked(out):
+            earlier = earlier_manifest(out, self.inputs.settings(), self.store.begun())
+            todo = {name: self._missing(name) for name in config.method_names}
+            budget = Budget(**earlier["budget"]) if earlier else self._budget()
+            if earlier is None or any(todo.values()):
+                write_manifest(out, make_manifest(self.inputs, budget, earlier))
+            self._print_plan(budget, todo)
+            with Grader(timeout_s=config.grading_timeout_s) as grader:
+                for name, missing in todo.items():
+                    if missing:
+                        self._run_method(name, missing, budget, grader)
+            return write_results(out, config.vote)
+
+    def _missing(self, method: str) -> list[tuple[int, Question]]:
+        done = self.store.done(method)
+        return [
+            (repeat, question)
+            for repeat in range(self.config.repeats)
+            for question in self.inputs.mine
+            if (repeat, question.id) not in done
+        ]
+
+    def _budget(self) -> Budget:
+        config = self.config
+        if config.kv_budget_tokens is not None:
+            return Budget(config.kv_budget_tokens)
+        if not config.needs_lengths:
+            return Budget(None)
+        mean_response, source = self.inputs.mean_response_tokens, f"mean of {config.lengths_from}"
+        if mean_response is None:
+            mean_response, source = self._pilot()
+        return fraction_budget(
+            config.kv_budget,
+            config.num_traces,
+            self.inputs.mean_prompt_tokens,
+            mean_response,
+            source,
+        )
+
+    def _pilot(self) -> tuple[float, str]:
+        """Sample a few questions on stock vLLM with all the machine's memory, for their lengths."""
+        config = self.config
+        chosen = self.inputs.questions[: config.pilot_questions]
+        self.console.print(f"Pilot for the KV budget: {len(chosen)} questions at full memory.")
+        tokens = traces = 0
+        with (
+            self._engine({"plain": True}, None) as llm,
+            EvalProgress("pilot", len(chosen), config.num_traces) as progress,
+        ):
+            for question in chosen:
+                plans = self._plans(llm, question, 0)
+                for trace in llm.stream(plans, max_in_flight=len(plans)):
+                    tokens += len(trace.token_ids)
+                    traces += 1
+                    progress.trace(len(trace.token_ids))
+        return tokens / traces, f"pilot of {len(chosen)} questions, {traces} traces"
+
+    def _run_method(
+        self,
+        name: str,
+        missing: Sequence[tuple[int, Question]],
+        budget: Budget,
+        grader: Grader,
+    ) -> None:
+        config = self.config
+        method = METHODS[name]
+        shown = {question.id for question in self.inputs.questions[: config.kv_series_questions]}
+        vote_by = vote_name(name, config.vote)
+        with (
+            self._engine(method.engine_options(config), budget.tokens) as llm,
+            EvalProgress(method.label, len(missing), config.num_traces) as progress,
+        ):
+            self._warm_up(llm)
+            for repeat, question in missing:
+                record = measure(
+                    llm,
+                    name,
+                    repeat,
+                    question,
+                    self._plans(llm, question, repeat),
+                    grader,
+                    sample_seconds=config.sample_seconds,
+                    keep_series=repeat == 0 and question.id in shown,
+                    keep_text=config.keep_text,
+                    on_trace=lambda trace: progress.trace(len(trace.token_ids)),
+                )
+                self.store.append(record)
+                progress.question(outcome(record, vote_by).right)
+
+    def _engine(self, options: Mapping[str, Any], kv_budget_tokens: int | None) -> "StepLLM":
+        start = self._start_engine
+        if start is None:
+            from step_infer.client import StepLLM
+
+            start = StepLLM
+        # The same steps in every method's records, so that pruned traces find their twins.
+        arguments = {"kv_budget_tokens": kv_budget_tokens, **options, **self.config.engine}
+        if self.inputs.card is not None and "scorer" not in options:
+            arguments["boundary"] = self.inputs.card.boundary_rule
+        return start(self.config.model, **arguments)
+
+    def _plans(
+        self, llm: "StepLLM", question: Question, repeat: int, sampling: Sampling | None = None
+    ) -> list[TracePlan]:
+        config = self.config
+        return llm.plan(
+            question.id,
+            question.question,
+            config.num_traces,
+            sampling or config.sampling,
+            config.seed + repeat,
+            config.system,
+        )
+
+    def _warm_up(self, llm: "StepLLM") -> None:
+        """Let the engine meet its batch sizes before the clock runs."""
+        sampling = Sampling(max_tokens=_WARM_UP_TOKENS)
+        plans = self._plans(llm, Question("warm-up", "Warm up.", None), 0, sampling)
+        for _ in llm.stream(plans, max_in_flight=len(plans)):
+            pass
+
+    def _print_plan(self, budget: Budget, todo: Mapping[str, Sequence[Any]]) -> None:
+        size = "no limit but memory" if budget.tokens is None else f"{budget.tokens:,} tokens"
+        if budget.mean_response_tokens is not None:
+            size += (
+                f" ({self.config.kv_budget:g} of {self.config.num_traces} traces x "
+                f"{(budget.mean_prompt_tokens or 0) + budget.mean_response_tokens:,.0f} tokens, "
+                f"{budget.source})"
+            )
+        self.console.print(f"KV budget: {size}")
+        total = len(self.inputs.mine) * self.config.repeats
+        for name, missing in todo.items():
+            already = f", {total - len(missing)} done before" if len(missing) < total else ""
+            self.console.print(
+                f"{METHODS[name].label}: {len(missing)} questions to ask{already}"
+                + (", repeats counted" if self.config.repeats > 1 else ""),
+                highlight=False,
+            )
+
+
+def evaluate(
+    config: EvalConfig,
+    start_engine: "Callable[..., StepLLM] | None" = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Compare methods on the same questions, seeds and KV budget; see `Evaluation`."""
+    return Evaluation(config, start_engine, console).run()

@@ -1,0 +1,168 @@
+"""What the scheduler keeps of each running trace: its boundaries, their scores, its group.
+
+Plain data, no vLLM import. A token that ends a step is noted when it is sampled (`see_tokens`); its
+hidden row, and so its score, comes with the next step that yields a token (`take_scores`). A trace
+that was preempted in between computes that row when it resumes, and never a second time.
+"""
+
+import math
+import sys
+from collections.abc import Container, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from step_infer.aggregate import AGGREGATORS
+from step_infer.boundary import BoundaryRule
+from step_infer.row_scorer import StepRows
+from step_infer.settings import RequestOptions, StepSettings
+
+
+class LiveTrace:
+    """A running trace that opted in."""
+
+    __slots__ = (
+        "aggregator",
+        "capture",
+        "dropped",
+        "group",
+        "hidden",
+        "min_keep",
+        "min_steps",
+        "num_tokens",
+        "positions",
+        "prune",
+        "request_id",
+        "scores",
+        "thinking",
+    )
+
+    def __init__(
+        self, request_id: str, options: RequestOptions, settings: StepSettings, aggregator: str
+    ) -> None:
+        self.request_id = request_id
+        self.group = options.group
+        self.prune = settings.prune if options.prune is None else options.prune
+        self.min_keep = options.min_keep or settings.min_keep
+        self.min_steps = options.min_steps or settings.min_steps
+        self.aggregator = options.aggregator or aggregator
+        self.capture = options.capture and settings.capture
+        self.num_tokens = 0
+        self.thinking = True
+        self.positions: list[int] = []
+        self.scores: list[float | None] = []
+        self.hidden: list[np.ndarray] = []
+        self.dropped = 0
+
+    @property
+    def num_scored(self) -> int:
+        """Finite step scores so far."""
+        return len(self.scores) - self.dropped
+
+    @property
+    def score(self) -> float | None:
+        """The aggregate of the finite step scores; None without any."""
+        finite = [s for s in self.scores if s is not None] if self.dropped else self.scores
+        return AGGREGATORS[self.aggregator](finite) if finite else None  # type: ignore[arg-type]
+
+
+class LiveTraces:
+    """All running traces that opted in, and the size of their groups."""
+
+    def __init__(self, rule: BoundaryRule, aggregator: str, settings: StepSettings) -> None:
+        self._rule = rule
+        self._aggregator = aggregator
+        self._settings = settings
+        self._dtype = "bfloat16"
+        ends = set() if rule.think_end_id is None else {rule.think_end_id}
+        self.marks: Container[int] = rule.token_ids | ends
+        """Token ids that `see_tokens` must see; of others it is enough to count them."""
+        if rule.kind == "stride":
+            self.marks = range(sys.maxsize)  # every token
+        self._live: dict[str, int] = {}
+        self.traces: dict[str, LiveTrace] = {}
+        """Every live trace by its request id."""
+        self.pending: dict[str, LiveTrace] = {}
+        """Traces whose newest token ends a step that has not been scored yet."""
+        self.kept: dict[str, int] = {}
+        """For each group with live traces: its traces that are live or finished by themselves."""
+
+    def add(self, request_id: str, options: RequestOptions) -> None:
+        """Begin to follow a trace."""
+        trace = LiveTrace(request_id, options, self._settings, self._aggregator)
+        self.traces[request_id] = trace
+        if trace.group is not None:
+            self._live[trace.group] = self._live.get(trace.group, 0) + 1
+            self.kept[trace.group] = self.kept.get(trace.group, 0) + 1
+
+    def remove(self, request_id: str, survived: bool) -> None:
+        """Forget a trace; a group is forgotten with its last live trace."""
+        self.pending.pop(request_id, None)
+        trace = self.traces.pop(request_id, None)
+        if trace is None or trace.group is None:
+            return
+        self._live[trace.group] -= 1
+        if not survived:
+            self.kept[trace.group] -= 1
+        if self._live[trace.group] == 0:
+            del self._live[trace.group], self.kept[trace.group]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        for table in (self.traces, self.pending, self.kept, self._live):
+            table.clear()  # type: ignore[attr-defined]
+
+    def see_tokens(self, trace: LiveTrace, token_ids: Sequence[int]) -> None:
+        """Note a trace's newly sampled tokens, and whether the newest one ends a step."""
+        self.pending.pop(trace.request_id, None)
+        trace.num_tokens += len(token_ids)
+        if not trace.thinking:
+            return
+        if self._rule.think_end_id is not None and self._rule.think_end_id in token_ids:
+            trace.thinking = False
+        elif self._rule.is_boundary(token_ids[-1], trace.num_tokens - 1):
+            self.pending[trace.request_id] = trace
+
+    def take_scores(
+        self,
+        rows: StepRows | None,
+        row_of: Mapping[str, int],
+        sampled_token_ids: Sequence[Sequence[int]],
+    ) -> None:
+        """Give each pending boundary its row's score, if this step yielded a token for it.
+
+        Args:
+            rows: the step's scored rows; None where the worker attached none.
+            row_of: request id to row.
+            sampled_token_ids: the step's tokens for each row; a part of a prefill yields none.
+        """
+        for request_id in [name for name in self.pending if name in row_of]:
+            row = row_of[request_id]
+            if len(sampled_token_ids) == 0 or len(sampled_token_ids[row]) == 0:
+                continue
+            trace = self.pending.pop(request_id)
+            trace.positions.append(trace.num_tokens - 1)
+            score = math.nan
+            if rows is not None and rows.scores_B is not None:
+                score = float(rows.scores_B[row])
+            if math.isfinite(score):
+                trace.scores.append(score)
+            else:
+                trace.scores.append(None)
+                trace.dropped += 1
+            if trace.capture and rows is not None and rows.hidden_BH is not None:
+                self._dtype = rows.dtype
+                trace.hidden.append(rows.hidden_BH[row].copy())
+
+    def report(self, trace: LiveTrace) -> dict[str, Any]:
+        """Return what the client gets of a trace: positions, scores, and captured states."""
+        report: dict[str, Any] = {
+            "positions": trace.positions,
+            "scores": trace.scores,
+            "score": trace.score,
+            "pruned": False,
+        }
+        if trace.capture:
+            report["hidden"] = b"".join(row.tobytes() for row in trace.hidden)
+            report["hidden_dtype"] = self._dtype
+        return report

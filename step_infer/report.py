@@ -1,0 +1,239 @@
+"""The report: one HTML file that needs nothing beside it."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from step_infer.eval_curves import TENTHS
+from step_infer.eval_format import (
+    EXPLAINED,
+    HEADINGS,
+    change,
+    in_text,
+    number,
+    number_range,
+    sentence,
+)
+from step_infer.eval_records import QuestionRecord
+from step_infer.eval_statistics import FEW_QUESTIONS, METRICS
+from step_infer.files import atomic_write
+from step_infer.report_figures import (
+    accuracy_against,
+    auroc_curves,
+    kv_over_time,
+    score_curves,
+    series_colours,
+)
+
+_TEMPLATE = "report.html.j2"
+_HEADLINE_METRICS = ("accuracy", "seconds", "tokens")
+
+
+def write_report(
+    path: Path | str,
+    results: Mapping[str, Any],
+    records: Mapping[str, Sequence[QuestionRecord]],
+) -> None:
+    """Write the report, atomically.
+
+    Args:
+        path: the HTML file.
+        results: what `eval_results.build_results` returns.
+        records: each method's records; those with a series give the pictures over time.
+    """
+    with atomic_write(path, "w") as file:
+        file.write(render_report(results, records))
+
+
+def render_report(
+    results: Mapping[str, Any], records: Mapping[str, Sequence[QuestionRecord]]
+) -> str:
+    """Return the report's HTML; see `write_report`."""
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.lstrip_blocks = True
+    template = environment.from_string(
+        Path(__file__).with_name(_TEMPLATE).read_text(encoding="utf-8")
+    )
+    methods = results["methods"]
+    colours = series_colours(list(methods))
+    return template.render(
+        results=results,
+        methods=methods,
+        variables={name: f"--series-{index}" for index, name in enumerate(methods)},
+        headings=HEADINGS,
+        explained=EXPLAINED,
+        number=number,
+        number_range=number_range,
+        change=change,
+        headlines=[_headline(results, name) for name in results["comparisons"]],
+        worse=[_worse(results, name) for name in results["comparisons"]],
+        curves=[
+            {
+                "label": methods[name]["label"],
+                "name": name,
+                "scores": score_curves(curve, name),
+                "auroc": auroc_curves(curve, name),
+                "points": {
+                    key: _point(curve["auroc"], key, (0.3, 0.5, 0.8, 1.0))
+                    for key in ("overall", "within")
+                },
+                "aggregator": curve["aggregator"],
+                "questions": max(point["questions"] for point in curve["auroc"]),
+            }
+            for name, curve in results["curves"].items()
+        ],
+        seconds_figure=accuracy_against(results, "seconds", "seconds per question", colours),
+        tokens_figure=accuracy_against(results, "tokens", "tokens per question", colours),
+        kv_questions=_kv_pictures(results, records, colours),
+        settings=_settings(results),
+        card=_card(results.get("card")),
+        missing=_missing(results),
+        few=FEW_QUESTIONS,
+    )
+
+
+def _headline(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what a comparison comes to, in a few words a figure."""
+    comparison = results["comparisons"][name]
+    figures = []
+    for metric in _HEADLINE_METRICS:
+        difference = comparison["differences"][metric]
+        value, ends = change(metric, difference)
+        figures.append(
+            {
+                "name": in_text(metric),
+                "value": value,
+                "ends": ends,
+                "verdict": difference["verdict"],
+            }
+        )
+    return {
+        "label": results["methods"][name]["label"],
+        "baseline": results["methods"][comparison["baseline"]]["label"],
+        "questions": comparison["questions"],
+        "pairs": comparison["pairs"],
+        "figures": figures,
+    }
+
+
+def _worse(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what a method does worse than the baseline, shown or not."""
+    comparison = results["comparisons"][name]
+    shown, hinted = [], []
+    for metric, difference in comparison["differences"].items():
+        if difference["verdict"] == "worse":
+            shown.append(sentence(metric, difference))
+        elif difference["verdict"] == "no difference shown" and _leans_worse(metric, difference):
+            hinted.append(sentence(metric, difference))
+    return {
+        "label": results["methods"][name]["label"],
+        "baseline": results["methods"][comparison["baseline"]]["label"],
+        "shown": shown,
+        "hinted": hinted,
+        "lost": comparison["lost"],
+        "gained": comparison["gained"],
+        "fates": results["methods"][name]["fates"],
+    }
+
+
+def _leans_worse(metric: str, difference: Mapping[str, Any]) -> bool:
+    return bool(difference["difference"]["value"] * METRICS[metric][1] < 0)
+
+
+def _point(points: Sequence[Mapping[str, Any]], key: str, at: Sequence[float]) -> list[str]:
+    wanted = [TENTHS.index(tenth) for tenth in at]
+    return ["none" if points[i][key] is None else f"{points[i][key]:.2f}" for i in wanted]
+
+
+def _kv_pictures(
+    results: Mapping[str, Any],
+    records: Mapping[str, Sequence[QuestionRecord]],
+    colours: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """Return the pictures over time, question by question, those that most methods have first."""
+    by_question: dict[str, dict[str, QuestionRecord]] = {}
+    for name, group in records.items():
+        for record in group:
+            if record.series is not None and record.series.time_s:
+                by_question.setdefault(record.question_id, {})[name] = record
+    pictures = []
+    for question_id, found in by_question.items():
+        end_s = max(record.series.time_s[-1] for record in found.values() if record.series)
+        most = max(len(record.traces) for record in found.values())
+        pictures.append(
+            {
+                "question_id": question_id,
+                "methods": [
+                    {
+                        "label": results["methods"][name]["label"],
+                        "seconds": number("seconds", record.seconds),
+                        "capacity": record.kv_capacity_tokens,
+                        "figure": kv_over_time(
+                            record, results["methods"][name]["label"], colours[name], end_s, most
+                        ),
+                    }
+                    for name, record in found.items()
+                ],
+            }
+        )
+    return sorted(pictures, key=lambda picture: -len(picture["methods"]))
+
+
+def _settings(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the run's settings as rows for the reader."""
+    budget = results["budget"]
+    size = "no limit but the machine's memory"
+    if budget["tokens"] is not None:
+        size = f"{budget['tokens']:,} tokens"
+        if budget["mean_response_tokens"] is not None:
+            mean = budget["mean_prompt_tokens"] + budget["mean_response_tokens"]
+            settings = results["settings"]
+            size += (
+                f" = {settings['kv_budget']:g} x {settings['num_traces']} traces x {mean:,.0f} "
+                f"tokens ({budget['source']})"
+            )
+    rows = [
+        ("Model", results["model"]),
+        ("Scorer", results["scorer"] or "none"),
+        ("Questions", f"{results['questions']['file']}, {results['questions']['asked']} questions"),
+        ("Repeats", str(results["questions"]["repeats"])),
+        ("KV budget", size),
+        ("Device", results["device"] or "unknown"),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in results["versions"].items())),
+        ("Command", shlex.join(["step-eval", *results["command"][1:]])),
+        ("Commit", results["git_commit"] or "unknown"),
+        ("Made", results["created"]),
+    ]
+    rows += [(name, _plain(value)) for name, value in sorted(results["settings"].items())]
+    return rows
+
+
+def _card(card: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the scorer card as rows, with long values cut."""
+    if card is None:
+        return []
+    rows = []
+    for name, value in card.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{name}.{key}", _plain(item)) for key, item in value.items()]
+        else:
+            rows.append((name, _plain(value)))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 240 else text[:239] + "…"
+
+
+def _missing(results: Mapping[str, Any]) -> list[str]:
+    """Return what has not been run, where the run is not complete."""
+    asked = results["questions"]["asked"] * results["questions"]["repeats"]
+    return [
+        f"{method['label']}: {len(results['latency'][name])} of {asked} questions"
+        for name, method in results["methods"].items()
+        if len(results["latency"][name]) < asked
+    ]

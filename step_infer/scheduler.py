@@ -1,0 +1,233 @@
+"""The vLLM scheduler that prunes: `scheduler_cls="step_infer.scheduler.StepScheduler"`.
+
+A shell around AsyncScheduler: own work, base call, own work. Before a step it asks the policy
+for victims if the running requests' growth does not fit the free KV blocks; after a step it keeps
+the scores of boundaries. What it keeps of a trace lives in `step_infer.live_traces`.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import Request, RequestStatus
+
+from step_infer import compat, policy
+from step_infer.boundary import BoundaryRule
+from step_infer.errors import InputError
+from step_infer.live_traces import LiveTrace, LiveTraces
+from step_infer.reports import IMPLICIT_GROUP, Reports, child_of
+from step_infer.row_scorer import ROWS_ATTRIBUTE
+from step_infer.scorer import read_card
+from step_infer.settings import CONFIG_KEY, RequestOptions, StepSettings
+
+# In vLLM's own logger tree: its format and level apply.
+logger = init_logger(f"vllm.{__name__}")
+
+PRUNED = "pruned"
+"""The stop reason of a trace that was stopped for its score."""
+
+
+class StepScheduler(AsyncScheduler):
+    """vLLM's AsyncScheduler that stops the worst trace instead of preempting one."""
+
+    _pause_state: PauseState
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        reason = compat.unsupported_features(self.vllm_config)
+        if reason is not None:
+            raise InputError(f"Expected an engine without {reason}, which step scoring refuses.")
+        settings = StepSettings.from_additional_config(self.vllm_config.additional_config)
+        if settings.scorer is not None:
+            card = read_card(settings.scorer)
+            rule, aggregator = card.boundary_rule, settings.aggregator or card.aggregator
+        else:
+            assert settings.boundary is not None
+            rule = BoundaryRule.from_dict(settings.boundary)
+            aggregator = settings.aggregator or "mean"
+        self.settings = settings
+        self.live = LiveTraces(rule, aggregator, settings)
+        self.reports = Reports(self.live.report)
+        self.disabled = False
+        self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
+        self._pressed_groups: set[str] = set()
+
+    def add_request(self, request: Request) -> None:
+        """Take a request in; follow it as a trace if it opted in."""
+        super().add_request(request)
+        params = request.sampling_params
+        if self.disabled or params is None or request.resumable:
+            return
+        try:
+            options = RequestOptions.from_extra_args(params.extra_args)
+        except InputError as error:
+            logger.warning("Request %s is not scored. %.300s", request.request_id, error)
+            return
+        if options is None:
+            return
+        child = child_of(request.request_id)
+        if options.group is None and child is not None:
+            options = dataclasses.replace(options, group=IMPLICIT_GROUP + child[1])
+        self.live.add(request.request_id, options)
+        self.reports.add(self.live.traces[request.request_id], bool(params.stop))
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Make room by pruning if the next step does not fit, then schedule it."""
+        hold = False
+        if not self.live.kept:  # no live group: nothing to prune, nothing to wait for
+            self._pressed_groups.clear()
+        elif self.settings.prune and self._pause_state != PauseState.PAUSED_ALL:
+            try:
+                hold = self._make_room()
+            except Exception:
+                self._disable("Pruning")
+        if not hold or self._pause_state != PauseState.UNPAUSED:
+            return super().schedule(*args, **kwargs)
+        # For this call only: what others see of the pause state stays what they set.
+        self._pause_state = PauseState.PAUSED_NEW
+        try:
+            return super().schedule(*args, **kwargs)
+        finally:
+            self._pause_state = PauseState.UNPAUSED
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """Keep the step's boundary scores, let vLLM update, then look at the new tokens."""
+        if self.live.pending:
+            try:
+                self.live.take_scores(
+                    getattr(model_runner_output, ROWS_ATTRIBUTE, None),
+                    model_runner_output.req_id_to_index,
+                    model_runner_output.sampled_token_ids,
+                )
+            except Exception:
+                self._disable("Scoring")
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if self.live.traces:
+            try:
+                self._follow(outputs)
+            except Exception:
+                self._disable("Scoring")
+        if self._pruned_outputs:
+            for client_index, output in self._pruned_outputs:
+                report = output.kv_transfer_params[CONFIG_KEY]
+                _attach(output, self.reports.end(output.request_id, report))
+                outputs.setdefault(client_index, EngineCoreOutputs()).outputs.append(output)
+            self._pruned_outputs.clear()
+        return outputs
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        """Finish requests from outside (aborts, errors, pruning) and forget their traces."""
+        finished = super().finish_requests(request_ids, finished_status)
+        for request in finished:
+            self.live.remove(request.request_id, survived=False)
+            self.reports.abort(request.request_id)
+        return finished
+
+    def _follow(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        # Runs for each request and step: most tokens are only counted, without a call.
+        live, so_far = self.live, self.reports.so_far
+        traces, marks = live.traces, live.marks
+        for client_outputs in outputs.values():
+            for output in client_outputs.outputs:
+                request_id = output.request_id
+                trace = traces.get(request_id)
+                if trace is None:
+                    continue
+                tokens = output.new_token_ids
+                if len(tokens) == 1 and tokens[0] not in marks:
+                    trace.num_tokens += 1
+                elif tokens:
+                    live.see_tokens(trace, tokens)
+                if (reason := output.finish_reason) is not None:
+                    _attach(output, self.reports.end(request_id, live.report(trace)))
+                    failed = reason in (FinishReason.ABORT, FinishReason.ERROR)
+                    live.remove(request_id, survived=not failed)
+                elif (report := so_far(request_id)) is not None:
+                    _attach(output, report)
+
+    def _make_room(self) -> bool:
+        """Prune until this step's growth fits; return whether waiting traces must wait."""
+        free = compat.free_blocks(self)
+        if free < compat.most_growth_blocks(self):
+            while (needed := compat.growth_blocks(self)) > free:
+                victim = policy.pick_victim(self._prunable(), self.live.kept)
+                if victim is None:
+                    break
+                self._prune(self.live.traces[victim.request_id])
+                free = compat.free_blocks(self)
+            free -= needed
+        if not self._pressed_groups:
+            return False
+        running = {
+            trace.group
+            for request in self.running
+            if (trace := self.live.traces.get(request.request_id)) is not None
+        }
+        self._pressed_groups &= running  # type: ignore[arg-type]
+        total = self.kv_cache_manager.block_pool.num_gpu_blocks
+        return not policy.admit(free, total, self.settings.resume_free, bool(self._pressed_groups))
+
+    def _prunable(self) -> list[policy.RunningTrace]:
+        traces = []
+        for request in self.running:
+            trace = self.live.traces.get(request.request_id)
+            if trace is None or trace.group is None or not trace.prune:
+                continue
+            if not compat.frees_at_once(self, request):
+                continue
+            traces.append(
+                policy.RunningTrace(
+                    request.request_id,
+                    trace.group,
+                    trace.score,
+                    trace.num_scored,
+                    sum(compat.held_blocks(self.kv_cache_manager, request.request_id)),
+                    request.arrival_time,
+                    trace.min_steps,
+                    trace.min_keep,
+                )
+            )
+        return traces
+
+    def _prune(self, trace: LiveTrace) -> None:
+        request = self.requests[trace.request_id]
+        output = EngineCoreOutput(
+            request_id=trace.request_id,
+            new_token_ids=[],
+            finish_reason=FinishReason.ABORT,
+            stop_reason=PRUNED,
+            events=request.take_events(),
+            trace_headers=request.trace_headers,
+        )
+        _attach(output, {**self.live.report(trace), "pruned": True})
+        logger.debug(
+            "Pruned %s of group %s: score %.4f after %d steps, %d tokens.",
+            trace.request_id,
+            trace.group,
+            trace.score,
+            trace.num_scored,
+            trace.num_tokens,
+        )
+        self._pressed_groups.add(trace.group)  # type: ignore[arg-type]
+        # Not self.finish_requests: the report ends when its output is sent, in its order.
+        super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
+        self.live.remove(trace.request_id, survived=False)
+        self._pruned_outputs.append((request.client_index, output))
+
+    def _disable(self, what: str) -> None:
+        """After an error of ours: say so once, forget all traces, leave vLLM alone from now on."""
+        self.disabled = True
+        self.live.clear()
+        self.reports.clear()
+        self._pressed_groups.clear()
+        logger.exception("%s failed and is off from now on; generation goes on.", what)
+
+
+def _attach(output: EngineCoreOutput, report: dict[str, Any]) -> None:
+    output.kv_transfer_params = {**(output.kv_transfer_params or {}), CONFIG_KEY: report}

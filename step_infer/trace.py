@@ -1,0 +1,59 @@
+"""One sampled response, and the order for one."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from step_infer.sampling import Sampling
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class TracePlan:
+    """The order for one trace."""
+
+    question_id: str
+    trace_id: int
+    """Number of the trace within its question, from 0."""
+    prompt_token_ids: tuple[int, ...]
+    seed: int | None
+    """Sampling seed of the trace; None takes the engine's own, which is not repeatable."""
+    sampling: Sampling
+    group: str | None = None
+    """Traces of one group compete with each other when memory is short; None is not prunable."""
+
+
+@dataclass
+class Trace:
+    """One sampled response of T generated tokens and S scored steps."""
+
+    question_id: str
+    trace_id: int
+    seed: int | None
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    """Generated tokens [T]."""
+    text: str
+    """Their text, special tokens included."""
+    finish_reason: str
+    """"stop", "length", "pruned" or "abort"."""
+    answer: str | None = None
+    r"""Content of the last \boxed{}; None for a pruned trace."""
+    boundary_positions: list[int] = field(default_factory=list)
+    """Indices of the step boundaries in `token_ids` [S]."""
+    step_scores: list[float | None] = field(default_factory=list)
+    """A score in [0, 1] for each boundary [S]; None where not finite; empty if unscored."""
+    trace_score: float | None = None
+    """Aggregate of the step scores; None without any."""
+    hidden_SH: "torch.Tensor | None" = None
+    """Hidden states at the boundaries [S, H], as the model gave them, where they were captured."""
+    submitted_s: float = 0.0
+    """When the trace was handed to the engine, seconds of `time.monotonic()`."""
+    finished_s: float = 0.0
+    """When its last token arrived, seconds of `time.monotonic()`."""
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the trace was stopped for its score."""
+        return self.finish_reason == "pruned"

@@ -1,0 +1,99 @@
+"""The vLLM worker that scores: `worker_cls="step_infer.worker.StepWorker"`.
+
+A shell around the platform's own worker. It wraps the model's `compute_logits` after loading and
+attaches the step's scores to what `sample_tokens` returns. Works with both of vLLM's model runners,
+with CUDA graphs (the call lies outside them) and with async scheduling (the copy overlaps).
+"""
+
+import dataclasses
+from typing import Any
+
+from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
+
+from step_infer import compat
+from step_infer.errors import InputError
+from step_infer.identity import identify
+from step_infer.row_scorer import ROWS_ATTRIBUTE, PendingRows, RowScorer
+from step_infer.scorer import StepScorer, load_scorer
+from step_infer.settings import StepSettings
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as PlatformWorker  # type: ignore[assignment]
+
+# In vLLM's own logger tree: its format and level apply.
+logger = init_logger(f"vllm.{__name__}")
+
+
+class ScoredOutput(AsyncModelRunnerOutput):
+    """A step's output whose scores are added when the host asks for it."""
+
+    def __init__(self, output: AsyncModelRunnerOutput, rows: PendingRows) -> None:
+        self._output = output
+        self._rows = rows
+
+    def get_output(self) -> ModelRunnerOutput:
+        """Wait for the step's tokens, then for its scores, which are ready by then."""
+        output = self._output.get_output()
+        _attach(output, self._rows)
+        return output
+
+
+class StepWorker(PlatformWorker):
+    """vLLM's worker for this platform, plus the step scorer."""
+
+    row_scorer: RowScorer | None = None
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """Load the model, then put the scorer in front of its `compute_logits`."""
+        reason = compat.unsupported_features(self.vllm_config)
+        if reason is not None:
+            raise InputError(f"Expected an engine without {reason}, which step scoring refuses.")
+        settings = StepSettings.from_additional_config(self.vllm_config.additional_config)
+        scorer = self._load_scorer(settings)
+        super().load_model(*args, **kwargs)
+        if not (get_pp_group().is_last_rank and get_tp_group().is_first_rank):
+            return  # only the rank whose output the engine reads needs to score
+        model = self.model_runner.get_model()
+        self.row_scorer = RowScorer(model.compute_logits, scorer, settings.capture)
+        model.compute_logits = self.row_scorer
+
+    def _load_scorer(self, settings: StepSettings) -> StepScorer | None:
+        if settings.scorer is None:
+            return None
+        model = identify(self.vllm_config.model_config.model)
+        scorer, card = load_scorer(settings.scorer, model, settings.allow_mismatch)
+        logger.info("Step scorer %s for %s.", settings.scorer, card.base_model)
+        return scorer.to(self.device)
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """Run a step, with its first logits to be scored."""
+        if self.row_scorer is not None and scheduler_output.total_num_scheduled_tokens > 0:
+            self.row_scorer.arm()
+        return super().execute_model(scheduler_output)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """Sample the step's tokens and attach its scores."""
+        output = super().sample_tokens(grammar_output)
+        rows = None if self.row_scorer is None else self.row_scorer.take()
+        if rows is None:
+            return output
+        if isinstance(output, AsyncModelRunnerOutput):
+            return ScoredOutput(output, rows)
+        if isinstance(output, ModelRunnerOutput):
+            output = dataclasses.replace(output)  # vLLM shares one object for empty outputs
+            _attach(output, rows)
+        return output
+
+
+def _attach(output: ModelRunnerOutput, pending: PendingRows) -> None:
+    rows = pending.result()
+    first = rows.scores_B if rows.scores_B is not None else rows.hidden_BH
+    if first is not None and len(first) == len(output.req_ids):
+        setattr(output, ROWS_ATTRIBUTE, rows)
+    elif output.req_ids:
+        logger.warning_once("Rows and requests of a step differ in number; not scored.")

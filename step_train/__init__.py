@@ -1,0 +1,1 @@
+"""Training of the step scorer and of the demo language model."""

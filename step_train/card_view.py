@@ -1,0 +1,97 @@
+"""A scorer card, and a training's outcome, as text for people."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from step_infer.card import ScorerCard
+
+
+def print_card(card: ScorerCard, source: str, console: Console) -> None:
+    """Print a card: what the scorer is, for which model, how trained, how good."""
+    facts = _facts(f"Scorer card of {source}")
+    facts.add_row("base model", card.base_model)
+    facts.add_row("model config hash", card.model_config_hash)
+    facts.add_row("tokenizer hash", card.tokenizer_hash)
+    facts.add_row("reads", f"{card.layer} layer, {card.norm}, H = {card.hidden_size}")
+    facts.add_row(
+        "network", f"Linear({card.hidden_size}, {card.width}), ReLU, Linear({card.width}, 1)"
+    )
+    facts.add_row("boundary", _boundary(card.boundary))
+    facts.add_row("trace score", f"{card.aggregator} of the step scores")
+    for label, value in _training(card.training):
+        facts.add_row(label, value)
+    facts.add_row("calibration", _plain(card.calibration) if card.calibration else "none fitted")
+    facts.add_row("made with", ", ".join(f"{k} {v}" for k, v in card.versions.items()))
+    console.print(facts)
+    if card.metrics:
+        print_metrics(card.metrics, card.aggregator, console)
+    else:
+        console.print("No held-out metrics: not the best checkpoint of a complete run.")
+
+
+def print_metrics(metrics: dict[str, Any], aggregator: str, console: Console) -> None:
+    """Print held-out metrics: of steps by trace progress, and of trace scores."""
+    data, steps = metrics["data"], metrics["steps"]
+    console.print(
+        f"Test: {data['questions']} questions, {data['traces']} traces "
+        f"({data['right_traces']} right), {data['steps']} steps; "
+        + ", ".join(f"{name} {steps[name]:.3f}" for name in ("auprc", "f1", "accuracy", "brier"))
+    )
+    table = Table(title="AUROC (95 % interval)", title_justify="left")
+    table.add_column("scores of", no_wrap=True)
+    for header in ("all questions", "within question", "n*"):
+        table.add_column(header, justify="right", no_wrap=True)
+    _row(table, "all steps", steps)
+    for part in metrics["by_progress"]:
+        _row(table, f"steps, {part['from']:.0%} to {part['to']:.0%}", part)
+    for percent, entry in metrics["trace_score"][aggregator].items():
+        _row(table, f"traces, {aggregator} at {percent}", entry)
+    console.print(table)
+    console.print("* questions with right and wrong samples; within question, each counts once")
+
+
+def _row(table: Table, label: str, entry: dict[str, Any]) -> None:
+    within = entry["within_question"]
+    table.add_row(label, _interval(entry["auroc"]), _interval(within), str(within["questions"]))
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    if entry["value"] is None:
+        return "-"
+    if entry["low"] is None:
+        return f"{entry['value']:.3f}"
+    return f"{entry['value']:.3f} ({entry['low']:.3f}-{entry['high']:.3f})"
+
+
+def _facts(title: str) -> Table:
+    table = Table("field", "value", title=title, show_header=False, title_justify="left")
+    table.columns[1].overflow = "fold"
+    return table
+
+
+def _boundary(rule: dict[str, Any]) -> str:
+    if rule.get("stride"):
+        text = f"every {rule['stride']} tokens"
+    else:
+        text = f"{rule['kind']} {rule['pattern']!r}, {len(rule['token_ids'])} token ids"
+    return f"{text}, thinking ends at token {rule['think_end_id']}"
+
+
+def _training(training: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    for name, value in training.items():
+        if name == "splits":
+            rows += [(f"{split} split", _plain(counts)) for split, counts in value.items()]
+        elif value is not None:
+            rows.append((name.replace("_", " "), _plain(value)))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {_plain(item)}" for key, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return str(value)

@@ -1,0 +1,97 @@
+"""The command line of `step-train`: fit, extract, demo-model."""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from step_infer.command import run
+from step_infer.errors import InputError
+
+FIT = (
+    "Train a step scorer on traces with features. Interrupted? The same command goes on where it "
+    "stopped. Other subcommands: `step-train extract` adds features to traces, `step-train "
+    "demo-model` trains the demo language model; each has its own --help."
+)
+EXTRACT = (
+    "Compute the hidden states at the step boundaries of existing traces by a forward pass of "
+    "their model, and write both as a new traces directory. Interrupted? The same command goes on "
+    "where it stopped."
+)
+
+
+def main() -> None:
+    """Run `step-train` on the process's arguments."""
+    run(lambda: _main(sys.argv[1:]))
+
+
+def _main(argv: Sequence[str]) -> None:
+    name = "fit"
+    if argv and not argv[0].startswith("-"):
+        name, argv = argv[0], argv[1:]
+    if name not in SUBCOMMANDS:
+        raise InputError(f"Expected a subcommand out of {', '.join(SUBCOMMANDS)}, found {name!r}.")
+    SUBCOMMANDS[name](argv)
+
+
+def fit_command(argv: Sequence[str]) -> None:
+    """Run `step-train fit`: train, and print the outcome."""
+    from step_infer.command_line import parse_config
+    from step_train.fit_config import FitConfig
+
+    config = parse_config(FitConfig, argv, "step-train fit", FIT)
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    from rich.console import Console
+
+    from step_train.card_view import print_metrics
+    from step_train.fit import fit
+
+    result = fit(config)
+    if rank_zero_only.rank not in (None, 0):
+        return
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    data = result.data
+    skipped = ", ".join(f"{n} {reason}" for reason, n in data["skipped_traces"].items() if n)
+    for split in ("train", "val"):
+        counts = data["splits"][split]
+        console.print(
+            f"{split.capitalize()}: {counts['questions']} questions, {counts['traces']} traces "
+            f"({counts['right_traces']} right), {counts['steps']} steps"
+        )
+    console.print(f"Traces skipped: {skipped or 'none'}")
+    if not data["traces_complete"]:
+        console.print("warning: the run that makes these traces has not come to its end")
+    print_metrics(result.metrics, result.aggregator, console)
+    console.print(
+        f"Best of {result.epochs} epochs: {result.best_epoch}. Trace score: {result.aggregator}. "
+        f"{result.seconds:.1f} s.\nRun: {result.run}\n"
+        f"Next: scorer-export {result.run} --out scorer.safetensors"
+    )
+
+
+def extract_command(argv: Sequence[str]) -> None:
+    """Run `step-train extract`."""
+    from step_infer.command_line import parse_config
+    from step_train.extract_config import ExtractConfig
+
+    config = parse_config(ExtractConfig, argv, "step-train extract", EXTRACT)
+    from step_train.extract import extract
+
+    extract(config)
+
+
+def demo_model_command(argv: Sequence[str]) -> None:
+    """Run `step-train demo-model`."""
+    from step_train.ledger_lm import demo_model_command as command
+
+    command(argv)
+
+
+SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "fit": fit_command,
+    "extract": extract_command,
+    "demo-model": demo_model_command,
+}
+"""Subcommands by name; without one, it is fit."""
+
+
+if __name__ == "__main__":
+    main()

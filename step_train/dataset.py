@@ -1,0 +1,178 @@
+"""The data of a scorer's training: traces split by question, features in shuffled blocks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from data_gen.trace_directory import TraceDirectory
+from step_infer.errors import InputError
+from step_infer.identity import ModelIdentity
+from step_train.feature_blocks import MEBIBYTE, EvaluationBatches, FeatureRows, TrainingBatches
+from step_train.trace_table import TraceTable, balance, fingerprint, read_traces, split_questions
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a traces directory offers for training, read once; no feature is in memory."""
+
+    path: Path
+    model: ModelIdentity
+    """The model that made the features."""
+    boundary: dict[str, Any]
+    """Its boundary rule (`BoundaryRule.to_dict`)."""
+    sampling: dict[str, Any] | None
+    """How the traces were sampled, where known."""
+    fingerprint: str
+    """Hash of the directory's content."""
+    complete: bool
+    """Whether the directory's own run came to its end."""
+    skipped: dict[str, int]
+    """Traces that cannot be used, by reason."""
+    splits: dict[str, TraceTable]
+    """Usable traces of the "train", "val" and "test" questions."""
+    rows: FeatureRows
+
+    @property
+    def pos_weight(self) -> float:
+        """Steps of wrong traces for each step of a right one, in the training split."""
+        train = self.splits["train"]
+        return (train.num_steps - train.positive_steps) / train.positive_steps
+
+    def summary(self) -> dict[str, Any]:
+        """Return what manifests and cards say of the data."""
+        return {
+            "traces": str(self.path),
+            "traces_fingerprint": self.fingerprint,
+            "traces_complete": self.complete,
+            "sampling": self.sampling,
+            "skipped_traces": self.skipped,
+            "splits": {name: split.summary() for name, split in self.splits.items()},
+            "pos_weight": self.pos_weight,
+        }
+
+    def split_ids(self) -> dict[str, list[str]]:
+        """Return the question ids of each split."""
+        return {
+            name: [split.questions[i] for i in sorted(set(split.question_N.tolist()))]
+            for name, split in self.splits.items()
+        }
+
+
+def read_training_data(
+    path: Path | str,
+    *,
+    val_fraction: float,
+    test_fraction: float,
+    max_traces_per_class: int | None,
+    seed: int,
+) -> TrainingData:
+    """Read a traces directory's table, split it by question and open its features.
+
+    Args:
+        path: a directory of step-collect or step-train extract, with features.
+        val_fraction: part of the questions for early stopping and choices.
+        test_fraction: part of the questions for the final metrics.
+        max_traces_per_class: most right and most wrong traces to train on; None for all.
+        seed: of split and sub-sampling.
+
+    Raises:
+        InputError: the directory cannot be used; the message says why.
+    """
+    directory = TraceDirectory(path)
+    table, skipped = read_traces(directory)
+    splits = split_questions(table, val_fraction, test_fraction, seed)
+    splits["train"] = balance(splits["train"], max_traces_per_class, seed)
+    rows = FeatureRows(directory.shards())
+    model = _identity(directory)
+    if rows.hidden_size != model.hidden_size:
+        raise InputError(
+            f"Expected hidden_size {model.hidden_size} (manifest of {path}), "
+            f"found {rows.hidden_size} in its features."
+        )
+    return TrainingData(
+        path=Path(path),
+        model=model,
+        boundary=_manifest_field(directory, "boundary"),
+        sampling=directory.manifest.get("sampling"),
+        fingerprint=fingerprint(directory),
+        complete=directory.complete,
+        skipped=skipped,
+        splits=splits,
+        rows=rows,
+    )
+
+
+def _identity(directory: TraceDirectory) -> ModelIdentity:
+    identity = _manifest_field(directory, "identity")
+    try:
+        return ModelIdentity(
+            str(_manifest_field(directory, "model")),
+            str(identity["config_hash"]),
+            str(identity["tokenizer_hash"]),
+            int(identity["hidden_size"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"Expected identity with config_hash, tokenizer_hash and hidden_size in the manifest "
+            f"of {directory.path}, found {identity!r}."
+        ) from error
+
+
+def _manifest_field(directory: TraceDirectory, name: str) -> Any:
+    if directory.manifest.get(name) is None:
+        raise InputError(f"Expected {name} in the manifest of {directory.path}, found none.")
+    return directory.manifest[name]
+
+
+class StepDataModule(LightningDataModule):
+    """Batches of step features, for any number of processes."""
+
+    def __init__(self, data: TrainingData, batch_size: int, memory_mib: int, seed: int) -> None:
+        """Take data that has been read.
+
+        Args:
+            data: splits and features.
+            batch_size: steps of a training batch, over all devices.
+            memory_mib: bound on the blocks of features in memory of one process, MiB.
+            seed: of the batches' order.
+        """
+        super().__init__()
+        self.data = data
+        self.batch_size = batch_size
+        self.memory_mib = memory_mib
+        self.seed = seed
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Return the shuffled batches of the training questions."""
+        return TrainingBatches(
+            self.data.rows,
+            self.data.splits["train"],
+            self.batch_size,
+            self.memory_mib * MEBIBYTE,
+            self.seed,
+            lambda: self.trainer.current_epoch,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+
+    def val_dataloader(self) -> EvaluationBatches:
+        """Return all steps of the validation questions, in order."""
+        return self._in_order("val")
+
+    def test_dataloader(self) -> EvaluationBatches:
+        """Return all steps of the test questions, in order."""
+        return self._in_order("test")
+
+    def _in_order(self, split: str) -> EvaluationBatches:
+        return EvaluationBatches(
+            self.data.rows,
+            self.data.splits[split],
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep nothing in checkpoints: a batch's rows depend on seed and epoch alone."""
+        return {}

@@ -1,0 +1,122 @@
+"""From a training checkpoint to a scorer file: weights and card, nothing that needs a pickle."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from step_infer.card import ScorerCard
+from step_infer.errors import InputError
+from step_infer.identity import ModelIdentity
+from step_infer.manifest import package_versions
+from step_infer.scorer import StepScorer, save_scorer
+from step_train.record import RECORD_KEY, RECORD_SCHEMA_VERSION
+from step_train.run_directory import BEST
+
+_PREFIX = "scorer."
+
+
+def export(checkpoint: Path | str, out: Path | str) -> ScorerCard:
+    """Write the scorer of a checkpoint as one safetensors file with its card.
+
+    Args:
+        checkpoint: a checkpoint of step-train fit, or its run directory (then the best epoch).
+        out: the file to write, atomically.
+
+    Returns:
+        The card. Its metrics are empty where the checkpoint is not the best one of a complete run.
+
+    Raises:
+        InputError: the checkpoint is missing, damaged, not ours, or not usable.
+    """
+    path = Path(checkpoint)
+    if path.is_dir():
+        path = path / BEST
+    saved = read_checkpoint(path)
+    record = saved[RECORD_KEY]
+    try:
+        model = ModelIdentity(**record["model"])
+        width = int(record["width"])
+        card = ScorerCard(
+            base_model=model.model,
+            model_config_hash=model.config_hash,
+            tokenizer_hash=model.tokenizer_hash,
+            hidden_size=model.hidden_size,
+            boundary=record["boundary"],
+            width=width,
+            aggregator=record.get("aggregator", "mean"),
+            training=_training(record, int(saved["epoch"])),
+            metrics=record.get("metrics", {}),
+            versions=package_versions(),
+        )
+        weights = {
+            name.removeprefix(_PREFIX): tensor
+            for name, tensor in saved["state_dict"].items()
+            if name.startswith(_PREFIX)
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"Expected a checkpoint of step-train fit in {path}, found a damaged one ({error!r}). "
+            "Hint: train again."
+        ) from error
+    scorer = StepScorer(card.hidden_size, width)
+    expected = {name: tuple(tensor.shape) for name, tensor in scorer.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise InputError(
+                f"Expected tensor {name} of shape {expected.get(name)} in {path}, "
+                f"found {found.get(name)}. Hint: train again."
+            )
+        if not torch.isfinite(weights[name]).all():
+            raise InputError(
+                f"Expected finite weights in {path}, found NaN or infinity in {name}. "
+                "Hint: train again with a lower learning_rate."
+            )
+    scorer.load_state_dict(weights)
+    save_scorer(out, scorer, card)
+    return card
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of step-train fit, without running anything that a pickle may hold.
+
+    Raises:
+        InputError: it is missing, unreadable, or not ours.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"Expected a checkpoint at {path}, found none. "
+            "Hint: give a run directory of step-train fit, or its best.ckpt."
+        )
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise InputError(
+            f"Expected a checkpoint of tensors and plain data at {path}, found something else or "
+            f"a damaged file ({type(error).__name__}). "
+            "Hint: only checkpoints of step-train fit can be exported."
+        ) from error
+    record = saved.get(RECORD_KEY) if isinstance(saved, dict) else None
+    if not isinstance(record, dict):
+        raise InputError(
+            f"Expected a checkpoint of step-train fit (with the key {RECORD_KEY!r}) at {path}, "
+            "found another one. Hint: train a scorer with step-train fit."
+        )
+    if record.get("schema_version") != RECORD_SCHEMA_VERSION:
+        raise InputError(
+            f"Expected schema_version {RECORD_SCHEMA_VERSION} of the checkpoint {path}, "
+            f"found {record.get('schema_version')}. Hint: train again with this toolkit."
+        )
+    return saved
+
+
+def _training(record: dict[str, Any], epoch: int) -> dict[str, Any]:
+    return {
+        **record["data"],
+        "settings": record["settings"],
+        "epoch": epoch + 1,
+        "epochs": record.get("epochs"),
+        "aggregator_choice": record.get("aggregator_choice"),
+    }

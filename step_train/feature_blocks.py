@@ -1,0 +1,219 @@
+"""Reading hidden states for training: whole blocks from memory-mapped shards, shuffled, sliced.
+
+Traces are shuffled over all shards, then gathered block by block in the order in which they lie on
+disk; batches are random rows of a block. No Python runs for a single step, at most two blocks are
+in memory, and the next one is read while the last is used. Axes: R rows of a block, B rows of a
+batch, H hidden size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_gen.features import FeatureShard
+from step_infer.errors import InputError
+from step_train.trace_table import Ints, TraceTable
+
+MEBIBYTE = 2**20
+_EVALUATION_BYTES = 32 * MEBIBYTE
+
+Block = tuple[Tensor, Tensor]
+TrainingBatch = tuple[Tensor, Tensor, int]
+EvaluationBatch = tuple[Tensor, Tensor]
+
+
+class FeatureRows:
+    """All shards of a directory as one array of rows, numbered through."""
+
+    def __init__(self, shards: Sequence[FeatureShard]) -> None:
+        """Open the shards' memory maps.
+
+        Raises:
+            InputError: the shards differ in hidden size or number format.
+        """
+        first = shards[0]
+        for shard in shards:
+            if shard.hidden_size != first.hidden_size or shard.dtype != first.dtype:
+                raise InputError(
+                    f"Expected hidden size {first.hidden_size} in {first.dtype} ({first.path}), "
+                    f"found {shard.hidden_size} in {shard.dtype} ({shard.path}). "
+                    "Hint: features of one scorer come from one model."
+                )
+        self.hidden_size = first.hidden_size
+        self.dtype = first.dtype
+        self.row_bytes = first.hidden_size * first.dtype.itemsize
+        self._shards = shards
+        self._first_row = np.cumsum([0, *(shard.rows for shard in shards)])
+
+    def of_traces(self, table: TraceTable) -> Ints:
+        """Return the row of each trace's first step [N].
+
+        Raises:
+            InputError: a trace's rows lie outside its shard.
+        """
+        rows_N = np.array([shard.rows for shard in self._shards])[table.shard_N]
+        if (table.row_start_N + table.steps_N > rows_N).any():
+            bad = int(np.flatnonzero(table.row_start_N + table.steps_N > rows_N)[0])
+            raise InputError(
+                f"Expected the rows of every trace in {self._shards[table.shard_N[bad]].path}, "
+                "found fewer. Hint: the traces table and the features do not belong together."
+            )
+        return self._first_row[table.shard_N] + table.row_start_N
+
+    def gather(self, rows: Ints, out: Tensor) -> None:
+        """Copy rows, given in ascending order, into `out` [R, H]."""
+        bounds = np.searchsorted(rows, self._first_row)
+        for shard, first, start, stop in zip(
+            self._shards, self._first_row, bounds, bounds[1:], strict=False
+        ):
+            if start < stop:
+                local = torch.from_numpy(rows[start:stop] - first)
+                torch.index_select(shard.hidden(), 0, local, out=out[start:stop])
+
+    def locate_non_finite(self) -> str | None:
+        """Return the file and row of the first state that is not finite, or None; reads all."""
+        chunk = max(1, _EVALUATION_BYTES // self.row_bytes)
+        for shard in self._shards:
+            for start in range(0, shard.rows, chunk):
+                bad = ~torch.isfinite(shard.hidden(start, min(start + chunk, shard.rows)))
+                if bad.any():
+                    row = start + int(bad.any(dim=1).nonzero()[0])
+                    return f"{shard.path}, row {row}"
+        return None
+
+
+def buffer(rows: int, like: FeatureRows) -> Tensor:
+    """Return an uninitialised block [R, H]."""
+    # Through numpy: torch.empty fills memory with NaN in deterministic mode.
+    raw = np.empty((rows, like.row_bytes), dtype=np.uint8)
+    return torch.from_numpy(raw).view(like.dtype)
+
+
+@dataclass
+class TrainingBatches:
+    """An epoch of shuffled batches each time it is iterated.
+
+    A batch is hidden [B, H], label [B] float32, and how many rows the shares of all processes have
+    together; a share of the last batch may be empty. The order depends on seed and epoch alone.
+    With several processes, all make the same global batches and each takes its rows of them, so
+    that the result does not depend on their number.
+    """
+
+    rows: FeatureRows
+    table: TraceTable
+    batch_size: int
+    """Rows B of a global batch."""
+    memory_bytes: int
+    """Bound on the blocks in memory."""
+    seed: int
+    epoch: Callable[[], int]
+    """Returns the number of the epoch that is about to start."""
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.world_size:
+            raise InputError(
+                f"Expected a batch size that {self.world_size} devices can share evenly, "
+                f"found {self.batch_size}."
+            )
+        total = self.table.num_steps
+        self._whole = total * self.rows.row_bytes <= self.memory_bytes
+        per_block = self.memory_bytes // (2 * self.rows.row_bytes * self.batch_size)
+        self.block_rows = total if self._whole else per_block * self.batch_size
+        if not self.block_rows:
+            needed = 2 * self.rows.row_bytes * self.batch_size / MEBIBYTE
+            raise InputError(
+                f"Expected memory for two batches ({needed:.1f} MiB), "
+                f"found {self.memory_bytes / MEBIBYTE:.1f} MiB."
+            )
+        self._first_row_N = self.rows.of_traces(self.table)
+        self._buffers: list[Tensor] = []
+        self._loaded: Tensor | None = None
+
+    def __len__(self) -> int:
+        return -(-self.table.num_steps // self.batch_size)
+
+    def __iter__(self) -> Iterator[TrainingBatch]:
+        epoch = self.epoch()
+        order_N = np.random.default_rng([self.seed, epoch]).permutation(len(self.table))
+        ends_N = np.cumsum(self.table.steps_N[order_N])
+        blocks = range(0, self.table.num_steps, self.block_rows)
+        with ThreadPoolExecutor(1, "feature-blocks") as reader:
+            coming = reader.submit(self._block, order_N, ends_N, 0)
+            for number, start in enumerate(blocks):
+                hidden_RH, label_R = coming.result()
+                if start + self.block_rows < self.table.num_steps:
+                    coming = reader.submit(self._block, order_N, ends_N, number + 1)
+                generator = np.random.default_rng([self.seed, epoch, number])
+                yield from self._batches(hidden_RH, label_R, generator)
+
+    def _block(self, order_N: Ints, ends_N: Ints, number: int) -> Block:
+        start = number * self.block_rows
+        stop = min(start + self.block_rows, self.table.num_steps)
+        # Traces that the block holds, some steps of the first and last perhaps elsewhere.
+        first, last = np.searchsorted(ends_N, [start, stop - 1], side="right")
+        chosen = order_N[first : last + 1]
+        low = np.maximum(ends_N[first : last + 1] - self.table.steps_N[chosen], start)
+        skip = low - (ends_N[first : last + 1] - self.table.steps_N[chosen])
+        count = np.minimum(ends_N[first : last + 1], stop) - low
+        on_disk = np.argsort(chosen)
+        chosen, skip, count = chosen[on_disk], skip[on_disk], count[on_disk]
+        label_R = torch.from_numpy(np.repeat(self.table.correct_N[chosen], count)).float()
+        if self._loaded is not None:
+            return self._loaded, label_R
+        row_starts = self._first_row_N[chosen] + skip
+        rows = np.repeat(row_starts - (np.cumsum(count) - count), count) + np.arange(stop - start)
+        if len(self._buffers) <= number % 2:
+            self._buffers.append(buffer(self.block_rows, self.rows))
+        hidden_RH = self._buffers[number % 2][: stop - start]
+        self.rows.gather(rows, hidden_RH)
+        if self._whole:
+            self._loaded = hidden_RH
+        return hidden_RH, label_R
+
+    def _batches(
+        self, hidden_RH: Tensor, label_R: Tensor, generator: np.random.Generator
+    ) -> Iterator[TrainingBatch]:
+        shuffled = torch.from_numpy(generator.permutation(len(label_R)))
+        for batch in shuffled.split(self.batch_size):
+            mine = batch[self.rank :: self.world_size]
+            yield hidden_RH.index_select(0, mine), label_R[mine], len(batch)
+
+
+@dataclass
+class EvaluationBatches:
+    """All steps of a split in order, as (hidden [B, H], number of each step in the split [B]).
+
+    Several processes take turns.
+    """
+
+    rows: FeatureRows
+    table: TraceTable
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        # No process may be left without a batch: all of them meet after the last one.
+        share = self.table.num_steps // self.world_size
+        self._chunk = max(1, min(_EVALUATION_BYTES // self.rows.row_bytes, share))
+        self._first_row_N = self.rows.of_traces(self.table)
+
+    def _starts(self) -> range:
+        return range(self.rank * self._chunk, self.table.num_steps, self.world_size * self._chunk)
+
+    def __len__(self) -> int:
+        return len(self._starts())
+
+    def __iter__(self) -> Iterator[EvaluationBatch]:
+        for start in self._starts():
+            step_S = np.arange(start, min(start + self._chunk, self.table.num_steps))
+            trace = np.searchsorted(self.table.first_step_N, step_S, side="right") - 1
+            rows = self._first_row_N[trace] + step_S - self.table.first_step_N[trace]
+            hidden_BH = buffer(len(rows), self.rows)
+            self.rows.gather(rows, hidden_BH)
+            yield hidden_BH, torch.from_numpy(step_S)

@@ -1,0 +1,195 @@
+"""Train a step scorer on a traces directory: `fit(FitConfig(...))`."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from step_infer.files import atomic_write
+from step_infer.scorer import StepScorer
+from step_train.dataset import StepDataModule, TrainingData, read_training_data
+from step_train.figure import draw_training
+from step_train.fit_config import FitConfig
+from step_train.held_out import choose_aggregator, evaluate
+from step_train.module import MONITOR, ScorerModule
+from step_train.record import RECORD_KEY, RECORD_SCHEMA_VERSION
+from step_train.run_directory import FIGURE, RunDirectory
+from step_train.trainer import EpochLines, RunCheckpoint, lightning_run, make_trainer
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of a training run."""
+
+    run: Path
+    """The run directory."""
+    checkpoint: Path
+    """Checkpoint of the best epoch, complete for `scorer-export`."""
+    epochs: int
+    """Epochs trained."""
+    best_epoch: int
+    """The best of them, from 1."""
+    aggregator: str
+    """The trace aggregator for the scorer card."""
+    metrics: dict[str, Any]
+    """Metrics on the test questions (`step_train.held_out.evaluate`)."""
+    history: list[dict[str, float]]
+    """One entry an epoch: losses and validation metrics."""
+    data: dict[str, Any]
+    """Summary of the data (`TrainingData.summary`)."""
+    seconds: float
+    """Wall time of this call."""
+
+
+def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
+    """Train a scorer, or go on with a run that was interrupted; a complete run is only read.
+
+    Args:
+        config: the settings.
+        callbacks: more Lightning callbacks.
+
+    Raises:
+        InputError: the traces, the run directory or a setting cannot be used.
+    """
+    started = time.monotonic()
+    data = read_training_data(
+        config.traces,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        max_traces_per_class=config.max_traces_per_class,
+        seed=config.seed,
+    )
+    run = RunDirectory(config.out)
+    # With several devices, Lightning starts this program again for each: only the first writes.
+    first = rank_zero_only.rank in (None, 0)
+    if first:
+        settings = config.deciding() | {"traces_fingerprint": data.fingerprint}
+        run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
+    if run.complete:
+        return _result(run, run.metrics(), started)
+    with lightning_run():
+        module, trainer = _train(config, data, run, callbacks)
+        outcome = _judge(config, data, run, module, trainer)
+    if trainer.is_global_zero:
+        _complete_checkpoint(run.best, outcome)
+        draw_training(
+            run.path / FIGURE, outcome["history"], outcome["best_epoch"], outcome["metrics"]
+        )
+        run.finish(outcome, seconds=round(time.monotonic() - started, 1))
+    return _result(run, outcome, started)
+
+
+def _train(
+    config: FitConfig, data: TrainingData, run: RunDirectory, callbacks: Sequence[Callback]
+) -> tuple[ScorerModule, Trainer]:
+    seed_everything(config.seed, workers=True, verbose=False)
+    module = ScorerModule(
+        StepScorer(data.model.hidden_size, config.width),
+        pos_weight=data.pos_weight,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        record={
+            "schema_version": RECORD_SCHEMA_VERSION,
+            "model": asdict(data.model),
+            "boundary": data.boundary,
+            "width": config.width,
+            "settings": config.deciding(),
+            "data": data.summary(),
+        },
+    )
+    stopping = EarlyStopping(MONITOR, mode="max", patience=config.patience)
+    files: dict[str, Any] = {"dirpath": run.path, "enable_version_counter": False}
+    csv_logger = CSVLogger(run.path, name="", version="csv")
+    trainer = make_trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        max_epochs=config.max_epochs,
+        deterministic=True,
+        logger=[csv_logger, TensorBoardLogger(run.path, name="", version="tensorboard")],
+        callbacks=[
+            stopping,
+            *([EpochLines()] if config.progress else []),
+            *callbacks,
+            RunCheckpoint(filename=run.best.stem, monitor=MONITOR, mode="max", **files),
+            # After the best one, whose state it holds as well.
+            RunCheckpoint(filename=run.last.stem, every_n_epochs=1, **files),
+        ],
+        num_sanity_val_steps=0,
+    )
+    datamodule = StepDataModule(data, config.batch_size, config.memory_mib, config.seed)
+    resume = run.last if run.last.is_file() else None
+    if resume is not None:
+        saved = torch.load(resume, map_location="cpu", weights_only=True)
+        if _stopped(saved, stopping):
+            # Trained to the end, but not yet judged.
+            module.load_state_dict(saved["state_dict"])
+            module.on_load_checkpoint(saved)
+            trainer.datamodule = datamodule
+            return module, trainer
+        if trainer.is_global_zero:
+            # The CSV file is written anew: give it the epochs it had.
+            for row in saved[RECORD_KEY]["history"]:
+                metrics = {name: value for name, value in row.items() if name != "epoch"}
+                csv_logger.log_metrics(metrics, step=int(row["epoch"]))
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    return module, trainer
+
+
+def _stopped(checkpoint: dict[str, Any], stopping: EarlyStopping) -> bool:
+    state = checkpoint["callbacks"].get(stopping.state_key, {})
+    return bool(state.get("wait_count", 0) >= stopping.patience)
+
+
+def _judge(
+    config: FitConfig,
+    data: TrainingData,
+    run: RunDirectory,
+    module: ScorerModule,
+    trainer: Trainer,
+) -> dict[str, Any]:
+    """Take the best epoch's weights, choose the aggregator, and judge once on test questions."""
+    history = module.history
+    best = torch.load(run.best, map_location="cpu", weights_only=True)
+    module.load_state_dict(best["state_dict"])
+    datamodule = StepDataModule(data, config.batch_size, config.memory_mib, config.seed)
+    trainer.validate(module, datamodule=datamodule, verbose=False)
+    chosen, choice = choose_aggregator(data.splits["val"], module.score_S)
+    trainer.test(module, datamodule=datamodule, verbose=False)
+    return {
+        "epochs": len(history),
+        "best_epoch": int(best["epoch"]) + 1,
+        "aggregator": chosen if config.aggregator == "auto" else config.aggregator,
+        "aggregator_choice": {"by": "validation questions, at 50 % of the steps", **choice},
+        "metrics": evaluate(data.splits["test"], module.score_S, seed=config.seed),
+        "history": history,
+        "data": data.summary(),
+    }
+
+
+def _complete_checkpoint(path: Path, outcome: dict[str, Any]) -> None:
+    """Put the outcome into the best checkpoint, so that it is complete for export."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint[RECORD_KEY] |= outcome
+    with atomic_write(path) as file:
+        torch.save(checkpoint, file)
+
+
+def _result(run: RunDirectory, outcome: dict[str, Any], started: float) -> FitResult:
+    return FitResult(
+        run=run.path,
+        checkpoint=run.best,
+        epochs=outcome["epochs"],
+        best_epoch=outcome["best_epoch"],
+        aggregator=outcome["aggregator"],
+        metrics=outcome["metrics"],
+        history=outcome["history"],
+        data=outcome["data"],
+        seconds=time.monotonic() - started,
+    )

@@ -1,0 +1,69 @@
+"""Settings of a scorer's training; the defaults are the paper's (arXiv 2601.09093, section 4.1)."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from step_infer.errors import InputError
+
+_FREE_TO_CHANGE = ("traces", "out", "memory_mib", "accelerator", "devices", "progress")
+"""Settings that may differ when a run goes on: they do not decide what comes out."""
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Everything that `step-train fit` can be told."""
+
+    traces: Path
+    """Traces directory with features, of step-collect or step-train extract."""
+    out: Path
+    """Run directory to make, or to go on with after an interruption."""
+    seed: int = 0
+    """Of split, sub-sampling, weights and batches; the same seed gives the same scorer."""
+    val_fraction: float = 0.15
+    """Part of the questions for early stopping and for the choice of the trace aggregator."""
+    test_fraction: float = 0.15
+    """Part of the questions for the final metrics; used for nothing else."""
+    max_traces_per_class: int | None = None
+    """Train on at most so many right and so many wrong traces, drawn at random (paper: 5000)."""
+    width: int = 512
+    """Hidden units of the scorer."""
+    batch_size: int = 128
+    """Steps in a training batch, over all devices."""
+    learning_rate: float = 1e-4
+    """Adam's learning rate."""
+    weight_decay: float = 1e-5
+    """Adam's weight decay."""
+    max_epochs: int = 20
+    """Most passes over the training steps."""
+    patience: int = 5
+    """Epochs without a better 0.75 AUROC + 0.25 F1 on validation questions before stopping."""
+    aggregator: Literal["auto", "mean", "last", "min", "ema"] = "auto"
+    """Trace aggregator for the scorer card; auto chooses by validation questions."""
+    memory_mib: int = 1024
+    """Most memory for blocks of features in a process, MiB; smaller features stay in memory."""
+    accelerator: str = "auto"
+    """Where to train: auto, cpu, gpu, …"""
+    devices: int = 1
+    """Devices to train on; a scorer is small, so one is mostly the fastest."""
+    progress: bool = True
+    """Show progress on standard error."""
+
+    def __post_init__(self) -> None:
+        least = {"width": 1, "batch_size": 1, "max_epochs": 1, "patience": 1, "memory_mib": 1}
+        for name, bound in (least | {"devices": 1, "seed": 0}).items():
+            if getattr(self, name) < bound:
+                raise InputError(
+                    f"Expected {name} of at least {bound}, found {getattr(self, name)}."
+                )
+        if not self.learning_rate > 0 or not self.weight_decay >= 0:
+            raise InputError(
+                "Expected learning_rate above 0 and weight_decay of at least 0, "
+                f"found {self.learning_rate} and {self.weight_decay}."
+            )
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide what comes out, JSON-ready."""
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in _FREE_TO_CHANGE}

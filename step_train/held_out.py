@@ -1,0 +1,140 @@
+"""How good step scores are on held-out questions: by progress, and as trace scores.
+
+Axes: N traces, S steps.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from step_infer.aggregate import AGGREGATORS
+from step_train.metrics import METRICS, RESAMPLES, Floats, pooled_auroc, within_question
+from step_train.trace_table import TENTHS, TraceTable
+
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+"""Parts of a trace's steps after which its trace score is judged."""
+
+CHOICE_FRACTION = 0.5
+"""Where the trace aggregator is chosen: pruning happens half-way, not at the end."""
+
+DEFINITIONS = {
+    "questions": "held out: no trace of them was used for fitting or selection",
+    "auroc": "over all samples of all questions",
+    "within_question": "mean of the questions' own AUROCs, each question with right and wrong "
+    "samples counts once",
+    "intervals": "95 % percentile bootstrap over questions",
+    "progress": "step number divided by the number of the trace's steps, in tenths",
+    "trace_score": "aggregate of the first 25/50/75/100 % of a trace's step scores, rounded up",
+}
+"""What the numbers mean; travels with them."""
+
+
+def evaluate(
+    table: TraceTable, score_S: Floats, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Judge the step scores of a split's traces.
+
+    Args:
+        table: the split's traces, with right and wrong ones among them.
+        score_S: a step score in [0, 1] for each of their steps [S], in the table's order.
+        resamples: bootstrap resamples of each interval.
+        seed: the bootstrap's seed.
+
+    Returns:
+        JSON-ready data: "data" (counts), "steps" (pooled metrics and within-question AUROC of all
+        steps), "by_progress" (one entry a tenth of a trace), "trace_score" (by aggregator and
+        percentage) and "definitions".
+    """
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    label_S, question_S = table.label_S, table.question_S
+    steps: dict[str, Any] = {
+        name: metric(label_S, score_S) for name, metric in METRICS.items() if name != "auroc"
+    }
+    steps["auroc"] = pooled_auroc(label_S, score_S, question_S, **options)
+    steps["within_question"] = within_question(label_S, score_S, question_S, **options)
+    return {
+        "data": table.summary(),
+        "steps": steps,
+        "by_progress": [
+            _at(table.tenth_S == tenth, table, score_S, options)
+            | {"from": tenth / TENTHS, "to": (tenth + 1) / TENTHS}
+            for tenth in range(TENTHS)
+        ],
+        "trace_score": {
+            name: {
+                f"{fraction:.0%}": trace_metrics(table, trace_score_N, options)
+                for fraction, trace_score_N in zip(
+                    FRACTIONS, trace_scores(table, score_S, name), strict=True
+                )
+            }
+            for name in AGGREGATORS
+        },
+        "definitions": DEFINITIONS,
+    }
+
+
+def trace_metrics(
+    table: TraceTable, trace_score_N: Floats, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return AUROC over all traces and within question of one trace score each [N]."""
+    return {
+        "auroc": pooled_auroc(table.correct_N, trace_score_N, table.question_N, **options),
+        "within_question": within_question(
+            table.correct_N, trace_score_N, table.question_N, **options
+        ),
+    }
+
+
+def trace_scores(
+    table: TraceTable,
+    score_S: Floats,
+    aggregator: str,
+    fractions: Sequence[float] = FRACTIONS,
+) -> list[npt.NDArray[np.float64]]:
+    """Return, for each fraction, every trace's score [N] over that part of its steps."""
+    aggregate = AGGREGATORS[aggregator]
+    scores = score_S.astype(np.float64).tolist()
+    ends = [np.ceil(fraction * table.steps_N).astype(np.int64) for fraction in fractions]
+    starts = table.first_step_N.tolist()
+    return [
+        np.array(
+            [
+                aggregate(scores[start : start + count])
+                for start, count in zip(starts, counts.tolist(), strict=True)
+            ]
+        )
+        for counts in ends
+    ]
+
+
+def choose_aggregator(table: TraceTable, score_S: Floats) -> tuple[str, dict[str, float | None]]:
+    """Choose the trace aggregator: the best within-question AUROC half-way through the traces.
+
+    Args:
+        table: traces of the validation questions; never the test questions.
+        score_S: their step scores [S].
+
+    Returns:
+        The aggregator's name ("mean" where no question can tell) and each one's AUROC.
+    """
+    found: dict[str, float | None] = {}
+    for name in AGGREGATORS:
+        (trace_score_N,) = trace_scores(table, score_S, name, [CHOICE_FRACTION])
+        found[name] = within_question(
+            table.correct_N, trace_score_N, table.question_N, resamples=1
+        )["value"]
+    ranked = {name: value for name, value in found.items() if value is not None}
+    return (max(ranked, key=lambda name: ranked[name]) if ranked else "mean"), found
+
+
+def _at(
+    mask_S: npt.NDArray[np.bool_], table: TraceTable, score_S: Floats, options: dict[str, Any]
+) -> dict[str, Any]:
+    label, score, question = table.label_S[mask_S], score_S[mask_S], table.question_S[mask_S]
+    return {
+        "steps": int(mask_S.sum()),
+        "auroc": pooled_auroc(label, score, question, **options),
+        "within_question": within_question(label, score, question, **options),
+    }

@@ -1,0 +1,170 @@
+"""The Lightning module that trains a step scorer. Axes: B rows of a batch, S steps of a split."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from step_infer.errors import InputError
+from step_infer.scorer import StepScorer
+from step_train.feature_blocks import EvaluationBatch, TrainingBatch
+from step_train.metrics import Floats, auroc, f1, selection_score, within_question
+from step_train.record import RECORD_KEY
+from step_train.trace_table import TraceTable
+
+MONITOR = "val_score"
+"""What early stopping and the choice of the best epoch look at; higher is better."""
+
+
+class ScorerModule(LightningModule):
+    """Trains a scorer by weighted binary cross-entropy (STEP, arXiv 2601.09093, section 4.1)."""
+
+    def __init__(
+        self,
+        scorer: StepScorer,
+        *,
+        pos_weight: float,
+        learning_rate: float,
+        weight_decay: float,
+        record: dict[str, Any],
+    ) -> None:
+        """Take a built scorer.
+
+        Args:
+            scorer: the network; trained in place.
+            pos_weight: weight of a right step's loss against a wrong one's.
+            learning_rate: Adam's.
+            weight_decay: Adam's (L2).
+            record: JSON-ready facts that checkpoints carry, for export.
+        """
+        super().__init__()
+        self.scorer = scorer
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.record = record
+        self.history: list[dict[str, float]] = []
+        """One entry a finished epoch: losses and validation metrics."""
+        self.logits_S = torch.empty(0)
+        """The newest evaluation's logits, in the order of the split's steps."""
+        # Not a buffer: those are sent around before every step of several processes.
+        self._pos_weight = torch.tensor(pos_weight)
+        self._loss_sum: Tensor | float = 0.0
+        self._loss_count = 0
+
+    @property
+    def score_S(self) -> Floats:
+        """The newest evaluation's step scores, in [0, 1]."""
+        return torch.sigmoid(self.logits_S.double()).numpy()
+
+    def training_step(self, batch: TrainingBatch, _batch_index: int) -> Tensor:
+        """Return the loss of this process's share of a batch.
+
+        The mean over processes, which is what gradients get, is the mean over the batch's rows,
+        also where shares differ in size.
+        """
+        hidden_BH, label_B, rows = batch
+        loss = self._loss(self.scorer(hidden_BH), label_B) * (self.trainer.world_size / rows)
+        self._loss_sum = self._loss_sum + loss.detach()
+        self._loss_count += 1
+        return loss
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of the samples' losses."""
+        self._pos_weight = self._pos_weight.to(logits.device)
+        return binary_cross_entropy_with_logits(
+            logits, labels, pos_weight=self._pos_weight, reduction="sum"
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        """Make room for the logits."""
+        self._start("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Make room for the logits."""
+        self._start("test")
+
+    def _start(self, split: str) -> None:
+        self.logits_S = torch.zeros(self._table(split).num_steps)
+
+    def validation_step(self, batch: EvaluationBatch, _batch_index: int) -> None:
+        """Score a batch: hidden [B, H], number of each step in the split [B]."""
+        hidden_BH, step_B = batch
+        self.logits_S[step_B.cpu()] = self.scorer(hidden_BH).float().cpu()
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        """Judge all processes' steps together; while fitting, log the epoch, training included."""
+        self._finish()
+        table, score_S = self._table("val"), self.score_S
+        label_S = table.label_S
+        labels = torch.from_numpy(label_S.astype(np.float32)).to(self.device)
+        loss = self._loss(self.logits_S.to(self.device), labels) / len(labels)
+        losses = {"val_loss": float(loss)}
+        if self.trainer.state.fn == "fit":
+            losses = {"train_loss": self._training_loss(), **losses}
+        self._require_finite(sum(losses.values()))
+        within = within_question(label_S, score_S, table.question_S, resamples=0)["value"]
+        metrics = losses | {
+            "val_auroc": auroc(label_S, score_S),
+            "val_f1": f1(label_S, score_S),
+            MONITOR: selection_score(label_S, score_S),
+        }
+        if within is not None:
+            metrics["val_within_question"] = within
+        # For the callbacks; the loggers get one row an epoch, below.
+        self.log(MONITOR, metrics[MONITOR], logger=False, sync_dist=True)
+        if self.trainer.state.fn == "fit":
+            self.history.append({"epoch": float(self.current_epoch), **metrics})
+            for logger in self.loggers:
+                logger.log_metrics(metrics, step=self.current_epoch)
+                logger.save()
+
+    def _training_loss(self) -> float:
+        """Return the mean loss of the epoch's batches, of all processes."""
+        mean = torch.as_tensor(self._loss_sum, device=self.device) / max(1, self._loss_count)
+        self._loss_sum, self._loss_count = 0.0, 0
+        return float(self.trainer.strategy.reduce(mean, reduce_op="mean"))
+
+    def on_test_epoch_end(self) -> None:
+        """Bring all processes' logits together."""
+        self._finish()
+
+    def _finish(self) -> None:
+        if self.trainer.world_size > 1:
+            logits = self.logits_S.to(self.device)
+            self.logits_S = self.trainer.strategy.reduce(logits, reduce_op="sum").cpu()
+
+    def _table(self, split: str) -> TraceTable:
+        return self.trainer.datamodule.data.splits[split]
+
+    def _require_finite(self, loss: float) -> None:
+        if np.isfinite(loss):
+            return
+        where = self.trainer.datamodule.data.rows.locate_non_finite()
+        if where is None:
+            raise InputError(f"Expected a finite loss, found {loss}. Hint: lower learning_rate.")
+        raise InputError(
+            f"Expected finite hidden states, found NaN or infinity in {where}. "
+            "Hint: collect or extract the features again, in bfloat16 or float32."
+        )
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return Adam, all of its arithmetic fused into one call."""
+        return torch.optim.Adam(
+            self.scorer.parameters(),
+            lr=self.learning_rate,
+            weight_decay=self.weight_decay,
+            fused=True,
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the record and the history."""
+        checkpoint[RECORD_KEY] = self.record | {"history": self.history}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the history back."""
+        self.history = list(checkpoint[RECORD_KEY]["history"])

@@ -1,0 +1,7 @@
+"""Our own part of a Lightning checkpoint: plain data under one key, all that an export needs."""
+
+RECORD_KEY = "step_scorer"
+"""Key of the record in a checkpoint."""
+
+RECORD_SCHEMA_VERSION = 1
+"""Version of the record's form."""

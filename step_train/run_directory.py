@@ -1,0 +1,92 @@
+"""The directory of one training run: what it holds, and whether it may be gone on with.
+
+manifest.json, split.json (question ids), best.ckpt, last.ckpt, csv/metrics.csv, tensorboard/,
+training.png and, once the run is complete, metrics.json.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from step_infer.errors import InputError
+from step_infer.files import read_json, write_json
+from step_infer.manifest import MANIFEST_NAME, read_manifest, run_manifest, write_manifest
+
+KIND = "scorer training"
+"""What the manifest calls such a directory."""
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+METRICS, SPLIT, FIGURE = "metrics.json", "split.json", "training.png"
+
+
+class RunDirectory:
+    """A run's files. All processes of a run may read; only the first may write."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the best epoch."""
+        return self.path / BEST
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the newest epoch, from which a run goes on."""
+        return self.path / LAST
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end."""
+        started = (self.path / MANIFEST_NAME).exists()
+        return started and bool(read_manifest(self.path).get("complete"))
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the result of a complete run, as `finish` took it."""
+        return dict(read_json(self.path / METRICS))
+
+    def start(self, settings: dict[str, Any], split: dict[str, list[str]], **manifest: Any) -> None:
+        """Make the directory, or check that a run with the same settings stands in it.
+
+        Args:
+            settings: what decides the outcome, JSON-ready; must agree to go on.
+            split: question ids of each split.
+            manifest: more fields for a new manifest.
+
+        Raises:
+            InputError: the directory cannot be written, holds something else, or was started with
+                other settings; the message names the first that differs.
+        """
+        if (self.path / MANIFEST_NAME).exists():
+            self._compare(json.loads(json.dumps(settings)))
+            return
+        if self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
+            raise InputError(
+                f"Expected an empty directory or one of an earlier run at {self.path}, "
+                "found other files. Hint: choose another output directory."
+            )
+        write_json(self.path / SPLIT, split)
+        write_manifest(
+            self.path, run_manifest(kind=KIND, settings=settings, complete=False, **manifest)
+        )
+
+    def _compare(self, settings: dict[str, Any]) -> None:
+        found = read_manifest(self.path)
+        if found.get("kind") != KIND:
+            raise InputError(
+                f"Expected a run directory of step-train fit at {self.path}, found a manifest of "
+                f"kind {found.get('kind')!r}. Hint: choose another output directory."
+            )
+        old = found.get("settings", {})
+        for name in [*settings, *(name for name in old if name not in settings)]:
+            if old.get(name) != settings.get(name):
+                raise InputError(
+                    f"Expected {name} {old.get(name)!r} (the run started in {self.path}), "
+                    f"found {settings.get(name)!r}. "
+                    "Hint: use the same settings to go on, or another output directory."
+                )
+
+    def finish(self, metrics: dict[str, Any], **manifest: Any) -> None:
+        """Write the result, then mark the run as complete."""
+        write_json(self.path / METRICS, metrics)
+        write_manifest(self.path, read_manifest(self.path) | {"complete": True, **manifest})

@@ -1,0 +1,149 @@
+"""How the toolkit runs Lightning: quiet, deterministic, with a line of progress an epoch."""
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from step_infer.errors import InputError
+
+_CHATTER = (
+    ".*LeafSpec.*",  # Lightning's own use of a torch function
+    ".*lightning.pytorch.utilities.data.*",
+    ".*Experiment logs directory.*",
+    ".*Checkpoint directory .* exists.*",
+    ".*self.trainer.*not registered.*",
+    ".*is smaller than the logging interval.*",
+)
+
+
+@contextmanager
+def lightning_run() -> Iterator[None]:
+    """Run the block without Lightning's chatter, and put torch's determinism back after it."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in _CHATTER:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(level)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def make_trainer(**options: Any) -> Trainer:
+    """Return a Lightning trainer without bars and tables; `options` are passed on.
+
+    Raises:
+        InputError: the accelerator or so many devices are not there.
+    """
+    try:
+        return Trainer(
+            use_distributed_sampler=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            **options,
+        )
+    except (MisconfigurationException, ValueError) as error:
+        raise InputError(
+            f"Expected an accelerator and devices that this machine has, found: {error} "
+            "Hint: see --accelerator and --devices."
+        ) from error
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """A checkpoint under a fixed name; its state survives a move of the run directory."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the state over, with paths of the directory as it is called now."""
+        here = str(self.dirpath)
+
+        def moved(path: str) -> str:
+            return os.path.join(here, Path(path).name) if path else path
+
+        best = state_dict.get("best_k_models", {})
+        state = state_dict | {
+            "dirpath": here,
+            "best_k_models": {moved(path): score for path, score in best.items()},
+        }
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = moved(state_dict.get(name, ""))
+        super().load_state_dict(state)
+
+
+class EpochLines(Callback):
+    """One line an epoch on standard error: losses, metrics, rate, time left at most."""
+
+    def __init__(self) -> None:
+        self._start = 0.0
+        self._first_epoch = 0
+        self._epoch_start = 0.0
+        self._shown = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._start = time.monotonic()
+        self._first_epoch = trainer.current_epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the epoch's clock."""
+        self._epoch_start = self._shown = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show how far a long epoch is, on a terminal every second, elsewhere every 30."""
+        now = time.monotonic()
+        live = sys.stderr.isatty()
+        if now - self._shown < (1.0 if live else 30.0) or not trainer.is_global_zero:
+            return
+        self._shown = now
+        done, total = batch_idx + 1, int(trainer.num_training_batches)
+        rate = done / (now - self._epoch_start)
+        left = timedelta(seconds=round((total - done) / rate))
+        text = (
+            f"epoch {trainer.current_epoch + 1}: {done}/{total} batches, {rate:,.0f}/s, {left} left"
+        )
+        print(text, end="\r" if live else "\n", file=sys.stderr, flush=True)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Show the epoch's losses and metrics."""
+        if not trainer.is_global_zero:
+            return
+        now = time.monotonic()
+        epoch = trainer.current_epoch + 1
+        seen: dict[str, float] = pl_module.history[-1]
+        parts = [
+            f"{label} {seen[name]:.4f}"
+            for label, name in (
+                ("loss", "train_loss"),
+                ("val loss", "val_loss"),
+                ("val AUROC", "val_auroc"),
+                ("within question", "val_within_question"),
+            )
+            if name in seen
+        ]
+        each = (now - self._start) / (epoch - self._first_epoch)
+        left = timedelta(seconds=round(each * ((trainer.max_epochs or epoch) - epoch)))
+        rate = int(trainer.num_training_batches) / (now - self._epoch_start)
+        print(
+            f"epoch {epoch}/{trainer.max_epochs}: {', '.join(parts)}, "
+            f"{now - self._epoch_start:.1f} s, {rate:,.0f} batches/s, at most {left} left",
+            file=sys.stderr,
+            flush=True,
+        )

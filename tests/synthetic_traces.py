@@ -1,0 +1,101 @@
+"""Traces directories made up for tests: what their states tell is known."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from data_gen.trace_directory import TraceDirectory
+from data_gen.trace_writer import TraceWriter
+
+Signal = Literal["label", "noise", "question"]
+
+BOUNDARY = {
+    "kind": "blank_line",
+    "pattern": r"\n\n",
+    "stride": 0,
+    "think_end_id": 4,
+    "token_ids": [6],
+}
+BLANK, OTHER = 6, 30
+
+
+def write_traces(
+    path: Path,
+    signal: Signal,
+    *,
+    questions: int = 30,
+    traces: int = 8,
+    hidden_size: int = 16,
+    part_traces: int = 50,
+    strength: float = 3.0,
+    seed: int = 0,
+    changes: dict[int, dict[str, Any]] | None = None,
+) -> TraceDirectory:
+    """Write right and wrong traces of every question, 4 to 15 steps each.
+
+    Args:
+        path: the directory to make.
+        signal: what the states tell: "label" adds the label along one direction; "question" the
+            question's own share of right traces, nothing of the trace; "noise" nothing at all.
+        questions: how many questions.
+        traces: traces of a question.
+        hidden_size: width H.
+        part_traces: traces in a part.
+        strength: of the signal, in standard deviations of the noise.
+        seed: of everything.
+        changes: columns to overwrite, by the number of the trace.
+    """
+    generator = np.random.default_rng(seed)
+    rows, states = [], []
+    for question in range(questions):
+        share = generator.uniform(0.15, 0.85)
+        right = generator.random(traces) < share
+        right[:2] = True, False
+        for trace in range(traces):
+            steps = int(generator.integers(4, 16))
+            positions = (np.arange(steps) * 3 + 2).tolist()
+            tokens = [OTHER] * (3 * steps + 4)
+            for position in positions:
+                tokens[position] = BLANK
+            state = generator.normal(size=(steps, hidden_size))
+            if signal == "label":
+                state[:, 0] += strength * (right[trace] - 0.5)
+            elif signal == "question":
+                state[:, 0] += 4 * strength * (share - 0.5)
+            states.append(torch.from_numpy(state).to(torch.bfloat16))
+            row = {
+                "question_id": f"q{question}",
+                "trace_id": trace,
+                "seed": trace,
+                "question": "1+1?",
+                "prompt_token_ids": [1, OTHER, 3],
+                "token_ids": tokens,
+                "text": "…",
+                "finish_reason": "stop",
+                "extracted_answer": "2",
+                "is_correct": bool(right[trace]),
+                "boundary_positions": positions,
+            }
+            rows.append(row | (changes or {}).get(len(rows), {}))
+    manifest = {
+        "model": "some/model",
+        "identity": {
+            "config_hash": "c" * 64,
+            "tokenizer_hash": "t" * 64,
+            "hidden_size": hidden_size,
+        },
+        "boundary": BOUNDARY,
+        "sampling": {"temperature": 1.0},
+    }
+    with TraceWriter(path, {"seed": seed}, **manifest) as out:
+        for start in range(0, len(rows), part_traces):
+            some = rows[start : start + part_traces]
+            hidden = [
+                state if row["boundary_positions"] else state[:0]
+                for row, state in zip(some, states[start:], strict=False)
+            ]
+            out.add_part(some, hidden)
+        out.update(complete=True)
+    return TraceDirectory(path)

@@ -1,0 +1,145 @@
+"""The adapter in a real vLLM engine: scores against a Hugging Face forward, and pruning.
+
+One engine serves all tests: a KV cache far too small for the traces, so that they are preempted or
+pruned, a token budget so small that prompts and resumed traces are computed in chunks, and the
+prefix cache on, as vLLM has it by default. Without seeds: the CPU engine cannot have both.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from step_infer.client import StepLLM
+from step_infer.sampling import Sampling
+from step_infer.scorer import load_scorer
+
+pytestmark = pytest.mark.engine
+
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
+SCORER = CHECKPOINT / "scorer" / "scorer.safetensors"
+QUESTIONS = [
+    "618+487+934+246+799+358+171+866+529+402+755+183+690 mod 1000 = ?",
+    "905+377+482+659+768+190+543+825+314+968+271+856+437 mod 1000 = ?",
+]
+SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=1400)
+KV_BUDGET = 3072
+
+
+@pytest.fixture(scope="module")
+def llm():
+    with StepLLM(
+        str(CHECKPOINT),
+        SCORER,
+        kv_budget_tokens=KV_BUDGET,
+        max_model_len=1600,
+        enable_chunked_prefill=True,
+        max_num_batched_tokens=64,
+        max_num_seqs=32,
+        capture=True,
+    ) as engine:
+        yield engine
+
+
+def plans(llm, n, grouped):
+    orders = []
+    for number, question in enumerate(QUESTIONS):
+        for order in llm.plan(f"q{number}", question, n, SAMPLING, seed=None, system=""):
+            group = order.group if grouped else None
+            orders.append(dataclasses.replace(order, group=group))
+    return orders
+
+
+@pytest.fixture(scope="module")
+def preempted(llm):
+    """Traces without a group: scored, never pruned, so vLLM preempts and resumes them."""
+    before = llm.stats().preemptions
+    traces = list(llm.stream(plans(llm, 8, grouped=False)))
+    return traces, llm.stats().preemptions - before
+
+
+@pytest.fixture(scope="module")
+def pruned(llm):
+    before = llm.stats().preemptions
+    traces = list(llm.stream(plans(llm, 8, grouped=True)))
+    return traces, llm.stats().preemptions - before
+
+
+def reference(traces):
+    """Return step scores and states of a Hugging Face forward, trace by trace."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16).eval()
+    scorer, card = load_scorer(SCORER)
+    for trace in traces:
+        ids = torch.tensor([trace.prompt_token_ids + trace.token_ids])
+        with torch.inference_mode():
+            hidden_TH = model.model(ids).last_hidden_state[0]
+        positions = card.boundary_rule.positions(trace.token_ids)
+        rows = torch.tensor(positions, dtype=torch.long) + len(trace.prompt_token_ids)
+        with torch.inference_mode():
+            yield positions, hidden_TH[rows], torch.sigmoid(scorer(hidden_TH[rows]))
+
+
+def check_against_reference(traces):
+    for trace, (positions, hidden_SH, scores_S) in zip(traces, reference(traces), strict=True):
+        assert trace.boundary_positions == positions, "a boundary was missed or counted twice"
+        found_S = torch.tensor(trace.step_scores)
+        assert found_S.shape == scores_S.shape
+        assert (found_S - scores_S).abs().max() <= 0.01
+        assert trace.hidden_SH.shape == hidden_SH.shape
+        error = (trace.hidden_SH.float() - hidden_SH.float()).norm() / hidden_SH.float().norm()
+        assert error < 0.02
+
+
+def test_scores_equal_a_forward_pass_though_traces_were_preempted_and_resumed(preempted):
+    traces, preemptions = preempted
+    assert preemptions > 0, "the cache was not short: the test shows nothing"
+    assert len(traces) == 16
+    assert sum(len(trace.boundary_positions) for trace in traces) > 100
+    check_against_reference(traces)
+
+
+def test_without_a_group_nothing_is_pruned(preempted):
+    assert {trace.finish_reason for trace in preempted[0]} <= {"stop", "length"}
+
+
+def test_short_memory_prunes_instead_of_preempting(pruned):
+    traces, preemptions = pruned
+    stopped = [trace for trace in traces if trace.pruned]
+    assert stopped
+    assert preemptions == 0
+    assert all(trace.answer is None for trace in stopped)
+    assert all(trace.step_scores for trace in stopped)
+    for name in ("q0", "q1"):
+        assert any(trace.question_id == name and not trace.pruned for trace in traces)
+
+
+def test_scores_of_pruned_and_surviving_traces_equal_a_forward_pass(pruned):
+    # A pruned trace's last boundary may still wait for its row: then the engine has one less.
+    traces = pruned[0]
+    survivors = [trace for trace in traces if not trace.pruned]
+    check_against_reference(survivors)
+    for trace, (positions, _, scores_S) in zip(traces, reference(traces), strict=True):
+        count = len(trace.step_scores)
+        assert trace.boundary_positions == positions[:count]
+        assert len(positions) - count <= (1 if trace.pruned else 0)
+        assert (torch.tensor(trace.step_scores) - scores_S[:count]).abs().max() <= 0.01
+
+
+def test_the_engine_is_empty_afterwards(llm, pruned):
+    stats = llm.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+
+
+def test_generate_votes_over_the_survivors(llm):
+    [result] = llm.generate(
+        QUESTIONS[:1], n=8, sampling=SAMPLING, seed=None, system="", progress=False
+    )
+    assert [trace.trace_id for trace in result.traces] == list(range(8))
+    voters = {index for _, _, members in result.vote.groups for index in members}
+    assert voters == {t.trace_id for t in result.traces if t.answer is not None}
+    assert result.answer == result.vote.groups[0][0]
+    weights = [t.trace_score for t in result.traces if t.answer == result.answer]
+    assert result.vote.groups[0][1] == pytest.approx(sum(weights))

@@ -1,0 +1,43 @@
+r"""Finding the last \boxed{} of a response."""
+
+import pytest
+
+from step_infer.answers import extract_boxed
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"so \boxed{42}.", "42"),
+        (r"\boxed{1} then \boxed{2}", "2"),
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{ \text{a {b} c} }", r"\text{a {b} c}"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{\left\{ x \right\}} end", r"\left\{ x \right\}"),
+        (r"\boxed 7$.", "7"),
+        ("\\boxed\n{7}", "7"),
+        (r"\boxed{7", None),
+        (r"\boxed{5} and \boxed{7", "5"),
+        (r"\boxed", None),
+        ("\\boxed \n", None),
+        (r"\boxed{}", None),
+        ("no box", None),
+        ("", None),
+    ],
+)
+def test_last_complete_box_is_the_answer(text: str, answer: str | None) -> None:
+    assert extract_boxed(text) == answer
+
+
+def test_box_inside_the_reasoning_is_a_draft() -> None:
+    assert extract_boxed(r"maybe \boxed{1}</think>It is \boxed{2}") == "2"
+    assert extract_boxed(r"maybe \boxed{1}</think>I do not know") is None
+
+
+def test_without_an_end_of_thinking_the_whole_text_counts() -> None:
+    assert extract_boxed(r"It is \boxed{1}") == "1"
+
+
+def test_deep_nesting_is_read_without_recursion() -> None:
+    text = "\\boxed{" + "{" * 5000 + "x" + "}" * 5000 + "}"
+    assert extract_boxed(text) == "{" * 5000 + "x" + "}" * 5000

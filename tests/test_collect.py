@@ -1,0 +1,300 @@
+"""Collecting traces: on an engine that pretends, and from the command line."""
+
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from collect_engine import CollectEngine, assert_whole
+from rich.console import Console
+
+from data_gen.collect import collect
+from data_gen.collect_config import CollectConfig
+from data_gen.trace_directory import TraceDirectory
+from step_infer.errors import InputError
+from step_infer.sampling import Sampling
+
+N = 6
+QUESTIONS = [
+    {"id": "zero", "question": "1-1", "answer": "0"},
+    {"id": "one", "question": "3-2", "answer": "1"},
+    {"id": "long", "question": "?", "answer": "x" * 3000},  # too long to grade
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with what is read before the engine starts: configuration and tokenizer."""
+    from data_gen.ledger.tokenizer import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    build_tokenizer(512).save_pretrained(folder)
+    config = {"hidden_size": CollectEngine.H, "max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+@pytest.fixture
+def config(model: str, tmp_path: Path) -> CollectConfig:
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(q) + "\n" for q in QUESTIONS))
+    return CollectConfig(
+        model, str(questions), str(tmp_path / "out"), num_traces=N, part_traces=4, system=""
+    )
+
+
+def run(config: CollectConfig, engine: CollectEngine) -> tuple[dict[str, Any], str]:
+    printed = io.StringIO()
+    summary = collect(config, engine, Console(file=printed, width=200))
+    return summary, printed.getvalue()
+
+
+def test_everything_is_written_once_with_its_states(config: CollectConfig) -> None:
+    engine = CollectEngine()
+    summary, printed = run(config, engine)
+    assert_whole(config, len(QUESTIONS))
+    found = TraceDirectory(config.out)
+    assert found.complete
+    assert found.num_parts == 5
+    for index, shard in enumerate(found.shards()):
+        for row in found.part(index, ["seed", "row_start", "num_steps"]).to_pylist():
+            own = shard.hidden(row["row_start"], row["row_start"] + row["num_steps"])
+            assert (own == row["seed"] % 251).all()
+    assert engine.closed
+    assert engine.started_with is not None
+    assert engine.started_with["prune"] is False
+    assert engine.started_with["capture"] is True
+    assert printed.index("Size estimate") < printed.index("Starting the engine")
+    assert "measured" in printed
+    assert found.manifest["summary"] == json.loads(json.dumps(summary))
+
+
+def test_the_summary_counts_what_it_says(config: CollectConfig) -> None:
+    summary, printed = run(config, CollectEngine())
+    # Traces 1, 2, 4, 5 of a question answer 1, 0, 0, 1; the vote's tie goes to trace 1's answer.
+    expected = {
+        "questions": 3,
+        "traces": 18,
+        "right": 4,
+        "wrong": 4,
+        "no_answer": 6,
+        "ungradable": 4,
+        "accuracy": 4 / 18,
+        "graded_accuracy": 1 / 2,
+        "majority_accuracy": 1 / 3,
+        "any_accuracy": 2 / 3,
+        "boundaries_per_trace": 7 / 6,
+        "mean_tokens_right": 13.0,
+        "feature_rows": 21,
+        "tokens": 3 * (60 + 15),
+    }
+    assert {name: summary[name] for name in expected} == expected
+    assert "questions right by majority vote" in printed
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    config: CollectConfig, error: type[BaseException]
+) -> None:
+    first = CollectEngine(dies_after=7, error=error)
+    with pytest.raises(error):
+        run(config, first)
+    assert first.closed
+    assert TraceDirectory(config.out).num_traces == 7
+    assert not TraceDirectory(config.out).complete
+    second = CollectEngine()
+    _, printed = run(config, second)
+    assert_whole(config, len(QUESTIONS))
+    assert "18 traces, 7 of them done" in printed
+    assert not set(first.yielded) & set(second.yielded)
+
+
+def test_a_finished_run_needs_no_engine(config: CollectConfig) -> None:
+    summary, _ = run(config, CollectEngine())
+    again = CollectEngine()
+    assert run(config, again)[0] == summary
+    assert again.started_with is None
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"num_traces": 5}, "num_traces 6"),
+        ({"seed": 1}, "seed 0"),
+        ({"sampling": Sampling(top_k=5)}, r"sampling\.top_k 20"),
+        ({"limit": 1}, "limit None"),
+        ({"engine": {"dtype": "float32"}}, r"engine\.dtype None"),
+        ({"boundary": "newline"}, "boundary"),
+    ],
+)
+def test_other_settings_in_the_same_directory_are_refused(
+    config: CollectConfig, change: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(RuntimeError):
+        run(config, CollectEngine(dies_after=5))
+    with pytest.raises(InputError, match=f"Expected {named} .*the run started in"):
+        run(dataclasses.replace(config, **change), CollectEngine())
+
+
+def test_settings_that_decide_nothing_may_change(config: CollectConfig) -> None:
+    with pytest.raises(RuntimeError):
+        run(config, CollectEngine(dies_after=5))
+    other = dataclasses.replace(
+        config, part_traces=7, max_in_flight=3, engine={"max_num_seqs": 8}, grading_workers=2
+    )
+    run(other, CollectEngine())
+    assert_whole(other, len(QUESTIONS))
+
+
+def test_changed_questions_are_noticed(config: CollectConfig) -> None:
+    with pytest.raises(RuntimeError):
+        run(config, CollectEngine(dies_after=5))
+    with Path(config.questions).open("a") as file:
+        file.write('{"question": "new", "answer": "1"}\n')
+    with pytest.raises(InputError, match="Expected questions_sha256"):
+        run(config, CollectEngine())
+
+
+def test_parts_are_also_written_when_time_has_passed(config: CollectConfig) -> None:
+    often = dataclasses.replace(config, part_traces=1000, part_seconds=1e-9)
+    run(often, CollectEngine())
+    assert TraceDirectory(often.out).num_parts == 18
+
+
+def test_without_features_no_states_are_asked_for_or_written(config: CollectConfig) -> None:
+    bare = dataclasses.replace(config, features=False)
+    engine = CollectEngine()
+    summary, _ = run(bare, engine)
+    assert engine.started_with is not None
+    assert engine.started_with["capture"] is False
+    assert summary["feature_rows"] == 0
+    assert summary["boundaries_per_trace"] == 7 / 6
+    assert list((Path(bare.out) / "features").iterdir()) == []
+
+
+def test_states_can_be_stored_in_another_type(config: CollectConfig) -> None:
+    run(dataclasses.replace(config, feature_dtype="float16"), CollectEngine())
+    assert TraceDirectory(config.out).shard(0).dtype == torch.float16
+
+
+def test_questions_without_answers_are_not_graded(config: CollectConfig) -> None:
+    Path(config.questions).write_text('{"question": "1+1"}\n')
+    with pytest.raises(InputError, match="Expected an answer"):
+        run(config, CollectEngine())
+    summary, _ = run(dataclasses.replace(config, no_answers=True), CollectEngine())
+    assert summary["accuracy"] is None
+    assert summary["majority_accuracy"] is None
+    assert summary["ungradable"] == 0
+    assert TraceDirectory(config.out).table(["is_correct"])["is_correct"].null_count == N
+
+
+def test_bad_lines_left_out_are_counted(config: CollectConfig) -> None:
+    with Path(config.questions).open("a") as file:
+        file.write("{\n")
+    summary, printed = run(dataclasses.replace(config, skip_bad_lines=True), CollectEngine())
+    assert summary["skipped_lines"] == 1
+    assert "Left out 1 lines" in printed
+
+
+def test_too_little_room_is_found_before_the_engine_starts(
+    config: CollectConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**6, 10**6, 10))
+    engine = CollectEngine()
+    with pytest.raises(InputError, match="of free space .* found 10 B"):
+        run(config, engine)
+    assert engine.started_with is None
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(
+    config: CollectConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("data_gen.trace_writer.write_part", full)
+        with pytest.raises(InputError, match="No space left on device.*goes on where it stopped"):
+            run(config, CollectEngine())
+    run(config, CollectEngine())
+    assert_whole(config, len(QUESTIONS))
+
+
+def test_a_prompt_that_is_too_long_is_found_before_the_engine_starts(
+    config: CollectConfig,
+) -> None:
+    with Path(config.questions).open("a") as file:
+        file.write(json.dumps({"id": "deep", "question": "1+" * 300, "answer": "1"}) + "\n")
+    engine = CollectEngine()
+    with pytest.raises(InputError, match=r"context \(512 tokens\), .* for question deep"):
+        run(config, engine)
+    assert engine.started_with is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_traces": 0}, "--num-traces of at least 1, found 0"),
+        ({"part_seconds": 0.0}, "--part-seconds above 0"),
+        ({"boundary": "word"}, "--boundary out of blank_line"),
+        ({"boundary": "regex"}, "--boundary-pattern with --boundary regex"),
+        ({"boundary_stride": 5}, "--boundary-stride with --boundary stride"),
+        ({"scorer": "s", "boundary": "newline"}, "no --boundary beside --scorer"),
+        ({"allow_mismatch": ["tokenizer_hash"]}, "--scorer beside --allow-mismatch"),
+    ],
+)
+def test_settings_that_make_no_sense(
+    config: CollectConfig, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=f"Expected {message}"):
+        dataclasses.replace(config, **change)
+
+
+def command(*arguments: str, **options: str) -> "subprocess.CompletedProcess[str]":
+    for name, value in options.items():
+        arguments += (f"--{name.replace('_', '-')}", value)
+    return subprocess.run(
+        [sys.executable, "-m", "data_gen.commands", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_traces": "0"}, "--num-traces of at least 1"),
+        ({"model": "/no/such"}, "Expected a model folder or a hub id"),
+        ({"questions": "/no/such"}, "Expected a readable questions file"),
+        ({"out": "/dev/null/out"}, "Expected a writable output directory"),
+        ({"colour": "red"}, "unrecognized arguments: --colour"),
+    ],
+)
+def test_the_command_says_in_one_line_what_is_wrong(
+    config: CollectConfig, change: dict[str, str], message: str
+) -> None:
+    options = {"model": config.model, "questions": config.questions, "out": config.out}
+    result = command(**(options | change))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "Starting the engine" not in result.stdout
+
+
+def test_the_commands_help_and_configuration(config: CollectConfig, tmp_path: Path) -> None:
+    text = command("--help").stdout
+    assert "Traces N sampled for each question." in text
+    assert "default: 64" in text
+    (tmp_path / "c.yaml").write_text(f"model: {config.model}\nquestions: q\nout: o\nseed: 7\n")
+    printed = command("--config", str(tmp_path / "c.yaml"), "--print-config").stdout
+    assert "seed: 7" in printed

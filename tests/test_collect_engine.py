@@ -1,0 +1,134 @@
+"""Collecting on a real engine: killed half way, and gone on with."""
+
+import contextlib
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from collect_engine import assert_whole
+
+from data_gen.collect_config import CollectConfig
+from data_gen.trace_directory import TraceDirectory
+from step_infer.boundary import BoundaryRule
+from step_infer.errors import InputError
+
+ENGINE_N = 8
+ENGINE_QUESTIONS = 4
+DEMO_MODEL = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
+
+
+@dataclasses.dataclass
+class Collected:
+    """A run that was killed, and the same run gone on with."""
+
+    config: CollectConfig
+    before: list[tuple[str, int]]
+    """The traces that the killed run left."""
+    engines: list[int]
+    """Its child processes."""
+
+
+@pytest.fixture(scope="module")
+def engine_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The demo model, or one with random weights where it is not there."""
+    if (DEMO_MODEL / "config.json").exists():
+        return str(DEMO_MODEL)
+    from step_train.ledger_export import export_model, new_model
+
+    folder = tmp_path_factory.mktemp("model") / "random"
+    torch.manual_seed(0)
+    export_model(new_model(2, 128, 256), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def collected(engine_model: str, tmp_path_factory: pytest.TempPathFactory) -> Collected:
+    """Collect, kill after the second part, go on."""
+    folder = tmp_path_factory.mktemp("collect")
+    questions = folder / "questions.jsonl"
+    world = [sys.executable, "-m", "data_gen.ledger", "--split", "test", "--seed", "5"]
+    world += ["--count", str(ENGINE_QUESTIONS), "--out", str(questions)]
+    subprocess.run(world, check=True, capture_output=True)
+    config = CollectConfig(engine_model, str(questions), str(folder / "out"), num_traces=ENGINE_N)
+    options = ["--model", config.model, "--questions", config.questions, "--out", config.out]
+    options += ["--num-traces", str(ENGINE_N), "--system", "", "--part-traces", "4"]
+    options += ["--sampling.temperature", "1", "--sampling.top-p", "1", "--sampling.top-k", "0"]
+    options += ["--max-in-flight", "8"]
+    arguments = [sys.executable, "-m", "data_gen.commands", *options]
+    log = (folder / "log").open("w+")
+    process = subprocess.Popen(arguments, stdout=log, stderr=log)
+    try:
+        while len(listed_parts(config)) < 2:
+            log.seek(0)
+            assert process.poll() is None, log.read()
+            time.sleep(0.02)
+        engines = children(process.pid)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    before = list(TraceDirectory(config.out).keys())
+    assert 0 < len(before) < ENGINE_N * ENGINE_QUESTIONS
+    result = subprocess.run(arguments, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert f"{len(before)} of them done" in result.stdout
+    log.close()
+    return Collected(config, before, engines)
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            _, state_and_parent = path.read_text().rsplit(")", 1)
+            if int(state_and_parent.split()[1]) == parent:
+                found.append(int(path.parent.name))
+    return found
+
+
+def listed_parts(config: CollectConfig) -> list[Any]:
+    with contextlib.suppress(InputError):
+        return list(TraceDirectory(config.out).manifest["parts"])
+    return []
+
+
+@pytest.mark.engine
+def test_a_killed_run_loses_and_repeats_nothing(collected: Collected) -> None:
+    config, before = collected.config, collected.before
+    assert_whole(config, ENGINE_QUESTIONS)
+    assert list(TraceDirectory(config.out).keys())[: len(before)] == before
+
+
+@pytest.mark.engine
+def test_the_engines_traces_hold_together(collected: Collected, tmp_path: Path) -> None:
+    config = collected.config
+    found = TraceDirectory(config.out)
+    rule = BoundaryRule.from_dict(found.manifest["boundary"])
+    rows = found.dataset(cache_dir=tmp_path)
+    assert len(rows) == ENGINE_N * ENGINE_QUESTIONS
+    for row in rows:
+        assert row["boundary_positions"] == rule.positions(row["token_ids"])
+        assert row["finish_reason"] in ("stop", "length")
+        assert (row["is_correct"] is None) == (row["extracted_answer"] is None)
+    assert len({row["seed"] for row in rows}) == len(rows)
+    for shard in found.shards():
+        hidden_SH = shard.hidden()
+        assert hidden_SH.dtype == torch.bfloat16
+        # Final-normed states differ from step to step and are of ordinary size.
+        if shard.rows > 1:
+            assert hidden_SH.float().std(dim=0).max() > 0
+    assert found.manifest["summary"]["traces"] == len(rows)
+
+
+@pytest.mark.engine
+def test_no_engine_outlives_a_killed_collector(collected: Collected) -> None:
+    assert collected.engines
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in collected.engines):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,157 @@
+"""Command lines from configuration classes, exit statuses, and the engine's guard."""
+
+import dataclasses
+import multiprocessing
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from step_infer.command import run
+from step_infer.command_line import parse_config
+from step_infer.engine_guard import EngineGuard
+from step_infer.errors import InputError
+from step_infer.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a test."""
+
+    name: str
+    """What it is called."""
+    num_things: int = 3
+    """How many."""
+    loud: bool = False
+    """Whether to shout."""
+    quiet: bool = True
+    """Whether to whisper."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How to sample."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """More."""
+
+
+def parse(*argv: str) -> Config:
+    return parse_config(Config, argv, "try-it", "Try it.")
+
+
+@pytest.mark.parametrize(
+    ("argv", "changes"),
+    [
+        (["--num-things", "4"], {"num_things": 4}),
+        (["--num_things=4"], {"num_things": 4}),
+        (["--loud"], {"loud": True}),
+        (["--loud", "--num-things", "4"], {"loud": True, "num_things": 4}),
+        (["--quiet", "false"], {"quiet": False}),
+        (["--sampling.top-k", "5"], {"sampling": Sampling(top_k=5)}),
+        (["--engine.max_model_len", "9"], {"engine": {"max_model_len": 9}}),
+        (["--engine.a", "x", "--engine.b", "0.5"], {"engine": {"a": "x", "b": 0.5}}),
+        (["--engine", '{"a": 1}'], {"engine": {"a": 1}}),
+    ],
+)
+def test_options_become_settings(argv: list[str], changes: dict[str, Any]) -> None:
+    assert parse("--name", "n", *argv) == dataclasses.replace(Config("n"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "required: name. Hint: see try-it --help"),
+        (["--name", "n", "--num-things", "many"], 'Parser key "num_things": .*many'),
+        (["--name", "n", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["--name", "n", "--sampling.top-p", "2"], r"Expected top_p in \(0, 1\]"),
+        (["--config", "/no/such.yaml"], "no/such"),
+    ],
+)
+def test_bad_options_are_input_errors_of_one_line(argv: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        parse(*argv)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_gives_settings_and_options_go_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: n\nnum_things: 5\nsampling:\n  top_k: 7\n")
+    assert parse("--config", str(path), "--num-things", "6") == Config(
+        "n", 6, sampling=Sampling(top_k=7)
+    )
+    path.write_text("name: n\ncolour: red\n")
+    with pytest.raises(InputError, match="colour"):
+        parse("--config", str(path))
+
+
+def fail(error: BaseException) -> Callable[[], None]:
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("main", "status", "printed"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 1, 1, ""),
+        (fail(InputError("Expected a,\n found b.")), 2, "error: Expected a, found b.\n"),
+        (fail(KeyboardInterrupt()), 130, "interrupted\n"),
+    ],
+)
+def test_exit_statuses(
+    main: Callable[[], int | None], status: int, printed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    assert caught.value.code == status
+    assert capsys.readouterr().err == printed
+
+
+def test_a_defect_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 // 0)
+
+
+GUARDED = """
+import subprocess, sys, time
+from step_infer.engine_guard import EngineGuard
+child = subprocess.Popen([sys.executable, "-c", CHILD])
+guard = EngineGuard([child.pid])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_an_engine_ends_with_its_killed_owner(deaf: bool) -> None:
+    ignore = "import signal; signal.signal(15, signal.SIG_IGN); " if deaf else ""
+    code = GUARDED.replace("CHILD", repr(f"{ignore}import time; time.sleep(60)"))
+    owner = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    child = Path(f"/proc/{owner.stdout.readline().strip()}")
+    assert child.exists()
+    owner.send_signal(signal.SIGKILL)
+    owner.communicate()
+    deadline = time.monotonic() + 10
+    while child.exists() and ") Z " not in (child / "stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_closed_guard_leaves_processes_alone() -> None:
+    child = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(30,))
+    child.start()
+    assert child.pid is not None
+    guard = EngineGuard([child.pid])
+    guard.close()
+    guard.close()
+    time.sleep(0.2)
+    assert child.is_alive()
+    child.kill()
+    child.join()
+    EngineGuard([]).close()

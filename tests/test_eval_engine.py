@@ -1,0 +1,92 @@
+"""One small evaluation end to end on the demo model in real engines."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fake_engine import made_up_scorer
+
+from step_infer.eval_records import RecordStore
+from step_infer.files import read_json
+
+pytestmark = pytest.mark.engine
+
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
+NUM_TRACES = 6
+QUESTIONS = 2
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Return the output directory and the finished process of a run of both methods."""
+    if not (CHECKPOINT / "model.safetensors").exists():
+        pytest.skip("the demo model is not there")
+    folder = tmp_path_factory.mktemp("eval")
+    questions = folder / "questions.jsonl"
+    command = [sys.executable, "-m", "data_gen.ledger", "--split", "test", "--seed", "5"]
+    subprocess.run([*command, "--count", str(QUESTIONS), "--out", questions], check=True)
+    scorer = made_up_scorer(folder / "scorer.safetensors", str(CHECKPOINT))
+    options = {
+        "--model": CHECKPOINT,
+        "--scorer": scorer,
+        "--questions": questions,
+        "--out": folder / "out",
+        "--num-traces": NUM_TRACES,
+        "--kv-budget-tokens": 2100,
+        "--engine.max_model_len": 2048,
+        "--sampling.temperature": 1,
+        "--sampling.top_p": 1,
+        "--sampling.top_k": 0,
+        "--system": "",
+    }
+    found = subprocess.run(
+        [sys.executable, "-m", "step_infer.eval_command"]
+        + [str(part) for pair in options.items() for part in pair],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert found.returncode == 0, found.stderr[-4000:]
+    return folder / "out", found
+
+
+def test_both_methods_answer_under_the_same_budget(run):
+    out, found = run
+    results = read_json(out / "results.json")
+    assert [m["questions"] for m in results["methods"].values()] == [QUESTIONS, QUESTIONS]
+    assert "STEP against SC" in found.stdout
+    assert (out / "report.html").stat().st_size > 50_000
+    records = RecordStore(out).read()
+    capacity = {r.kv_capacity_tokens for group in records.values() for r in group}
+    assert capacity == {2112}
+
+
+def test_stock_vllm_preempts_where_step_prunes(run):
+    records = RecordStore(run[0]).read()
+    for plain, step in zip(records["sc"], records["step"], strict=True):
+        assert plain.preemptions > 0
+        assert not any(trace.pruned for trace in plain.traces)
+        assert step.preemptions == 0
+        assert 0 < sum(trace.pruned for trace in step.traces) < NUM_TRACES
+        assert plain.waiting_trace_s > 0
+        assert [t.seed for t in plain.traces] == [t.seed for t in step.traces]
+
+
+def test_scores_stand_at_the_boundaries_of_the_traces(run):
+    for record in RecordStore(run[0]).read()["step"]:
+        for trace in record.traces:
+            assert len(trace.scores) == len(trace.positions) == len(trace.prefix_hashes)
+            assert all(0 <= score <= 1 for score in trace.scores if score is not None)
+            assert all(position < trace.tokens for position in trace.positions)
+
+
+def test_readings_follow_the_cache(run):
+    for group in RecordStore(run[0]).read().values():
+        for record in group:
+            series = record.series
+            assert 0.5 < max(series.kv_use) <= 1
+            assert series.time_s == sorted(series.time_s)
+            assert series.time_s[-1] >= record.seconds - 0.01
+            assert series.preemptions[-1] == record.preemptions
+            assert series.running[-1] == 0

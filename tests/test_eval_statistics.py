@@ -1,0 +1,252 @@
+"""Statistics on records made up so that the answer is known."""
+
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from step_infer.errors import InputError
+from step_infer.eval_curves import auroc, auroc_by_progress, score_curve, scored_traces
+from step_infer.eval_records import AnswerRecord, QuestionRecord, TraceRecord
+from step_infer.eval_statistics import bootstrap_weights, compare, outcome, summarise
+from step_infer.eval_votes import vote_rule
+
+VOTES = {"sc": "uniform", "step": "score"}
+
+
+def trace(trace_id=0, answer="7", correct=None, tokens=100, score=None, **more):
+    values = {
+        "trace_id": trace_id,
+        "seed": trace_id,
+        "tokens": tokens,
+        "finish_reason": "stop",
+        "answer": answer,
+        "group": None,
+        "correct": answer == "7" if correct is None and answer is not None else correct,
+        "score": score,
+        "positions": [],
+        "scores": [],
+        "prefix_hashes": [],
+        "submitted_s": 0.0,
+        "finished_s": 1.0,
+    }
+    return TraceRecord(**values | more)
+
+
+def record(question_id, traces, method="sc", repeat=0, seconds=10.0, **more):
+    forms = list(dict.fromkeys(t.answer for t in traces if t.answer is not None))
+    for item in traces:
+        item.group = None if item.answer is None else forms.index(item.answer)
+    values = {
+        "method": method,
+        "repeat": repeat,
+        "question_id": question_id,
+        "truth": "7",
+        "prompt_tokens": 20,
+        "seconds": seconds,
+        "preemptions": 0,
+        "peak_kv_use": 0.5,
+        "running_trace_s": 3.0,
+        "waiting_trace_s": 1.0,
+        "kv_capacity_tokens": 1000,
+        "answers": [AnswerRecord(form, form == "7") for form in forms],
+        "traces": traces,
+    }
+    return QuestionRecord(**values | more)
+
+
+def answered(question_id, right, **more):
+    return record(question_id, [trace(answer="7" if right else "3")], **more)
+
+
+def test_a_record_survives_its_line():
+    before = record("q", [trace(answer=None), trace(1, score=0.25, scores=[0.25, None])])
+    assert QuestionRecord.from_json(before.to_json()) == before
+
+
+def test_outcome_sums_up_the_traces_and_leaves_pruned_ones_out_of_the_vote():
+    traces = [
+        trace(0, "7", score=0.9, tokens=10),
+        trace(1, "3", score=0.2, tokens=20),
+        trace(2, "3", score=0.3, tokens=30),
+        trace(3, None, finish_reason="pruned", score=0.1, tokens=40),
+    ]
+    found = outcome(record("q", traces, "step"), "score")
+    assert (found.answer, found.right) == ("7", True)
+    assert (found.tokens, found.pruned, found.waiting_share) == (100, 1, 0.25)
+    assert found.trace_accuracy == pytest.approx(1 / 3)
+    assert outcome(record("q", traces, "step"), "uniform").answer == "3"
+
+
+def test_an_answer_that_could_not_be_graded_counts_as_wrong():
+    bad = record("q", [trace(answer="?", correct=None)])
+    bad.answers[0].correct = bad.traces[0].correct = None
+    assert not outcome(bad, "uniform").right
+    summary = summarise([bad], "uniform", draws=10)
+    assert (summary.ungradable, summary.no_answer) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "winner"),
+    [("uniform", "b"), ("score", "b"), ("score^4", "a"), ("best", "a")],
+)
+def test_vote_rules_weigh_scores(rule, winner):
+    weights = vote_rule(rule)([0.9, 0.5, 0.5])
+    assert ("a" if weights[0] > weights[1] + weights[2] else "b") == winner
+
+
+def test_a_trace_without_a_score_has_one_vote():
+    assert vote_rule("score^2")([None, 0.5]) == [1.0, 0.25]
+    assert vote_rule("best")([None, None]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("rule", ["scores", "score^", "score^-1", ""])
+def test_an_unknown_vote_rule_is_named(rule):
+    with pytest.raises(InputError, match="Expected a vote out of uniform, score"):
+        vote_rule(rule)
+
+
+def test_summary_weighs_each_question_the_same_however_often_it_was_asked():
+    records = [answered("a", True), answered("a", True, repeat=1), answered("b", False)]
+    summary = summarise(records, "uniform", draws=100)
+    assert summary.metrics["accuracy"].value == pytest.approx(0.5)
+    assert (summary.questions, summary.repeats) == (2, 2)
+
+
+def test_bootstrap_weights_of_every_draw_sum_to_one():
+    plain, drawn = bootstrap_weights(["a", "a", "b", "c", "c", "c"], draws=50)
+    assert plain == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 9, 1 / 9, 1 / 9])
+    assert drawn.sum(axis=1) == pytest.approx(np.ones(50))
+    assert drawn.mean(axis=0) == pytest.approx(plain, abs=0.1)
+
+
+def test_the_interval_of_a_share_agrees_with_the_binomial():
+    records = [answered(f"q{i}", i % 2 == 0) for i in range(100)]
+    found = summarise(records, "uniform").metrics["accuracy"]
+    assert (found.low, found.high) == (
+        pytest.approx(0.40, abs=0.015),
+        pytest.approx(0.60, abs=0.015),
+    )
+
+
+def test_a_clear_difference_is_shown_with_its_direction():
+    rng = random.Random(1)
+    times = [rng.uniform(8, 12) for _ in range(40)]
+    before = [answered(f"q{i}", False, seconds=s) for i, s in enumerate(times)]
+    after = [answered(f"q{i}", True, method="step", seconds=s / 2) for i, s in enumerate(times)]
+    found = compare(before, after, VOTES)
+    assert found.differences["seconds"].verdict == "better"
+    assert found.differences["seconds"].relative.value == pytest.approx(-0.5)
+    assert found.differences["seconds"].relative.high == pytest.approx(-0.5)
+    assert found.differences["accuracy"].difference.value == pytest.approx(1)
+    assert found.differences["accuracy"].verdict == "better"
+    assert found.differences["accuracy"].relative is None
+
+
+def test_a_difference_in_noise_is_not_shown():
+    rng = random.Random(2)
+    before = [answered(f"q{i}", rng.random() < 0.7) for i in range(60)]
+    after = [answered(f"q{i}", rng.random() < 0.7, method="step") for i in range(60)]
+    found = compare(before, after, VOTES)
+    assert found.differences["accuracy"].verdict == "no difference shown"
+    assert found.differences["tokens"].verdict == "no difference shown"
+    assert found.differences["tokens"].difference.value == 0
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = random.Random(3)
+    shown = 0
+    for _ in range(100):
+        before = [answered(f"q{i}", rng.random() < 0.5) for i in range(40)]
+        after = [answered(f"q{i}", rng.random() < 0.5, method="step") for i in range(40)]
+        verdict = compare(before, after, VOTES, draws=500).differences["accuracy"].verdict
+        shown += verdict != "no difference shown"
+    assert shown <= 13
+
+
+def test_pairing_shows_a_small_difference_that_questions_vary_more_than():
+    before = [answered(f"q{i}", True, seconds=10.0 * i + 10) for i in range(30)]
+    after = [answered(f"q{i}", True, method="step", seconds=10.0 * i + 9) for i in range(30)]
+    assert compare(before, after, VOTES).differences["seconds"].verdict == "better"
+
+
+def test_only_what_both_have_done_is_compared():
+    before = [answered("a", True), answered("b", True), answered("b", True, repeat=1)]
+    after = [answered("b", False, method="step"), answered("c", True, method="step")]
+    found = compare(before, after, VOTES, draws=20)
+    assert (found.questions, found.pairs) == (1, 1)
+    assert (found.lost, found.gained) == ([("b", 0)], [])
+    assert compare(before, [answered("c", True, method="step")], VOTES) is None
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    rng = random.Random(4)
+    right = [rng.random() < 0.4 for _ in range(60)]
+    scores = [round(rng.random() + 0.2 * label, 1) for label in right]
+    pairs = [
+        1.0 if a > b else 0.5 if a == b else 0.0
+        for (a, x), (b, y) in itertools.product(zip(scores, right, strict=True), repeat=2)
+        if x and not y
+    ]
+    assert auroc(right, scores) == pytest.approx(sum(pairs) / len(pairs))
+    assert auroc([True, True], [0.1, 0.2]) is None
+
+
+def scored(trace_id, answer, scores, **more):
+    positions = [9 + 10 * i for i in range(len(scores))]
+    hashes = [position + 1000 for position in positions]
+    values = {"positions": positions, "scores": scores, "prefix_hashes": hashes}
+    return trace(trace_id, answer, tokens=len(scores) * 10 + 10, **values | more)
+
+
+def test_scores_that_only_know_the_question_rank_nothing_within_it():
+    records = []
+    for number in range(20):
+        easy = number % 2
+        level = 0.9 if easy else 0.1
+        answers = ["7" if (i < 5) == bool(easy) or i == 2 else "3" for i in range(6)]
+        traces = [scored(i, a, [level] * 5, score=level) for i, a in enumerate(answers)]
+        records.append(record(f"q{number}", traces, "step"))
+    traces, _ = scored_traces(records, [])
+    last = auroc_by_progress(traces, "mean")[-1]
+    assert last.overall > 0.75
+    assert last.within == pytest.approx(0.5)
+    assert last.questions == 20
+
+
+def test_auroc_rises_when_scores_part_late():
+    traces = [
+        scored(i, "7" if i % 2 else "3", [0.5] * 5 + [0.8 if i % 2 else 0.2] * 5) for i in range(10)
+    ]
+    known, _ = scored_traces([record("q", traces, "step")], [])
+    points = auroc_by_progress(known, "last")
+    assert points[2].within == pytest.approx(0.5)
+    assert points[-1].within == pytest.approx(1.0)
+    right, wrong = score_curve(known, True), score_curve(known, False)
+    assert (right.traces, wrong.traces) == (5, 5)
+    assert right.mean[-1] == pytest.approx(0.8)
+    assert wrong.mean[-1] == pytest.approx(0.2)
+    assert right.mean[1] == pytest.approx(0.5)
+
+
+def test_a_pruned_trace_takes_the_outcome_of_its_twin_with_the_same_start():
+    whole = scored(0, "7", [0.5] * 8)
+    cut = scored(0, None, [0.4] * 3, finish_reason="pruned", correct=None)
+    known, fates = scored_traces([record("q", [cut], "step")], [record("q", [whole])])
+    assert (fates.pruned, fates.known, fates.would_be_right) == (1, 1, 1)
+    assert fates.tokens_saved == whole.tokens - cut.tokens
+    assert known[0].right
+    assert known[0].progress == [pytest.approx(10 * i / whole.tokens) for i in (1, 2, 3)]
+    late = auroc_by_progress(known, "mean")[-1]
+    assert late.traces == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"prefix_hashes": [1, 2, 3]}, {"positions": [9, 19, 30]}, {"seed": 5}]
+)
+def test_a_pruned_trace_without_such_a_twin_is_left_out(change):
+    whole = scored(0, "7", [0.5] * 8)
+    cut = scored(0, None, [0.4] * 3, **{"finish_reason": "pruned", "correct": None} | change)
+    known, fates = scored_traces([record("q", [cut], "step")], [record("q", [whole])])
+    assert (known, fates.pruned, fates.known) == ([], 1, 0)

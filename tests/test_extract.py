@@ -1,0 +1,256 @@
+"""Features by a forward pass: the right rows of the right layer, in whole parts, resumably."""
+
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_gen.ledger.questions import iter_questions
+from data_gen.ledger.reasoner import Reasoner
+from data_gen.ledger.tokenizer import build_tokenizer, prompt_text
+from data_gen.trace_directory import TraceDirectory
+from data_gen.trace_writer import TraceWriter
+from step_infer.boundary import BoundaryRule
+from step_infer.errors import InputError
+from step_infer.identity import identify
+from step_train.extract import extract
+from step_train.extract_batches import length_batches
+from step_train.extract_config import ExtractConfig
+from step_train.ledger_export import export_model, new_model
+
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A model with random weights, as small as it gets."""
+    folder = tmp_path_factory.mktemp("model") / "random"
+    torch.manual_seed(0)
+    export_model(new_model(2, 128, 256), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def source(model, tmp_path_factory):
+    """Traces of the reasoner, without features: three parts of four."""
+    path = tmp_path_factory.mktemp("source") / "traces"
+    tokenizer = build_tokenizer()
+    identity = identify(model)
+    manifest = {
+        "model": model,
+        "identity": {
+            "config_hash": identity.config_hash,
+            "tokenizer_hash": identity.tokenizer_hash,
+            "hidden_size": 128,
+        },
+        "boundary": BoundaryRule.for_tokenizer(tokenizer).to_dict(),
+        "sampling": {"temperature": 1.0},
+    }
+    rng = random.Random(0)
+    rows = []
+    for number, question in enumerate(itertools.islice(iter_questions("test"), 12)):
+        trace = Reasoner().trace(question.numbers, rng)
+        text = trace.text if number != 5 else "no step here</think>"
+        # Of different lengths; cut off in the middle of the thinking.
+        tokens = tokenizer.encode(text, add_special_tokens=False)[: 300 + 37 * number]
+        rows.append(
+            {
+                "question_id": question.id,
+                "trace_id": 0,
+                "seed": number,
+                "question": question.text,
+                "ground_truth": str(question.answer),
+                "prompt_token_ids": tokenizer.encode(
+                    prompt_text(question.text), add_special_tokens=False
+                ),
+                "token_ids": tokens,
+                "text": tokenizer.decode(tokens),
+                "finish_reason": "stop",
+                "extracted_answer": str(trace.answer),
+                "is_correct": trace.correct,
+                "boundary_positions": [],
+                "step_scores": [],
+            }
+        )
+    with TraceWriter(path, {}, **manifest) as out:
+        for start in (0, 4, 8):
+            out.add_part(rows[start : start + 4], None)
+        out.update(complete=True)
+    return path
+
+
+def config(model, source, out, **options):
+    return ExtractConfig(
+        model, source, out, **({"progress": False, "accelerator": "cpu"} | options)
+    )
+
+
+@pytest.fixture(scope="module")
+def extracted(model, source, tmp_path_factory):
+    out = tmp_path_factory.mktemp("extracted") / "traces"
+    return extract(config(model, source, out, dtype="float32", batch_tokens=1500))
+
+
+def reference(model, row, dtype=torch.float32):
+    """Return a trace's states at its boundaries, by a forward pass of that trace alone."""
+    from transformers import AutoModelForCausalLM
+
+    whole = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval()
+    ids = torch.tensor([row["prompt_token_ids"] + row["token_ids"]])
+    with torch.inference_mode():
+        output = whole(ids, output_hidden_states=True)
+        # The states are those that the model's head reads: after the final norm.
+        logits = whole.lm_head(output.hidden_states[-1])
+    torch.testing.assert_close(logits, output.logits)
+    places = torch.tensor(row["boundary_positions"]) + len(row["prompt_token_ids"])
+    return output.hidden_states[-1][0, places]
+
+
+def test_states_are_those_of_a_forward_pass_of_each_trace_alone(model, extracted):
+    checked = 0
+    for index, shard in enumerate(extracted.shards()):
+        for row in extracted.part(index).to_pylist():
+            if row["num_steps"] and checked < 6:
+                found = shard.hidden(row["row_start"], row["row_start"] + row["num_steps"])
+                torch.testing.assert_close(found, reference(model, row), atol=1e-4, rtol=1e-4)
+                checked += 1
+
+
+def test_traces_are_copied_with_their_boundaries(source, extracted):
+    before = TraceDirectory(source)
+    rule = BoundaryRule.from_dict(before.manifest["boundary"])
+    assert extracted.num_parts == before.num_parts
+    assert extracted.complete
+    extracted.verify()
+    for index, shard in enumerate(extracted.shards()):
+        rows = zip(before.part(index).to_pylist(), extracted.part(index).to_pylist(), strict=True)
+        positions = []
+        for old, new in rows:
+            assert new["boundary_positions"] == rule.positions(old["token_ids"])
+            assert new["num_steps"] == len(new["boundary_positions"])
+            assert new["step_scores"] is None or new["step_scores"] == old["step_scores"]
+            for name in ("question_id", "token_ids", "text", "is_correct", "prompt_token_ids"):
+                assert new[name] == old[name]
+            positions += new["boundary_positions"]
+        assert shard.position().tolist() == positions
+        assert shard.hidden_size == 128
+
+
+def test_the_manifest_names_the_model_and_the_source(model, source, extracted):
+    manifest = extracted.manifest
+    assert manifest["identity"]["config_hash"] == identify(model).config_hash
+    assert manifest["source"] == str(source)
+    assert manifest["sampling"] == {"temperature": 1.0}
+
+
+def test_the_models_own_number_format_is_kept(model, source, tmp_path):
+    directory = extract(config(model, source, tmp_path / "out"))
+    assert {shard.dtype for shard in directory.shards()} == {torch.bfloat16}
+
+
+def test_other_boundaries_can_be_chosen(model, source, tmp_path):
+    directory = extract(
+        config(model, source, tmp_path / "out", boundary="stride", boundary_stride=50)
+    )
+    row = directory.part(0).to_pylist()[0]
+    assert row["boundary_positions"][:2] == [49, 99]
+
+
+def test_an_interrupted_extraction_goes_on(model, source, extracted, tmp_path, monkeypatch):
+    options = {"dtype": "float32", "batch_tokens": 1500}
+    add_part = TraceWriter.add_part
+
+    def fail_at_the_third(self, *arguments, **fields):
+        if len(self.manifest["parts"]) == 2:
+            raise RuntimeError("interrupted")
+        add_part(self, *arguments, **fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TraceWriter, "add_part", fail_at_the_third)
+        with pytest.raises(RuntimeError, match="interrupted"):
+            extract(config(model, source, tmp_path / "out", **options))
+    unfinished = TraceDirectory(tmp_path / "out")
+    assert (unfinished.num_parts, unfinished.complete) == (2, False)
+    times = [path.stat().st_mtime_ns for path in unfinished.part_paths()]
+    directory = extract(config(model, source, tmp_path / "out", **options))
+    assert [p.stat().st_mtime_ns for p in directory.part_paths()][:2] == times
+    assert directory.complete
+    assert [part["features"]["sha256"] for part in directory.manifest["parts"]] == [
+        part["features"]["sha256"] for part in extracted.manifest["parts"]
+    ]
+
+
+def test_a_complete_extraction_is_left_alone(model, source, extracted, monkeypatch):
+    monkeypatch.setattr("step_train.extract._run", None)
+    extract(config(model, source, extracted.path, dtype="float32"))
+
+
+def test_other_settings_in_the_same_directory_are_refused(model, source, extracted):
+    with pytest.raises(InputError, match="Expected dtype 'float32'"):
+        extract(config(model, source, extracted.path))
+    with pytest.raises(InputError, match="another directory"):
+        extract(config(model, source, source))
+
+
+def test_a_model_of_another_vocabulary_is_refused(model, source, tmp_path):
+    copy = tmp_path / "traces"
+    copy.mkdir()
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest["identity"]["tokenizer_hash"] = "x" * 64
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="Expected tokenizer_hash xxxxxxxxxxxx…"):
+        extract(config(model, copy, tmp_path / "out"))
+    with pytest.raises(InputError, match="Expected a model folder"):
+        extract(config("/no/such/model", source, tmp_path / "out"))
+
+
+def test_batches_hold_traces_of_similar_length_within_the_budget():
+    rng = random.Random(0)
+    lengths = [rng.randrange(0, 900) for _ in range(200)] + [5000]
+    batches = length_batches(lengths, 4000)
+    assert batches[0] == [200]
+    assert sorted(i for batch in batches for i in batch) == [i for i, n in enumerate(lengths) if n]
+    padded = [len(batch) * max(lengths[i] for i in batch) for batch in batches[1:]]
+    assert max(padded) <= 4000
+    assert sum(padded) < 1.2 * sum(lengths[:-1])
+
+
+@pytest.mark.engine
+@pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="no demo model in this checkout")
+def test_extraction_agrees_with_the_engines_own_capture(tmp_path):
+    from data_gen.collect import collect
+    from data_gen.collect_config import CollectConfig
+    from step_infer.sampling import Sampling
+
+    questions = tmp_path / "questions.jsonl"
+    with questions.open("w") as file:
+        for question in itertools.islice(iter_questions("test"), 2):
+            line = {"id": question.id, "question": question.text, "answer": question.answer}
+            file.write(json.dumps(line) + "\n")
+    collect(
+        CollectConfig(
+            str(CHECKPOINT),
+            str(questions),
+            str(tmp_path / "collected"),
+            num_traces=6,
+            sampling=Sampling(1.0, 1.0, 0, 1500),
+            system="",
+            engine={"max_model_len": 2048},
+        )
+    )
+    collected = TraceDirectory(tmp_path / "collected")
+    directory = extract(config(str(CHECKPOINT), tmp_path / "collected", tmp_path / "extracted"))
+    cosine = torch.nn.CosineSimilarity(dim=1)
+    for index in range(collected.num_parts):
+        captured, computed = collected.shard(index), directory.shard(index)
+        assert torch.equal(captured.position(), computed.position())
+        assert torch.equal(captured.trace_index(), computed.trace_index())
+        assert captured.dtype == computed.dtype == torch.bfloat16
+        a_SH, b_SH = captured.hidden().float(), computed.hidden().float()
+        # Both round to 8 bits in every layer, in their own order.
+        noise = (a_SH - b_SH).norm(dim=1) / b_SH.norm(dim=1)
+        assert float(noise.median()) < 0.01
+        assert float(cosine(a_SH, b_SH).min()) > 0.999

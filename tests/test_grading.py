@@ -1,0 +1,93 @@
+"""Comparing answers in worker processes."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from step_infer.errors import InputError
+from step_infer.grading import Grader
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader() as grader:
+        yield grader
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer", "verdict"),
+    [
+        ("42", "42", True),
+        ("042", "42", True),
+        ("42", "43", False),
+        ("", "42", False),
+        (r"\frac{1}{2}", "0.5", True),
+        (r"\frac{1}{2}", "1/2", True),
+        (r"\sqrt{8}", r"2\sqrt{2}", True),
+        (r"\sqrt{8}", "2.9", False),
+        ("(1, 2)", "(1,2)", True),
+        ("$7$", " 7 ", True),
+        ("x+1", "1+x", True),
+    ],
+)
+def test_answers_are_compared_by_value(
+    grader: Grader, truth: str, answer: str, verdict: bool
+) -> None:
+    assert grader.equal(truth, answer) is verdict
+
+
+def test_no_answer_and_no_truth_have_no_verdict(grader: Grader) -> None:
+    assert grader.grade(None, "1") is None
+    assert grader.grade("1", None) is None
+    assert grader.grade_many([("1", "1"), (None, "1"), ("2", "1")]) == [True, None, False]
+
+
+def test_an_answer_that_is_too_long_is_not_parsed(grader: Grader) -> None:
+    assert grader.equal("x" * 3000, "y") is None
+
+
+def test_plain_numbers_need_no_process() -> None:
+    with Grader() as grader:
+        assert grader.equal_many([("1", "1"), ("1", "2")]) == [True, False]
+        assert grader._workers == []
+
+
+def test_a_slow_comparison_is_cut_off_and_the_next_still_works() -> None:
+    with Grader(timeout_s=3.0) as grader:
+        assert grader.equal("0.5", "1/2") is True
+        start = time.monotonic()
+        assert grader.equal("(10^{9})!", "2") is None
+        assert time.monotonic() - start < 10
+        assert grader.equal("0.25", "1/4") is True
+
+
+def test_a_killed_process_is_replaced() -> None:
+    with Grader() as grader:
+        assert grader.equal("0.5", "1/2") is True
+        process = grader._workers[0].process
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert grader.equal("0.25", "1/4") is True
+
+
+def test_several_processes_share_the_work() -> None:
+    with Grader(workers=2) as grader:
+        pairs = [(f"{i}/2", f"{i / 2}") for i in range(1, 8)]
+        assert grader.equal_many(pairs) == [True] * 7
+        assert len(grader._workers) == 2
+
+
+def test_no_process_is_left_after_closing() -> None:
+    with Grader() as grader:
+        grader.equal("0.5", "1/2")
+        process = grader._workers[0].process
+    assert process.poll() is not None
+
+
+@pytest.mark.parametrize("bad", [{"workers": 0}, {"timeout_s": 0.0}])
+def test_bad_settings_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="Expected at least 1 worker and a time limit above 0 s"):
+        Grader(**bad)  # type: ignore[arg-type]

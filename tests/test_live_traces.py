@@ -1,0 +1,121 @@
+"""What the scheduler keeps of running traces: boundaries are counted once, at the right row."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from step_infer.boundary import BoundaryRule
+from step_infer.live_traces import LiveTraces
+from step_infer.row_scorer import StepRows
+from step_infer.settings import RequestOptions, StepSettings
+
+BOUNDARY, THINK_END, WORD = 1, 2, 3
+RULE = BoundaryRule("blank_line", frozenset({BOUNDARY}), THINK_END, r"\n\n")
+
+
+def live_traces(**settings):
+    return LiveTraces(RULE, "mean", StepSettings(scorer="x", capture=True, **settings))
+
+
+def feed(live, name, tokens, scores=None):
+    """Run a trace alone, one token a step; the row of each step carries the given score."""
+    for position, token in enumerate(tokens):
+        score = 0.5 if scores is None else scores[position]
+        rows = StepRows(np.array([score], np.float32))
+        live.take_scores(rows, {name: 0}, [[token]])
+        live.see_tokens(live.traces[name], [token])
+
+
+@given(st.lists(st.sampled_from([BOUNDARY, THINK_END, WORD]), min_size=1, max_size=60))
+def test_boundaries_token_by_token_are_those_of_the_whole_response(tokens):
+    live = live_traces()
+    live.add("a", RequestOptions("g"))
+    feed(live, "a", tokens)
+    assert live.traces["a"].positions == RULE.positions(tokens)
+
+
+def test_a_boundary_takes_the_score_of_the_step_that_reads_it():
+    live = live_traces()
+    live.add("a", RequestOptions("g"))
+    feed(live, "a", [WORD, BOUNDARY, WORD, BOUNDARY, WORD], [0.1, 0.2, 0.3, 0.4, 0.5])
+    trace = live.traces["a"]
+    assert trace.positions == [1, 3]
+    assert trace.scores == pytest.approx([0.3, 0.5])
+    assert trace.score == pytest.approx(0.4)
+
+
+def test_a_preempted_trace_scores_its_boundary_once_when_it_resumes():
+    live = live_traces()
+    live.add("a", RequestOptions("g"))
+    feed(live, "a", [WORD, BOUNDARY])
+    # Preempted: it is not in the next steps; then its prefill comes in parts without a token.
+    live.take_scores(StepRows(np.array([0.9], np.float32)), {"other": 0}, [[WORD]])
+    live.take_scores(StepRows(np.array([0.8], np.float32)), {"a": 0}, [[]])
+    assert live.traces["a"].positions == []
+    live.take_scores(StepRows(np.array([0.7], np.float32)), {"a": 0}, [[WORD]])
+    live.see_tokens(live.traces["a"], [WORD])
+    # Preempted again and recomputed: the row of the same boundary is not asked for any more.
+    live.take_scores(StepRows(np.array([0.6], np.float32)), {"a": 0}, [[WORD]])
+    assert live.traces["a"].positions == [1]
+    assert live.traces["a"].scores == pytest.approx([0.7])
+
+
+def test_a_non_finite_score_is_dropped_and_counted():
+    live = live_traces()
+    live.add("a", RequestOptions("g"))
+    feed(live, "a", [BOUNDARY, BOUNDARY, WORD], [0.5, math.nan, 0.25])
+    trace = live.traces["a"]
+    assert trace.scores == [None, 0.25]
+    assert (trace.num_scored, trace.dropped, trace.score) == (1, 1, 0.25)
+
+
+def test_a_step_without_rows_leaves_a_boundary_without_score():
+    live = live_traces()
+    live.add("a", RequestOptions("g"))
+    live.see_tokens(live.traces["a"], [BOUNDARY])
+    live.take_scores(None, {"a": 0}, [[WORD]])
+    assert live.report(live.traces["a"]) == {
+        "positions": [0],
+        "scores": [None],
+        "score": None,
+        "pruned": False,
+    }
+
+
+def test_captured_states_are_those_of_the_boundary_rows():
+    live = live_traces()
+    live.add("a", RequestOptions("g", capture=True))
+    live.see_tokens(live.traces["a"], [BOUNDARY])
+    hidden = np.arange(8, dtype=np.uint16).reshape(2, 4)
+    rows = StepRows(np.array([0.1, 0.2], np.float32), hidden)
+    live.take_scores(rows, {"b": 0, "a": 1}, [[WORD], [WORD]])
+    report = live.report(live.traces["a"])
+    assert report["hidden"] == hidden[1].tobytes()
+    assert report["hidden_dtype"] == "bfloat16"
+
+
+def test_groups_count_live_and_finished_traces_and_vanish_with_the_last():
+    live = live_traces()
+    for name in "abc":
+        live.add(name, RequestOptions("g"))
+    assert live.kept == {"g": 3}
+    live.remove("a", survived=True)
+    assert live.kept == {"g": 3}
+    live.remove("b", survived=False)
+    assert live.kept == {"g": 2}
+    live.remove("c", survived=True)
+    assert live.kept == {}
+    assert live.traces == {}
+    live.remove("c", survived=True)
+
+
+def test_request_options_win_over_the_engine_settings():
+    live = live_traces(min_keep=2, min_steps=3)
+    live.add("a", RequestOptions("g", prune=False, min_keep=4, aggregator="last"))
+    live.add("b", RequestOptions("g"))
+    a, b = live.traces["a"], live.traces["b"]
+    assert (a.prune, a.min_keep, a.min_steps, a.aggregator) == (False, 4, 3, "last")
+    assert (b.prune, b.min_keep, b.min_steps, b.aggregator) == (True, 2, 3, "mean")

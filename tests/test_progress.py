@@ -1,0 +1,69 @@
+"""What the progress of a collection says."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from data_gen.progress import CollectProgress
+from step_infer.client import EngineStats
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.time_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.time_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("data_gen.progress.time", clock)
+    return clock
+
+
+def test_rates_and_time_left_count_tokens_of_unfinished_traces_too(clock: Clock) -> None:
+    progress = CollectProgress(total=30, before=20)
+    clock.time_s = 20.0
+    assert progress.rates() == "0.00 traces/s, 0 tokens/s"
+    for _ in range(4):
+        progress.finished(100)
+    progress.step(lambda: EngineStats(20.0, generated_tokens=600))
+    # 10 traces of 100 tokens: 600 of 1,000 are made, at 30 a second.
+    assert progress.rates() == "0.20 traces/s, 30 tokens/s, 0:00:13 left"
+
+
+def test_without_a_terminal_a_line_appears_now_and_then(clock: Clock) -> None:
+    printed = io.StringIO()
+    asked = []
+
+    def stats() -> EngineStats:
+        asked.append(clock.time_s)
+        return EngineStats(clock.time_s, generated_tokens=50)
+
+    with CollectProgress(3, 1, Console(file=printed)) as progress:
+        for second in range(40):
+            clock.time_s = float(second)
+            progress.step(stats)
+        progress.finished(50)
+        progress.finished(50)
+    assert asked == [15.0, 30.0]
+    assert [line.split(",")[0] for line in printed.getvalue().splitlines()] == [
+        "traces 1/3 0.00 traces/s",
+        "traces 1/3 0.00 traces/s",
+        "traces 3/3 0.05 traces/s",
+    ]
+
+
+def test_on_a_terminal_a_bar_is_drawn(clock: Clock) -> None:
+    printed = io.StringIO()
+    console = Console(file=printed, force_terminal=True, width=100)
+    with CollectProgress(2, 0, console) as progress:
+        progress.finished(50)
+        with progress.paused():
+            console.print("in between")
+        progress.finished(50)
+    assert "in between" in printed.getvalue()
+    assert "2/2" in printed.getvalue()

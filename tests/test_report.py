@@ -1,0 +1,159 @@
+"""The report is one page that needs nothing else, whatever the run holds."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
+from rich.console import Console
+
+from step_infer.eval_config import EvalConfig
+from step_infer.eval_results import build_results, read_run
+from step_infer.eval_run import evaluate
+from step_infer.report import render_report
+
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Return manifest and records of a small run."""
+    folder = tmp_path_factory.mktemp("report")
+    model = made_up_model(folder)
+    config = EvalConfig(
+        model,
+        write_questions(folder / "q.jsonl", 6),
+        str(folder / "out"),
+        scorer=made_up_scorer(folder / "scorer" / "scorer.safetensors", model),
+        num_traces=10,
+        kv_budget_tokens=2500,
+        repeats=2,
+        sample_seconds=1e-9,
+    )
+    evaluate(config, FakeEngine, Console(quiet=True))
+    return read_run(config.out)
+
+
+def render(manifest, records, **options):
+    results = build_results(manifest, records, draws=200, **options)
+    return render_report(results, records)
+
+
+@pytest.fixture(scope="module")
+def page(run):
+    return render(*run)
+
+
+class Nesting(HTMLParser):
+    """Checks that every element is closed by its own end tag."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+        self.faults = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.faults.append((tag, self.getpos()))
+
+
+def test_the_page_needs_nothing_from_outside(page):
+    assert "http" not in page
+    assert "//" not in re.sub(r"<dd>.*?</dd>|<td>.*?</td>", "", page, flags=re.DOTALL)
+    assert not re.search(r"<(script|link|img|iframe|object|embed)\b", page)
+    assert not re.search(r'(?:src|href)="(?!#)', page)
+    assert not re.search(r"url\((?!#)", page)
+    assert "@import" not in page
+
+
+def test_the_page_is_well_formed(page):
+    parser = Nesting()
+    parser.feed(page)
+    assert (parser.open, parser.faults) == ([], [])
+
+
+def test_every_reference_inside_a_picture_finds_its_target(page):
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    targets = set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page))
+    assert targets <= set(ids)
+    assert len(ids) == len(set(ids))
+
+
+def test_no_colour_is_left_that_ignores_the_dark_page(page):
+    body = page[page.index("<main>") :]
+    assert not re.findall(r"#[0-9a-f]{6}\b", body)
+    assert "prefers-color-scheme: dark" in page
+    assert 'name="viewport"' in page
+
+
+def test_the_page_says_what_was_found(page):
+    for words in (
+        "STEP against SC",
+        "What STEP made worse",
+        "KV cache over time",
+        "pruned: ",
+        "preempted: ",
+        "Step scores of right and wrong traces",
+        "within question",
+        "Scorer card",
+        "training.questions",
+        "2,500 tokens",
+        "6 questions, 2 times each",
+    ):
+        assert words in page, words
+    # Two against cost; six over time; two of the scorer.
+    assert page.count("<svg") == 2 + 6 + 2
+
+
+def test_an_interval_around_zero_is_called_no_difference(run):
+    manifest, records = run
+    twins = [type(r)(**{**vars(r), "method": "step"}) for r in records["sc"]]
+    page = render(manifest, {"sc": records["sc"], "step": twins})
+    assert page.count("no difference shown") >= 3
+    assert "No figure is shown to be worse" in page
+
+
+def test_questions_that_were_lost_are_listed_and_names_are_escaped(run):
+    manifest, records = run
+    lost = []
+    for record in records["step"]:
+        answers = [type(a)("<b>9</b>", False) for a in record.answers]
+        lost.append(type(record)(**{**vars(record), "answers": answers}))
+    page = render(manifest, {**records, "step": lost})
+    assert "Questions lost" in page
+    assert "&lt;b&gt;9&lt;/b&gt;" in page
+    assert "<b>9</b>" not in page
+    assert '<span class="bad">worse</span>' in page
+
+
+def test_one_method_without_scores_or_series_makes_a_page(run):
+    manifest, records = run
+    plain = [type(r)(**{**vars(r), "series": None}) for r in records["sc"]]
+    page = render({**manifest, "card": None, "scorer": None}, {"sc": plain})
+    assert "STEP" not in page[page.index("<h1>") : page.index("The run")]
+    assert page.count("<svg") == 2
+    assert "KV cache over time" not in page
+
+
+def test_scores_without_any_right_trace_make_a_page(run):
+    manifest, records = run
+    wrong = []
+    for record in records["step"]:
+        traces = [type(t)(**{**vars(t), "correct": False}) for t in record.traces]
+        answers = [type(a)(a.answer, False) for a in record.answers]
+        wrong.append(type(record)(**{**vars(record), "traces": traces, "answers": answers}))
+    page = render(manifest, {"step": wrong})
+    assert "none" in page
+    assert "right, " not in page
+
+
+def test_the_vote_can_be_chosen_afterwards(run):
+    manifest, records = run
+    results = build_results(manifest, records, vote="best", draws=50)
+    assert results["methods"]["step"]["vote"] == "best"
+    by_vote = results["methods"]["step"]["accuracy_by_vote"]
+    assert results["methods"]["step"]["metrics"]["accuracy"]["value"] == by_vote["best"]

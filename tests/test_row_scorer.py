@@ -1,0 +1,56 @@
+"""The hook in front of compute_logits: first call of a step only, and never in the way."""
+
+import numpy as np
+import pytest
+import torch
+
+from step_infer.row_scorer import RowScorer
+from step_infer.scorer import StepScorer
+
+
+def doubled(hidden_states):
+    return hidden_states * 2
+
+
+@pytest.fixture
+def scorer():
+    torch.manual_seed(0)
+    return StepScorer(8)
+
+
+def test_only_the_first_call_of_a_step_is_scored(scorer):
+    hook = RowScorer(doubled, scorer, capture=False)
+    first, second = torch.randn(3, 8), torch.randn(5, 8)
+    assert torch.equal(hook(first), first * 2)
+    assert hook.take() is None
+    hook.arm()
+    hook(first)
+    hook(second)
+    scores = hook.take().result().scores_B
+    expected = torch.sigmoid(scorer(first)).detach().numpy()
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    assert hook.take() is None
+
+
+def test_captured_rows_are_copies_with_the_same_bits(scorer):
+    hook = RowScorer(doubled, scorer, capture=True)
+    hidden = torch.randn(3, 8).to(torch.bfloat16)
+    kept = hidden.clone()
+    hook.arm()
+    hook(hidden)
+    hidden.zero_()  # the model runner uses its buffer again
+    rows = hook.take().result()
+    assert rows.dtype == "bfloat16"
+    assert torch.equal(torch.from_numpy(rows.hidden_BH).view(torch.bfloat16), kept)
+
+
+def test_an_error_in_scoring_never_reaches_the_model(scorer):
+    hook = RowScorer(doubled, scorer, capture=False)
+    wrong = torch.randn(3, 9)
+    hook.arm()
+    assert torch.equal(hook(wrong), wrong * 2)
+    assert hook.failed
+    assert hook.take() is None
+    hook.arm()
+    hook(torch.randn(3, 8))
+    assert hook.take() is None

@@ -1,0 +1,138 @@
+"""Where nothing is to be pruned, StepScheduler does exactly what vLLM's AsyncScheduler does."""
+
+import random
+
+import pytest
+from scheduler_harness import (
+    BOUNDARY,
+    EOS,
+    THINK_END,
+    WORD,
+    Engine,
+    Script,
+    blocks,
+    check_blocks,
+    check_empty,
+    make_scheduler,
+    plain,
+)
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from step_infer.scheduler import StepScheduler
+
+PREFIXES = [tuple(random.Random(n).choices(range(WORD, 90), k=30)) for n in range(3)]
+
+
+def make_workload(seed, grouped, resets):
+    """Return what happens at each step: arrivals, how many aborts, a reset of the prefix cache."""
+    random_ = random.Random(seed)
+    events = []
+    number = 0
+    for _ in range(40):
+        arrivals = []
+        for _ in range(random_.choice([0, 0, 1, 2, 5])):
+            prefix = random_.choice(PREFIXES)[: random_.randint(1, 30)]
+            tail = tuple(random_.choices(range(WORD, 90), k=random_.randint(0, 12)))
+            tokens = random_.choices(
+                [WORD, WORD + 1, BOUNDARY, THINK_END], [8, 8, 4, 0.3], k=random_.randint(1, 40)
+            )
+            options = random_.choice(
+                [None, "a", "b", {"group": "c", "min_keep": 2}, {}] if grouped else [None, {}]
+            )
+            script = Script(
+                f"r{number}",
+                prefix + tail,
+                (*tokens, EOS),
+                random_.choice([1, 7, 10_000]),
+                options,
+                random_.randint(0, 2),
+            )
+            arrivals.append(script)
+            number += 1
+        events.append((arrivals, random_.choice([0] * 9 + [1]), resets and random_.random() < 0.02))
+    return events
+
+
+def compare(seed, num_blocks, in_flight, *, settings=None, grouped=True, resets=True, **shape):
+    """Run both schedulers side by side; return how many preemptions and ended requests they had."""
+    random_ = random.Random(seed)
+    engines = [
+        Engine(make_scheduler(AsyncScheduler, num_blocks, **shape), in_flight),
+        Engine(make_scheduler(StepScheduler, num_blocks, **(settings or {}), **shape), in_flight),
+    ]
+    theirs, ours = engines
+
+    def step(abort=()):
+        found = [engine.step(abort=abort) for engine in engines]
+        assert plain(found[1][0]) == plain(found[0][0])
+        assert plain(found[1][1]) == plain(found[0][1])
+        assert blocks(ours.scheduler) == blocks(theirs.scheduler)
+        assert list(ours.scheduler.requests) == list(theirs.scheduler.requests)
+        assert ours.scheduler.get_request_counts() == theirs.scheduler.get_request_counts()
+
+    for arrivals, num_aborts, reset in make_workload(seed, grouped, resets):
+        for script in arrivals:
+            for engine in engines:
+                engine.add(script)
+        live = list(theirs.scheduler.requests)
+        gone = random_.sample(live, min(len(live), num_aborts))
+        if random_.random() < 0.5:
+            for engine in engines:
+                engine.abort(gone)
+            gone = []
+        if reset:
+            for engine in engines:
+                engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+        step(gone)
+    for _ in range(2000):
+        if not theirs.busy:
+            break
+        step()
+    assert not theirs.busy
+    assert not ours.busy
+    for engine in engines:
+        check_blocks(engine.scheduler)
+        check_empty(engine.scheduler)
+    for name, script in ours.runner.scripts.items():
+        assert ours.tokens[name] == theirs.tokens[name]
+        if name not in ours.aborted:
+            assert ours.tokens[name] == script.generated()
+    return ours.preemptions, len(ours.ended)
+
+
+@pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+@pytest.mark.parametrize("v2_runner", [False, True], ids=["V1", "V2"])
+def test_scoring_only_equals_vllm_step_by_step_though_memory_is_short(in_flight, policy, v2_runner):
+    preemptions = ended = 0
+    for seed in range(6):
+        counts = compare(
+            seed,
+            num_blocks=40,
+            in_flight=in_flight,
+            settings={"prune": False},
+            policy=policy,
+            v2_runner=v2_runner,
+        )
+        preemptions, ended = preemptions + counts[0], ended + counts[1]
+    assert preemptions > 20, "memory was not short: the test shows little"
+    assert ended > 200
+
+
+@pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
+@pytest.mark.parametrize("long_prefill", [0, 8])
+def test_pruning_equals_vllm_step_by_step_while_memory_is_not_short(in_flight, long_prefill):
+    ended = 0
+    for seed in range(6, 12):
+        preemptions, count = compare(
+            seed, num_blocks=300, in_flight=in_flight, resets=False, long_prefill=long_prefill
+        )
+        assert preemptions == 0
+        ended += count
+    assert ended > 200
+
+
+@pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
+def test_pruning_equals_vllm_where_no_request_has_a_group(in_flight):
+    preemptions = sum(compare(seed, 40, in_flight, grouped=False)[0] for seed in range(4))
+    assert preemptions > 10

@@ -1,0 +1,222 @@
+"""The real StepScheduler when memory is short: who is stopped, who waits, and what is left."""
+
+import pytest
+from scheduler_harness import (
+    BOUNDARY,
+    EOS,
+    WORD,
+    Engine,
+    Script,
+    check_empty,
+    make_scheduler,
+    row_score,
+)
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.engine import FinishReason
+
+from step_infer import compat
+from step_infer.scheduler import StepScheduler
+
+STEP = (WORD, WORD, WORD, BOUNDARY)
+
+
+def trace(name, group, steps=10, prompt=(WORD,) * 3, **options):
+    options = None if group is None else {"group": group, **options}
+    return Script(name, prompt, (WORD + len(name), *STEP * steps, EOS), options=options)
+
+
+def engine(num_blocks, in_flight=1, **shape):
+    return Engine(make_scheduler(StepScheduler, num_blocks, **shape), in_flight)
+
+
+def step_until(engine_, done):
+    for _ in range(200):
+        if done():
+            return
+        engine_.step()
+    raise AssertionError("it never came to that")
+
+
+def run(engine_, scripts):
+    for script in scripts:
+        engine_.add(script)
+    engine_.run()
+    check_empty(engine_.scheduler)
+    return [name for name in engine_.ended if engine_.pruned(name)]
+
+
+@pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
+def test_short_memory_stops_the_lowest_scored_traces_and_preempts_nobody(in_flight):
+    engine_ = engine(40, in_flight)
+    pruned = run(engine_, [trace(f"t{n}", "g") for n in range(6)])
+    assert pruned
+    assert engine_.preemptions == 0
+    survivors = [name for name in engine_.ended if name not in pruned]
+    assert survivors
+    for name in pruned:
+        output = engine_.ended[name]
+        assert output.finish_reason == FinishReason.ABORT
+        report = engine_.report(name)
+        assert report["pruned"] is True
+        # When it was stopped, every survivor stood better.
+        count = len(report["scores"])
+        for other in survivors:
+            scores = [row_score(other, p) for p in engine_.report(other)["positions"][:count]]
+            finite = [score for score in scores if score == score]
+            assert report["score"] <= sum(finite) / len(finite) + 1e-6
+
+
+def test_other_groups_and_requests_are_left_alone():
+    engine_ = engine(40)
+    others = [trace("single", "alone"), trace("none", None)]
+    pruned = run(engine_, [*others, *(trace(f"t{n}", "g") for n in range(4))])
+    assert pruned
+    assert set(pruned) <= {f"t{n}" for n in range(4)}
+
+
+def test_min_keep_traces_stay_even_if_vllm_must_preempt():
+    engine_ = engine(30)
+    pruned = run(engine_, [trace(f"t{n}", "g", min_keep=5) for n in range(6)])
+    assert len(pruned) == 1
+    assert engine_.preemptions > 0
+
+
+def test_a_finished_trace_counts_so_that_the_last_running_one_may_go():
+    engine_ = engine(12)
+    short, long = trace("short", "g", steps=1), trace("long", "g", steps=9)
+    blocker = Script("blocker", (WORD,) * 3, (WORD,) * 40, max_tokens=40)
+    assert run(engine_, [blocker, short, long]) == ["long"]
+    assert engine_.preemptions == 0
+
+
+def test_a_pruned_trace_is_reported_though_nothing_runs_any_more():
+    engine_ = engine(8)
+    assert run(engine_, [trace("ab", "g", steps=1), trace("abc", "g", steps=9)]) == ["abc"]
+
+
+def test_newcomers_wait_while_a_group_that_lost_a_trace_runs():
+    engine_ = engine(40)
+    for n in range(6):
+        engine_.add(trace(f"t{n}", "g"))
+    step_until(engine_, lambda: any(map(engine_.pruned, engine_.runner.scripts)))
+    engine_.add(trace("new", "other", steps=1))
+    held = 0
+    while any(name.startswith("t") for name in engine_.scheduler.requests):
+        free = compat.free_blocks(engine_.scheduler)
+        engine_.step()
+        running = [request.request_id for request in engine_.scheduler.running]
+        if "new" in running:
+            assert free > 15
+            break
+        held += 1
+        assert engine_.scheduler.pause_state == PauseState.UNPAUSED
+    assert held > 0
+    engine_.run()
+    assert engine_.tokens["new"] == engine_.runner.scripts["new"].generated()
+    check_empty(engine_.scheduler)
+
+
+def test_nothing_is_pruned_while_the_engine_is_paused():
+    engine_ = engine(40)
+    for n in range(6):
+        engine_.add(trace(f"t{n}", "g"))
+    scheduler = engine_.scheduler
+    step_until(
+        engine_,
+        lambda: compat.free_blocks(scheduler) <= 1 and compat.growth_blocks(scheduler) > 0,
+    )
+    taken = scheduler.kv_cache_manager.block_pool.get_new_blocks(compat.free_blocks(scheduler))
+    live = set(scheduler.requests)
+    scheduler.set_pause_state(PauseState.PAUSED_ALL)
+    for _ in range(4):
+        scheduler.finished_req_ids.add("gone")  # keeps the engine stepping
+        engine_.step()
+    assert not any(map(engine_.pruned, live))
+    scheduler.set_pause_state(PauseState.UNPAUSED)
+    scheduler.kv_cache_manager.block_pool.free_blocks(taken)
+    engine_.run()
+    check_empty(scheduler)
+
+
+def test_growth_of_a_long_prefill_that_is_alone_is_not_underrated():
+    # Newer vLLM versions give a request that is alone its whole budget.
+    engine_ = engine(60, long_prefill=8, in_flight=0)
+    scheduler = engine_.scheduler
+    engine_.add(trace("long", "g", prompt=tuple(WORD + n % 90 for n in range(150))))
+    for _ in range(30):
+        free = compat.free_blocks(scheduler)
+        growth = compat.growth_blocks(scheduler)
+        was_running = bool(scheduler.running)
+        engine_.step()
+        if was_running and scheduler.running:
+            assert free - compat.free_blocks(scheduler) == growth
+    engine_.run()
+
+
+def test_a_score_that_raises_switches_scoring_off_and_generation_goes_on(caplog):
+    engine_ = engine(60)
+    scripts = [trace(f"t{n}", "g") for n in range(6)]
+    for script in scripts:
+        engine_.add(script)
+    for _ in range(5):
+        engine_.step()
+
+    def broken(*args):
+        raise RuntimeError("broken")
+
+    engine_.scheduler.live.take_scores = broken
+    engine_.run()
+    assert engine_.scheduler.disabled
+    for script in scripts:
+        assert engine_.tokens[script.name] == script.generated()
+        assert engine_.ended[script.name].finish_reason == FinishReason.STOP
+    assert not engine_.scheduler.live.traces
+    assert not engine_.scheduler.requests
+
+
+def test_a_policy_that_raises_switches_pruning_off_and_vllm_preempts(monkeypatch):
+    engine_ = engine(40)
+    monkeypatch.setattr("step_infer.policy.pick_victim", lambda *args: 1 / 0)
+    for n in range(6):
+        engine_.add(trace(f"t{n}", "g"))
+    engine_.run()
+    assert engine_.scheduler.disabled
+    assert engine_.preemptions > 0
+    for name, script in engine_.runner.scripts.items():
+        assert engine_.tokens[name] == script.generated()
+
+
+def test_a_group_id_used_again_begins_anew():
+    engine_ = engine(40)
+    for _ in range(3):
+        names = [f"t{n}" for n in range(6)]
+        for n, name in enumerate(names):
+            engine_.add(trace(name, "g", steps=8 + n % 2))
+        assert engine_.scheduler.live.kept == {"g": 6}
+        engine_.run()
+        assert 1 <= sum(not engine_.pruned(name) for name in names) < 6
+        check_empty(engine_.scheduler)
+        engine_.ended.clear()
+
+
+def test_ten_thousand_groups_leave_nothing_behind():
+    engine_ = engine(200, max_num_seqs=64, max_num_batched_tokens=256)
+    for number in range(10_000):
+        for index in range(2):
+            name = f"{index}_{number}"
+            tokens = (WORD, BOUNDARY, WORD, EOS)[: 2 + number % 3]
+            options = {} if number % 2 else {"group": f"g{number}"}
+            engine_.add(Script(name, (WORD + number % 90,), (*tokens, EOS), options=options))
+        if number % 30 == 29:
+            for _ in range(3):
+                engine_.step()
+            engine_.ended.clear()
+    engine_.run()
+    check_empty(engine_.scheduler)
+    left = {
+        name: len(table)
+        for owner in (engine_.scheduler, engine_.scheduler.live, engine_.scheduler.reports)
+        for name, table in vars(owner).items()
+        if isinstance(table, dict | set | list) and len(table) > 16
+    }
+    assert left == {}

@@ -1,0 +1,276 @@
+"""Random arrivals, scores, aborts and finishes: what must hold of the real scheduler at each step.
+
+The machine keeps its own account of groups and step scores, from what it put in and what came out,
+and compares the scheduler with it after each step.
+"""
+
+import math
+import random
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from scheduler_harness import (
+    BOUNDARY,
+    EOS,
+    RULE,
+    THINK_END,
+    WORD,
+    Engine,
+    Script,
+    check_blocks,
+    check_empty,
+    make_scheduler,
+)
+from vllm.v1.engine import FinishReason
+
+from step_infer.aggregate import AGGREGATORS
+from step_infer.scheduler import StepScheduler
+
+NUM_BLOCKS = 24
+OPTIONS = [
+    "a",
+    "a",
+    "b",
+    None,
+    {},
+    {"group": "a", "prune": False},
+    {"group": "b", "min_keep": 2},
+    {"group": "c", "min_steps": 3, "aggregator": "last"},
+    '{"group": "c"}',
+]
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Drives a StepScheduler whose KV cache is far too small."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+        self.arrived = {}  # group -> names since it last had no live trace
+        self.num_pruned = 0
+        self.num_resets = 0
+        self.was_reset = False
+        self.abort_pruned = False
+
+    @initialize(
+        in_flight=st.sampled_from([0, 1, 1]),
+        policy=st.sampled_from(["fcfs", "fcfs", "priority"]),
+        v2_runner=st.booleans(),
+        budget=st.sampled_from([16, 64]),
+        long_prefill=st.sampled_from([0, 0, 6]),
+    )
+    def start(self, in_flight, policy, v2_runner, budget, long_prefill):
+        scheduler = make_scheduler(
+            StepScheduler,
+            NUM_BLOCKS,
+            max_num_batched_tokens=budget,
+            policy=policy,
+            v2_runner=v2_runner,
+            long_prefill=long_prefill,
+        )
+        self.engine = Engine(scheduler, in_flight)
+        self.watch(scheduler)
+
+    def watch(self, scheduler):
+        """Look at each call of `schedule`: what it pruned, and what it preempted."""
+        schedule = scheduler.schedule
+
+        def watched(*args, **kwargs):
+            running = [request.request_id for request in scheduler.running]
+            before = {name: self.prunable(name) for name in running}
+            kept = {group: self.kept(group) for group in self.arrived}
+            output = schedule(*args, **kwargs)
+            for name in [name for name in running if name not in scheduler.requests]:
+                group = self.engine.runner.scripts[name].opted["group"]
+                assert before[name], "a trace was pruned that must not be"
+                kept[group] -= 1
+                options = self.engine.runner.scripts[name].opted
+                assert kept[group] >= options.get("min_keep", 1), "a group lost too many traces"
+                self.num_pruned += 1
+                if self.abort_pruned:  # before it could hear of its end
+                    self.engine.abort([name])
+            if output.preempted_req_ids and not self.was_reset:
+                for name in running:
+                    if before[name] and name in scheduler.requests:
+                        options = self.engine.runner.scripts[name].opted
+                        assert kept[options["group"]] <= options.get("min_keep", 1), (
+                            "a request was preempted though a trace could be pruned"
+                        )
+            self.was_reset = False
+            return output
+
+        scheduler.schedule = watched
+
+    def prunable(self, name):
+        """Whether a running trace may be pruned, its group's size left aside."""
+        script = self.engine.runner.scripts[name]
+        options = script.opted
+        if options is None or options.get("group") is None or options.get("prune") is False:
+            return False
+        scores = self.engine.scheduler.live.traces[name].scores  # compared after each step
+        scored = [score for score in scores if score is not None]
+        return len(scored) >= options.get("min_steps", 1)
+
+    def check_scores(self, name, positions, scores):
+        """Check that each boundary that was read was scored once, by the row that read it."""
+        tokens = self.engine.tokens[name]
+        expected = RULE.positions(tokens)
+        if self.num_resets and len(positions) > len(expected):
+            # A reset makes vLLM drop the tokens of the step in flight, not what it had read.
+            expected = RULE.positions([*tokens, WORD])
+        assert positions == expected
+        found = [self.engine.runner.first_row[name, position] for position in positions]
+        assert scores == [score if math.isfinite(score) else None for score in found]
+
+    def kept(self, group):
+        """Return how many traces of a group are live, or ended by themselves."""
+        ended = self.engine.ended
+        return sum(
+            name in self.engine.scheduler.requests
+            or (name in ended and ended[name].finish_reason != FinishReason.ABORT)
+            for name in self.arrived.get(group, ())
+        )
+
+    def forget_groups(self):
+        """A group without live traces begins anew."""
+        live = self.engine.scheduler.requests
+        for group, names in list(self.arrived.items()):
+            if not any(name in live for name in names):
+                del self.arrived[group]
+
+    @rule(count=st.integers(2, 8), options=st.sampled_from(OPTIONS), seed=st.integers(0, 2**32 - 1))
+    def add(self, count, options, seed):
+        self.forget_groups()
+        random_ = random.Random(seed)
+        prompt = tuple(range(WORD, WORD + random_.randint(1, 20)))
+        for _ in range(count):
+            tokens = random_.choices(
+                [WORD, WORD + 1, BOUNDARY, THINK_END], [4, 4, 4, 0.1], k=random_.randint(5, 50)
+            )
+            script = Script(
+                f"r{self.number}",
+                prompt,
+                # Each trace begins with another token, so that traces do not share all blocks.
+                (WORD + self.number % 80, *tokens, EOS),
+                random_.choice([1, 5, 10_000, 10_000, 10_000]),
+                options,
+                random_.randint(0, 2),
+            )
+            self.number += 1
+            self.engine.add(script)
+            group = (script.opted or {}).get("group")
+            if group is not None:
+                self.arrived.setdefault(group, []).append(script.name)
+
+    @rule(steps=st.integers(5, 30), missing=st.sampled_from([False, False, False, True]))
+    def run(self, steps, missing):
+        for _ in range(steps):
+            self.step(rows_missing=missing)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.engine.scheduler.requests)
+    def abort_before_or_while_a_step_runs(self, data):
+        live = sorted(self.engine.scheduler.requests)
+        names = data.draw(st.lists(st.sampled_from(live), max_size=3, unique=True))
+        if data.draw(st.booleans()):
+            self.engine.abort(names)
+            self.step()
+        else:
+            self.step(abort=names)
+
+    @rule()
+    def the_client_of_a_trace_goes_away_in_the_step_that_prunes_it(self):
+        self.abort_pruned = True
+        for _ in range(30):
+            self.step()
+        self.abort_pruned = False
+
+    @rule()
+    def reset_the_prefix_cache(self):
+        self.engine.scheduler.reset_prefix_cache(reset_running_requests=True)
+        self.was_reset = True
+        self.num_resets += 1
+
+    def step(self, **how):
+        self.engine.step(**how)
+        self.forget_groups()
+        self.check()
+
+    def check(self):
+        scheduler = self.engine.scheduler
+        assert not scheduler.disabled
+        check_blocks(scheduler)
+        live = {
+            name
+            for name in scheduler.requests
+            if self.engine.runner.scripts[name].opted is not None
+        }
+        assert set(scheduler.live.traces) == live
+        assert scheduler.live.kept == {group: self.kept(group) for group in self.arrived}
+        for name in live:
+            trace = scheduler.live.traces[name]
+            self.check_scores(name, trace.positions, trace.scores)
+
+    def teardown(self):
+        if not hasattr(self, "engine"):
+            return
+        self.engine.run()
+        check_empty(self.engine.scheduler)
+        assert self.engine.busy is False
+        for name, script in self.engine.runner.scripts.items():
+            self.check_ended(name, script)
+
+    def check_ended(self, name, script):
+        engine = self.engine
+        if name not in engine.ended:
+            assert name in engine.aborted, "a request never ended"
+            return
+        tokens = engine.tokens[name]
+        if not engine.pruned(name):
+            assert tokens == script.generated()
+        if script.opted is None:
+            assert not engine.ended[name].kv_transfer_params
+            return
+        report = engine.report(name)
+        assert report["pruned"] == engine.pruned(name)
+        self.check_scores(name, report["positions"], report["scores"])
+        finite = [score for score in report["scores"] if score is not None]
+        aggregator = AGGREGATORS[script.opted.get("aggregator", "mean")]
+        assert report["score"] == (aggregator(finite) if finite else None)
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(
+    max_examples=40,
+    stateful_step_count=25,
+    deadline=None,
+    derandomize=True,  # the same runs everywhere; --hypothesis-seed is for new ones
+    phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def test_long_dense_runs_prune_often_and_break_no_rule():
+    num_pruned = num_preempted = 0
+    for seed in range(24):
+        random_ = random.Random(seed)
+        machine = SchedulerMachine()
+        machine.start(
+            in_flight=seed % 2,
+            policy=random_.choice(["fcfs", "fcfs", "priority"]),
+            v2_runner=random_.random() < 0.5,
+            budget=random_.choice([16, 64]),
+            long_prefill=random_.choice([0, 0, 6]),
+        )
+        for _ in range(12):
+            machine.add(random_.randint(2, 8), random_.choice(OPTIONS), random_.getrandbits(32))
+            machine.abort_pruned = random_.random() < 0.2
+            machine.run(random_.randint(1, 30), missing=random_.random() < 0.1)
+            live = sorted(machine.engine.scheduler.requests)
+            machine.step(abort=random_.sample(live, min(len(live), random_.choice([0, 0, 2]))))
+        machine.teardown()
+        num_pruned += machine.num_pruned
+        num_preempted += machine.engine.preemptions
+    assert num_pruned > 100
+    assert num_preempted > 20

@@ -1,0 +1,181 @@
+"""The step scorer, its file, its card, and which model it belongs to."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from step_infer.aggregate import AGGREGATORS
+from step_infer.boundary import BoundaryRule
+from step_infer.card import CARD_KEY, ScorerCard
+from step_infer.errors import InputError
+from step_infer.identity import ModelIdentity, config_hash, identify
+from step_infer.scorer import StepScorer, load_scorer, read_card, save_scorer
+
+H = 16
+MODEL = ModelIdentity("some/model", "c" * 64, "t" * 64, H)
+
+
+def card(**changes: Any) -> ScorerCard:
+    fields: dict[str, Any] = {
+        "base_model": "some/model",
+        "model_config_hash": MODEL.config_hash,
+        "tokenizer_hash": MODEL.tokenizer_hash,
+        "hidden_size": H,
+        "width": 32,
+        "boundary": BoundaryRule("blank_line", frozenset({3, 1}), 4, r"\n\n").to_dict(),
+        "aggregator": "last",
+        "metrics": {"auroc": 0.7},
+    }
+    return ScorerCard(**(fields | changes))
+
+
+def write(path: Path, **changes: Any) -> StepScorer:
+    torch.manual_seed(0)
+    scorer = StepScorer(H, 32)
+    save_scorer(path, scorer, card(**changes))
+    return scorer
+
+
+def test_round_trip_keeps_weights_and_card(tmp_path: Path) -> None:
+    path = tmp_path / "scorer.safetensors"
+    scorer = write(path)
+    loaded, loaded_card = load_scorer(path, MODEL)
+    hidden_SH = torch.randn(5, H).bfloat16()
+    assert torch.equal(loaded(hidden_SH), scorer(hidden_SH))
+    assert loaded_card == card() == read_card(path)
+    assert loaded_card.boundary_rule.token_ids == {1, 3}
+    assert not loaded.training
+
+
+def test_one_float32_logit_a_step() -> None:
+    logits = StepScorer(H, 4)(torch.zeros(3, H, dtype=torch.float16))
+    assert (logits.shape, logits.dtype) == ((3,), torch.float32)
+
+
+def test_weights_are_stored_as_float32(tmp_path: Path) -> None:
+    save_scorer(tmp_path / "s", StepScorer(H, 32).bfloat16(), card())
+    assert load_scorer(tmp_path / "s")[0].net[0].weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": 2 * H}, "Expected hidden_size 16 .* found 32"),
+        ({"config_hash": "d" * 64}, "Expected model_config_hash cccc.* found dddd.*--allow-mismat"),
+        ({"tokenizer_hash": "u" * 64}, "Expected tokenizer_hash tttt.* found uuuu"),
+    ],
+)
+def test_another_model_is_refused_by_field(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    write(tmp_path / "s")
+    with pytest.raises(InputError, match=message):
+        load_scorer(tmp_path / "s", dataclasses.replace(MODEL, **change))
+
+
+def test_a_mismatch_can_be_allowed_but_not_the_hidden_size(tmp_path: Path) -> None:
+    write(tmp_path / "s")
+    other = dataclasses.replace(MODEL, config_hash="d" * 64)
+    load_scorer(tmp_path / "s", other, ["model_config_hash"])
+    wider = dataclasses.replace(MODEL, hidden_size=2 * H)
+    with pytest.raises(InputError, match="Expected --allow-mismatch out of"):
+        load_scorer(tmp_path / "s", wider, ["hidden_size"])
+
+
+def test_files_that_are_no_scorers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Expected a scorer file at"):
+        load_scorer(tmp_path / "none")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(InputError, match="Expected a safetensors file"):
+        load_scorer(tmp_path / "text")
+    save_file({"a": torch.ones(1)}, tmp_path / "bare")
+    with pytest.raises(InputError, match="Expected a scorer card"):
+        load_scorer(tmp_path / "bare")
+
+
+def test_tensors_must_be_those_of_the_card(tmp_path: Path) -> None:
+    tensors = {name: t.clone() for name, t in StepScorer(H, 8).state_dict().items()}
+    save_file(tensors, tmp_path / "s", metadata={CARD_KEY: card().to_json()})
+    with pytest.raises(InputError, match=r"Expected tensor net\.0\.bias of shape \(32,\)"):
+        load_scorer(tmp_path / "s")
+    with pytest.raises(InputError, match=r"Expected tensor net\.0\.bias"):
+        save_scorer(tmp_path / "new", StepScorer(H, 8), card())
+    assert not (tmp_path / "new").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    scorer = StepScorer(H, 32)
+    torch.nn.init.constant_(scorer.net[2].bias, torch.nan)
+    save_scorer(tmp_path / "s", scorer, card())
+    with pytest.raises(InputError, match=r"Expected finite weights .* in net\.2\.bias"):
+        load_scorer(tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 9}, "Expected scorer card schema_version 1 .* found 9"),
+        ({"aggregator": "median"}, "Expected aggregator out of mean"),
+        ({"boundary": {"kind": "x"}}, "Expected a boundary rule"),
+        ({"colour": "red"}, "Expected a scorer card in F"),
+    ],
+)
+def test_a_damaged_card_is_refused(change: dict[str, Any], message: str) -> None:
+    text = json.dumps(json.loads(card().to_json()) | change)
+    with pytest.raises(InputError, match=message):
+        ScorerCard.from_json(text, "F")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("mean", 0.5), ("last", 0.2), ("min", 0.1), ("ema", 0.69)]
+)
+def test_aggregators(name: str, value: float) -> None:
+    expected = 0.8 * (0.8 * 0.9 + 0.2 * 0.1) + 0.2 * 0.2 if name == "ema" else value
+    scores = [0.9, 0.1, 0.2] if name != "mean" else [0.9, 0.1, 0.5]
+    assert AGGREGATORS[name](scores) == pytest.approx(expected)
+
+
+def write_model(folder: Path, **config: Any) -> str:
+    from data_gen.ledger.tokenizer import build_tokenizer
+
+    build_tokenizer(128).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_identity_is_of_what_the_model_computes(tmp_path: Path) -> None:
+    first = identify(write_model(tmp_path / "a", hidden_size=H, rope_theta=1e4, dtype="bfloat16"))
+    same = identify(write_model(tmp_path / "b", rope_theta=1e4, hidden_size=H, dtype="float32"))
+    other = identify(write_model(tmp_path / "c", hidden_size=H, rope_theta=1e6))
+    assert first.hidden_size == H
+    assert first.config_hash == same.config_hash != other.config_hash
+    assert first.tokenizer_hash == other.tokenizer_hash
+    assert config_hash({"a": 1}) == config_hash({"a": 1, "_name_or_path": "x"})
+
+
+def test_models_that_cannot_be_identified(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found no folder at '/no/such'"):
+        identify("/no/such")
+    with pytest.raises(InputError, match=r"Expected config\.json in the model folder"):
+        identify(str(tmp_path))
+    with pytest.raises(InputError, match="Expected hidden_size"):
+        identify(write_model(tmp_path / "a", layers=2))
+    (tmp_path / "a" / "config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"Expected an object in the config\.json"):
+        identify(str(tmp_path / "a"))
+    (tmp_path / "a" / "config.json").write_text('{"hidden_size": 4}')
+    (tmp_path / "a" / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"Expected a tokenizer\.json"):
+        identify(str(tmp_path / "a"))
+
+
+def test_a_scorer_is_never_written_into_a_model_folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="outside model folders"):
+        save_scorer(tmp_path / "scorer.safetensors", StepScorer(H, 8), card())
+    assert not (tmp_path / "scorer.safetensors").exists()

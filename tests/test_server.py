@@ -1,0 +1,291 @@
+"""step-serve for real: vLLM's OpenAI server on the CPU, asked by the openai client.
+
+One server with a KV cache far too small for many traces; a request alone always fits.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from step_infer.aggregate import AGGREGATORS
+from step_infer.scorer import read_card
+
+openai = pytest.importorskip("openai")
+pytestmark = pytest.mark.engine
+
+CHECKPOINT = Path(__file__).parent.parent.resolve() / "checkpoints" / "ledger-5m"
+SCORER = CHECKPOINT / "scorer" / "scorer.safetensors"
+QUESTION = "618+487+934+246+799+358+171+866+529+402+755+183+690 mod 1000 = ?"
+PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n"
+KV_BLOCKS = 97  # one is vLLM's own: 3,072 tokens, less than three long traces
+START_S = 240
+
+
+class Server:
+    """A running step-serve and a client of it."""
+
+    def __init__(self, process: subprocess.Popen, port: int, log: Path) -> None:
+        self.process = process
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = log
+        self.client = openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120
+        )
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                urllib.request.urlopen(f"{self.url}/health", timeout=5)
+                return
+            except OSError:
+                time.sleep(0.5)
+        pytest.fail("the server did not start:\n" + self.log.read_text()[-4000:])
+
+    def chat(self, step: str | None, **options: Any) -> Any:
+        return self.client.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": QUESTION}],
+            **self.options(step, options),
+        )
+
+    def completion(self, step: str | None, prompt: Any = None, **options: Any) -> Any:
+        prompt = prompt or PROMPT.format(QUESTION)
+        return self.client.completions.create(
+            model="demo", prompt=prompt, **self.options(step, options)
+        )
+
+    @staticmethod
+    def options(step: str | None, options: dict[str, Any]) -> dict[str, Any]:
+        extra_body = {"return_token_ids": True}
+        if step is not None:
+            extra_body["vllm_xargs"] = {"step": step}
+        defaults = {"temperature": 1.0, "max_tokens": 400, "seed": 0, "extra_body": extra_body}
+        return defaults | options
+
+    def gauge(self, name: str) -> float:
+        text = urllib.request.urlopen(f"{self.url}/metrics", timeout=30).read().decode()
+        lines = [line for line in text.splitlines() if line.startswith(f"vllm:{name}{{")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "log"
+    command = [sys.executable, "-m", "step_infer.serve", str(CHECKPOINT), "--scorer", str(SCORER)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"]
+    command += ["--max-model-len", "1600", "--num-gpu-blocks-override", str(KV_BLOCKS)]
+    command += ["--max-num-seqs", "32"]
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            cwd=CHECKPOINT.parent.parent,
+            start_new_session=True,
+        )
+    try:
+        running = Server(process, port, log)
+        running.wait()
+        yield running
+    finally:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def report(response: Any) -> dict[str, Any]:
+    return response.kv_transfer_params["step"]
+
+
+def text_of(choice: Any) -> str:
+    return choice.text if hasattr(choice, "text") else choice.message.content
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_a_trace_of_a_group_comes_back_with_its_scores(server, kind):
+    response = getattr(server, kind)("group-1")
+    (choice,) = response.choices
+    step = report(response)
+    assert step.keys() == {"positions", "scores", "score", "pruned"}
+    assert step["pruned"] is False
+    assert step["positions"] == read_card(SCORER).boundary_rule.positions(choice.token_ids)
+    assert len(step["scores"]) == len(step["positions"]) > 2
+    assert all(0 < score < 1 for score in step["scores"])
+    aggregate = AGGREGATORS[read_card(SCORER).aggregator]
+    assert step["score"] == pytest.approx(aggregate(step["scores"]))
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_without_opting_in_nothing_comes_back(server, kind):
+    response = getattr(server, kind)(None, max_tokens=150)
+    assert response.kv_transfer_params is None
+    assert response.choices[0].finish_reason == "length"
+
+
+def test_options_as_json_text_count(server):
+    step = report(server.chat(json.dumps({"group": "group-2", "aggregator": "last"})))
+    assert step["score"] == step["scores"][-1]
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_every_choice_of_one_request_has_its_scores(server, kind):
+    response = getattr(server, kind)("{}", n=4)
+    choices = report(response)["choices"]
+    rule = read_card(SCORER).boundary_rule
+    assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
+    for choice, returned in zip(choices, response.choices, strict=True):
+        assert choice["positions"] == rule.positions(returned.token_ids)
+        assert len(choice["scores"]) == len(choice["positions"])
+        assert choice["pruned"] is False
+    assert len({tuple(choice["scores"]) for choice in choices}) > 1
+
+
+def test_when_memory_is_short_the_children_of_one_request_compete(server):
+    response = server.chat("{}", n=12, max_tokens=1300)
+    choices = report(response)["choices"]
+    assert len(choices) == 12
+    pruned = [choice["index"] for choice in choices if choice["pruned"]]
+    assert 0 < len(pruned) < 12
+    for choice, returned in zip(choices, response.choices, strict=True):
+        assert returned.index == choice["index"]
+        assert len(choice["scores"]) == len(choice["positions"])
+        if choice["pruned"]:
+            assert (returned.finish_reason, returned.stop_reason) == ("abort", "pruned")
+            assert text_of(returned)
+        else:
+            assert returned.finish_reason in ("stop", "length")
+
+
+def test_requests_of_one_group_compete_and_others_are_left_alone(server):
+    before = server.gauge("num_preemptions_total")
+    asked = ["shared"] * 10 + [None] * 2
+
+    def ask(number: int) -> Any:  # the two others and one of the group always fit
+        return server.chat(asked[number], max_tokens=900, seed=number)
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        responses = list(pool.map(ask, range(len(asked))))
+    marks = [report(response)["pruned"] for response in responses[:10]]
+    assert 0 < sum(marks) < 10
+    for response, pruned in zip(responses[:10], marks, strict=True):
+        stop_reason = response.choices[0].stop_reason
+        assert (stop_reason == "pruned") == pruned
+    for response in responses[10:]:
+        assert response.kv_transfer_params is None
+        assert response.choices[0].finish_reason in ("stop", "length")
+    assert server.gauge("num_preemptions_total") == before
+
+
+def test_a_request_may_ask_not_to_be_pruned(server):
+    before = server.gauge("num_preemptions_total")
+    response = server.chat('{"prune": false}', n=6, max_tokens=1000)
+    assert [choice["pruned"] for choice in report(response)["choices"]] == [False] * 6
+    assert server.gauge("num_preemptions_total") > before
+
+
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_a_stream_marks_pruned_choices(server, kind):
+    finished = {}
+    characters = dict.fromkeys(range(12), 0)
+    for chunk in getattr(server, kind)("{}", n=12, max_tokens=1100, stream=True):
+        for choice in chunk.choices:
+            delta = choice.text if kind == "completion" else choice.delta.content
+            characters[choice.index] += len(delta or "")
+            if choice.finish_reason is not None:
+                assert choice.index not in finished
+                finished[choice.index] = (choice.finish_reason, choice.stop_reason)
+    assert sorted(finished) == list(range(12))
+    assert all(characters.values())
+    pruned = [end for end in finished.values() if end == ("abort", "pruned")]
+    assert 0 < len(pruned) < 12
+    assert all(reason in ("stop", "length") for reason, stop in finished.values() if stop is None)
+
+
+def test_a_stream_of_one_trace_ends_as_without_scores(server):
+    chunks = list(server.chat("group-3", stream=True))
+    ends = [choice for chunk in chunks for choice in chunk.choices if choice.finish_reason]
+    assert [end.finish_reason for end in ends] == ["length"]
+
+
+def test_a_request_that_a_stop_string_ends_has_its_scores(server):
+    response = server.chat("group-4", stop=["S4"])
+    (choice,) = response.choices
+    assert (choice.finish_reason, choice.stop_reason) == ("stop", "S4")
+    step = report(response)
+    rule = read_card(SCORER).boundary_rule
+    assert step["positions"] == rule.positions(choice.token_ids)
+    assert len(step["scores"]) >= 3
+
+
+def test_every_choice_has_its_score_with_stop_strings_too(server):
+    response = server.chat("{}", n=3, stop=["S4"])
+    assert {choice.stop_reason for choice in response.choices} == {"S4"}
+    choices = report(response)["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2]
+    assert all(0 < choice["score"] < 1 for choice in choices)
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        ('{"no_such": 1}', "found 'no_such'"),
+        ('{"group": ', "Expected JSON"),
+        ('{"aggregator": []}', "found \\[\\]"),
+        ('{"min_keep": 0}', "found 0"),
+        ('{"capture": true}', "capture in offline requests only"),
+        ('{"group": "\\u00007_x"}', "without NUL"),
+        ('{"group":' * 20_000, "Expected JSON"),
+        (7, "Expected an object"),
+    ],
+)
+def test_a_bad_option_is_ignored_with_a_warning(server, step, reason):
+    start = server.log.stat().st_size
+    response = server.chat(step, max_tokens=100)
+    assert response.choices[0].finish_reason == "length"
+    assert response.kv_transfer_params is None
+    with server.log.open() as file:
+        file.seek(start)
+        warning = file.read()
+    assert "is not scored" in warning
+    assert reason.replace("\\", "") in warning
+
+
+def test_a_client_that_goes_away_frees_its_traces(server):
+    stream = server.chat("{}", n=8, max_tokens=1400, stream=True)
+    for _ in range(20):
+        next(stream)
+    stream.close()
+    deadline = time.monotonic() + 20
+    while server.gauge("num_requests_running") > 0 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert server.gauge("num_requests_running") == 0
+    assert server.gauge("num_requests_waiting") == 0
+    assert server.gauge("kv_cache_usage_perc") == 0
+    assert report(server.chat("{}"))["scores"]
+
+
+def test_several_prompts_return_the_first_ones_scores(server):
+    prompts = [PROMPT.format(QUESTION), PROMPT.format(QUESTION[4:])]
+    response = server.completion("group-5", prompts, max_tokens=200)
+    rule = read_card(SCORER).boundary_rule
+    assert len(response.choices) == 2
+    assert report(response)["positions"] == rule.positions(response.choices[0].token_ids)
