@@ -1,5 +1,6 @@
 """The offline client: sample, score, prune and vote with a few lines of Python."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -29,6 +30,14 @@ CPU_BLOCK_SIZE = 32
 CUDA_BLOCK_SIZE = 16
 CPU_KV_BYTES = 512 * 2**20
 CPU_BATCH_TOKENS = 4096
+# What the engine's processes inherit where the user has not set it.
+_ENGINE_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",  # vLLM's start-up says nothing that a user can act on
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    # FlashInfer's sampler is compiled at the first start, for minutes; vLLM's own is not.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+}
 _METRICS = {
     "vllm:kv_cache_usage_perc": "kv_use",
     "vllm:num_requests_running": "running",
@@ -130,25 +139,26 @@ class StepLLM:
             if card is not None
             else boundary or BoundaryRule.for_tokenizer(self.tokenizer)
         )
-        arguments = self._engine_arguments(engine_args, kv_budget_tokens)
-        if not self.plain:
-            settings = StepSettings(
-                scorer=None if scorer is None else str(Path(scorer).resolve()),
-                prune=prune and scorer is not None,
-                min_keep=min_keep,
-                min_steps=min_steps,
-                aggregator=aggregator,
-                capture=capture,
-                boundary=self.rule.to_dict() if scorer is None else None,
-                allow_mismatch=tuple(allow_mismatch),
-            )
-            arguments |= {
-                "scheduler_cls": "step_infer.scheduler.StepScheduler",
-                "worker_cls": "step_infer.worker.StepWorker",
-                "additional_config": AdapterConfig({CONFIG_KEY: settings.to_dict()}),
-            }
-        before = multiprocessing.active_children()
-        self._llm = _start_engine(arguments)
+        with _defaults_in_environment(_ENGINE_ENVIRONMENT):
+            arguments = self._engine_arguments(engine_args, kv_budget_tokens)
+            if not self.plain:
+                settings = StepSettings(
+                    scorer=None if scorer is None else str(Path(scorer).resolve()),
+                    prune=prune and scorer is not None,
+                    min_keep=min_keep,
+                    min_steps=min_steps,
+                    aggregator=aggregator,
+                    capture=capture,
+                    boundary=self.rule.to_dict() if scorer is None else None,
+                    allow_mismatch=tuple(allow_mismatch),
+                )
+                arguments |= {
+                    "scheduler_cls": "step_infer.scheduler.StepScheduler",
+                    "worker_cls": "step_infer.worker.StepWorker",
+                    "additional_config": AdapterConfig({CONFIG_KEY: settings.to_dict()}),
+                }
+            before = multiprocessing.active_children()
+            self._llm = _start_engine(arguments)
         children = multiprocessing.active_children()
         self._guard = EngineGuard(p.pid for p in children if p not in before and p.pid is not None)
         self._engine = self._llm.llm_engine
@@ -161,12 +171,6 @@ class StepLLM:
     def _engine_arguments(
         self, engine_args: dict[str, Any], kv_budget_tokens: int | None
     ) -> dict[str, Any]:
-        # The engine's processes inherit these: vLLM's start-up says nothing that a user can act on.
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("PYTHONWARNINGS", "ignore::FutureWarning,ignore::UserWarning")
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        # FlashInfer's sampler is compiled at the first start, for minutes; vLLM's own is not.
-        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         from vllm.platforms import current_platform
 
         on_cpu = current_platform.is_cpu()
@@ -402,6 +406,18 @@ def trace_weight(trace: Trace) -> float:
     if trace.pruned:
         return 0.0
     return 1.0 if trace.trace_score is None else trace.trace_score
+
+
+@contextlib.contextmanager
+def _defaults_in_environment(defaults: dict[str, str]) -> Iterator[None]:
+    """Set the variables that are not set, and take them away again."""
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _start_engine(arguments: dict[str, Any]) -> Any:

@@ -95,7 +95,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "INFO"},
             cwd=CHECKPOINT.parent.parent,
             start_new_session=True,
         )
@@ -262,9 +262,12 @@ def test_a_bad_option_is_ignored_with_a_warning(server, step, reason):
     response = server.chat(step, max_tokens=100)
     assert response.choices[0].finish_reason == "length"
     assert response.kv_transfer_params is None
-    with server.log.open() as file:
-        file.seek(start)
-        warning = file.read()
+    warning, deadline = "", time.monotonic() + 20
+    while "is not scored" not in warning and time.monotonic() < deadline:
+        with server.log.open() as file:  # the engine is another process: its log may come later
+            file.seek(start)
+            warning = file.read()
+        time.sleep(0.1)
     assert "is not scored" in warning
     assert reason.replace("\\", "") in warning
 
