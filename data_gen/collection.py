@@ -14,12 +14,12 @@ from torch import Tensor
 
 from data_gen.collect_config import CollectConfig
 from data_gen.features import FEATURE_DTYPES, feature_bytes
-from data_gen.progress import CollectProgress
 from data_gen.trace_writer import TraceWriter
 from step_infer.boundary import BoundaryRule
 from step_infer.errors import InputError
 from step_infer.grading import Grader
 from step_infer.identity import ModelIdentity
+from step_infer.progress import TraceProgress
 from step_infer.questions import Question
 from step_infer.trace import Trace, TracePlan
 
@@ -114,7 +114,7 @@ class Collection:
         try:
             with (
                 Grader(config.grading_workers, config.grading_timeout_s) as self.grader,
-                CollectProgress(self.total, len(self.done)) as progress,
+                TraceProgress(self.total, len(self.done)) as progress,
             ):
                 traces = engine.stream(
                     self._plans(engine),
@@ -144,7 +144,7 @@ class Collection:
             )
             yield from (p for p in plans if (p.question_id, p.trace_id) not in self.done)
 
-    def _take(self, trace: Trace, progress: CollectProgress) -> None:
+    def _take(self, trace: Trace, progress: TraceProgress) -> None:
         self.waiting.append(trace)
         if trace.hidden_SH is not None:
             self.waiting_bytes += trace.hidden_SH.nbytes

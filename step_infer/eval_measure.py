@@ -64,6 +64,7 @@ def measure(
     keep_series: bool = False,
     keep_text: bool = False,
     on_trace: Callable[[Trace], None] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> QuestionRecord:
     """Sample one question's traces and return its record.
 
@@ -80,10 +81,17 @@ def measure(
         keep_series: keep those readings in the record.
         keep_text: keep the traces' text in the record.
         on_trace: called with each trace when it is finished.
+        on_step: called after every engine step.
     """
     meter = Meter(llm.stats, sample_seconds)
+
+    def after_step() -> None:
+        meter()
+        if on_step is not None:
+            on_step()
+
     traces = []
-    for trace in llm.stream(plans, max_in_flight=len(plans), on_step=meter):
+    for trace in llm.stream(plans, max_in_flight=len(plans), on_step=after_step):
         traces.append(trace)
         if on_trace is not None:
             on_trace(trace)

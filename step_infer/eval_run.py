@@ -12,12 +12,12 @@ from step_infer.eval_inputs import load_inputs
 from step_infer.eval_manifest import earlier_manifest, make_manifest
 from step_infer.eval_measure import measure
 from step_infer.eval_methods import METHODS
-from step_infer.eval_progress import EvalProgress
 from step_infer.eval_records import RecordStore, locked
 from step_infer.eval_results import write_results
 from step_infer.eval_statistics import outcome, vote_name
 from step_infer.grading import Grader
 from step_infer.manifest import write_manifest
+from step_infer.progress import TraceProgress
 from step_infer.questions import Question
 from step_infer.sampling import Sampling
 from step_infer.trace import TracePlan
@@ -108,14 +108,14 @@ class Evaluation:
         tokens = traces = 0
         with (
             self._engine({"plain": True}, None) as llm,
-            EvalProgress("pilot", len(chosen), config.num_traces) as progress,
+            TraceProgress(len(chosen) * config.num_traces, label="pilot") as progress,
         ):
             for question in chosen:
                 plans = self._plans(llm, question, 0)
-                for trace in llm.stream(plans, max_in_flight=len(plans)):
+                for trace in llm.stream(plans, max_in_flight=len(plans), on_step=progress.step):
                     tokens += len(trace.token_ids)
                     traces += 1
-                    progress.trace(len(trace.token_ids))
+                    progress.finished(len(trace.token_ids))
         return tokens / traces, f"pilot of {len(chosen)} questions, {traces} traces"
 
     def _run_method(
@@ -131,7 +131,9 @@ class Evaluation:
         vote_by = vote_name(name, config.vote)
         with (
             self._engine(method.engine_options(config), budget.tokens) as llm,
-            EvalProgress(method.label, len(missing), config.num_traces) as progress,
+            TraceProgress(
+                len(missing) * config.num_traces, label=f"{method.label} traces"
+            ) as progress,
         ):
             self._warm_up(llm)
             for repeat, question in missing:
@@ -145,7 +147,8 @@ class Evaluation:
                     sample_seconds=config.sample_seconds,
                     keep_series=repeat == 0 and question.id in shown,
                     keep_text=config.keep_text,
-                    on_trace=lambda trace: progress.trace(len(trace.token_ids)),
+                    on_trace=lambda trace: progress.finished(len(trace.token_ids)),
+                    on_step=progress.step,
                 )
                 self.store.append(record)
                 progress.question(outcome(record, vote_by).right)

@@ -1,12 +1,12 @@
-"""What the progress of a collection says."""
+"""What the progress of sampling says."""
 
 import io
 
 import pytest
 from rich.console import Console
 
-from data_gen.progress import CollectProgress
 from step_infer.client import EngineStats
+from step_infer.progress import TraceProgress
 
 
 class Clock:
@@ -20,12 +20,12 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("data_gen.progress.time", clock)
+    monkeypatch.setattr("step_infer.progress.time", clock)
     return clock
 
 
 def test_rates_and_time_left_count_tokens_of_unfinished_traces_too(clock: Clock) -> None:
-    progress = CollectProgress(total=30, before=20)
+    progress = TraceProgress(total=30, before=20)
     clock.time_s = 20.0
     assert progress.rates() == "0.00 traces/s, 0 tokens/s"
     for _ in range(4):
@@ -43,7 +43,7 @@ def test_without_a_terminal_a_line_appears_now_and_then(clock: Clock) -> None:
         asked.append(clock.time_s)
         return EngineStats(clock.time_s, generated_tokens=50)
 
-    with CollectProgress(3, 1, Console(file=printed)) as progress:
+    with TraceProgress(3, 1, console=Console(file=printed)) as progress:
         for second in range(40):
             clock.time_s = float(second)
             progress.step(stats)
@@ -60,10 +60,23 @@ def test_without_a_terminal_a_line_appears_now_and_then(clock: Clock) -> None:
 def test_on_a_terminal_a_bar_is_drawn(clock: Clock) -> None:
     printed = io.StringIO()
     console = Console(file=printed, force_terminal=True, width=100)
-    with CollectProgress(2, 0, console) as progress:
+    with TraceProgress(2, console=console) as progress:
         progress.finished(50)
         with progress.paused():
             console.print("in between")
         progress.finished(50)
     assert "in between" in printed.getvalue()
     assert "2/2" in printed.getvalue()
+
+
+def test_a_question_and_a_label_are_shown_where_there_are_any(clock: Clock) -> None:
+    printed = io.StringIO()
+    with TraceProgress(4, label="STEP traces", console=Console(file=printed)) as progress:
+        clock.time_s = 2.0
+        for right in (True, False):
+            progress.finished(10)
+            progress.question(right)
+        progress.step()
+        assert printed.getvalue() == ""
+    line = "STEP traces 2/4 1.00 traces/s, 10 tokens/s, 1/2 questions right, 0:00:02 left"
+    assert printed.getvalue().splitlines() == [line]
