@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from step_infer.card import ScorerCard
+from step_train.record import IMPORTED
 
 
 def print_card(card: ScorerCard, source: str, console: Console) -> None:
@@ -27,6 +28,8 @@ def print_card(card: ScorerCard, source: str, console: Console) -> None:
     console.print(facts)
     if card.metrics:
         print_metrics(card.metrics, card.aggregator, console)
+    elif IMPORTED in card.training:
+        console.print("No held-out metrics: imported, never evaluated here.")
     else:
         console.print("No held-out metrics: not the best checkpoint of a complete run.")
 

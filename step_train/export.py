@@ -1,7 +1,6 @@
 """From a training checkpoint to a scorer file: weights and card, nothing that needs a pickle."""
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -11,7 +10,8 @@ from step_infer.errors import InputError
 from step_infer.identity import ModelIdentity
 from step_infer.manifest import package_versions
 from step_infer.scorer import StepScorer, save_scorer
-from step_train.record import RECORD_KEY, RECORD_SCHEMA_VERSION
+from step_train.checkpoint import read_checkpoint
+from step_train.record import RECORD_KEY
 from step_train.run_directory import BEST
 
 _PREFIX = "scorer."
@@ -77,39 +77,6 @@ def export(checkpoint: Path | str, out: Path | str) -> ScorerCard:
     scorer.load_state_dict(weights)
     save_scorer(out, scorer, card)
     return card
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of step-train fit, without running anything that a pickle may hold.
-
-    Raises:
-        InputError: it is missing, unreadable, or not ours.
-    """
-    if not path.is_file():
-        raise InputError(
-            f"Expected a checkpoint at {path}, found none. "
-            "Hint: give a run directory of step-train fit, or its best.ckpt."
-        )
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise InputError(
-            f"Expected a checkpoint of tensors and plain data at {path}, found something else or "
-            f"a damaged file ({type(error).__name__}). "
-            "Hint: only checkpoints of step-train fit can be exported."
-        ) from error
-    record = saved.get(RECORD_KEY) if isinstance(saved, dict) else None
-    if not isinstance(record, dict):
-        raise InputError(
-            f"Expected a checkpoint of step-train fit (with the key {RECORD_KEY!r}) at {path}, "
-            "found another one. Hint: train a scorer with step-train fit."
-        )
-    if record.get("schema_version") != RECORD_SCHEMA_VERSION:
-        raise InputError(
-            f"Expected schema_version {RECORD_SCHEMA_VERSION} of the checkpoint {path}, "
-            f"found {record.get('schema_version')}. Hint: train again with this toolkit."
-        )
-    return saved
 
 
 def _training(record: dict[str, Any], epoch: int) -> dict[str, Any]:

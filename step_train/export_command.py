@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from step_infer.command import run
 from step_infer.errors import InputError
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 DESCRIPTION = (
-    "Write the scorer of a training run as one safetensors file with its card, or print the card "
-    "of such a file."
+    "Write the scorer of a training run as one safetensors file with its card, import a published "
+    "scorer (--from-pt), or print the card of such a file (--inspect)."
 )
 
 
@@ -22,16 +26,44 @@ class ExportConfig:
     """Scorer file to write."""
     inspect: Path | None = None
     """Print the card of this scorer file, and write nothing."""
+    from_pt: Path | None = None
+    """Import this PyTorch checkpoint of the paper's code, not a run of ours: a state dict of
+    Linear(H, width), ReLU, Linear(width, 1), or a dict that holds one as model_state_dict."""
+    model: str | None = None
+    """With from_pt: folder or hub id of the model that the scorer was trained for."""
+    aggregator: Literal["mean", "last", "min", "ema"] = "mean"
+    """With from_pt: trace aggregator for the card."""
+    boundary: str = "blank_line"
+    """With from_pt: boundary rule that the scorer was trained with, as in step-train extract."""
+    boundary_pattern: str | None = None
+    """With from_pt and the boundary regex: expression that a token's text is searched for."""
+    boundary_stride: int = 0
+    """With from_pt and the boundary stride: tokens in a step."""
 
     def __post_init__(self) -> None:
-        if self.inspect is not None:
-            if self.checkpoint is not None or self.out is not None:
-                raise InputError("Expected --inspect alone, found a checkpoint or --out as well.")
-        elif self.checkpoint is None or self.out is None:
+        sources = (self.checkpoint, self.inspect, self.from_pt)
+        if sum(source is not None for source in sources) != 1:
             raise InputError(
-                "Expected a checkpoint and --out FILE, or --inspect FILE. "
+                "Expected one of a checkpoint, --from-pt FILE and --inspect FILE, found "
+                f"{sum(source is not None for source in sources)} of them. "
                 "Hint: scorer-export RUN --out scorer.safetensors."
             )
+        if (self.out is None) != (self.inspect is not None):
+            raise InputError(
+                "Expected --out FILE with a checkpoint or --from-pt, and not with --inspect. "
+                "Hint: scorer-export RUN --out scorer.safetensors."
+            )
+        if (self.model is None) != (self.from_pt is None):
+            raise InputError(
+                f"Expected --model with --from-pt and only there, found model {self.model!r}."
+            )
+        for name in ("aggregator", "boundary", "boundary_pattern", "boundary_stride"):
+            default = ExportConfig.__dataclass_fields__[name].default
+            if self.from_pt is None and getattr(self, name) != default:
+                raise InputError(
+                    f"Expected --{name.replace('_', '-')} with --from-pt only, found it without. "
+                    "Hint: a run of step-train fit knows its own."
+                )
 
 
 def main() -> None:
@@ -53,14 +85,46 @@ def _main() -> None:
 
     from rich.console import Console
 
-    from step_train.card_view import print_card
-
     console = Console(soft_wrap=not sys.stdout.isatty())
     if config.inspect is not None:
         from step_infer.scorer import read_card
+        from step_train.card_view import print_card
 
         print_card(read_card(config.inspect), str(config.inspect), console)
-        return
+    elif config.from_pt is not None:
+        _import(config, console)
+    else:
+        _export(config, console)
+
+
+def _import(config: ExportConfig, console: "Console") -> None:
+    from step_train.published import import_scorer
+    from step_train.record import IMPORTED
+
+    assert config.from_pt is not None
+    assert config.out is not None
+    assert config.model is not None
+    card = import_scorer(
+        config.from_pt,
+        config.out,
+        config.model,
+        boundary=config.boundary,
+        pattern=config.boundary_pattern,
+        stride=config.boundary_stride,
+        aggregator=config.aggregator,
+    )
+    taken = ", ".join(
+        f"{name} from {old}" for name, old in card.training[IMPORTED]["tensors"].items()
+    )
+    console.print(f"Taken: {taken}", markup=False)
+    console.print(
+        "warning: imported, never evaluated here; measure it with step-train evaluate before you "
+        "trust it"
+    )
+    console.print(f"Scorer of {card.base_model} (H = {card.hidden_size}): {config.out}")
+
+
+def _export(config: ExportConfig, console: "Console") -> None:
     from step_train.export import export
 
     assert config.checkpoint is not None

@@ -5,3 +5,6 @@ RECORD_KEY = "step_scorer"
 
 RECORD_SCHEMA_VERSION = 1
 """Version of the record's form."""
+
+IMPORTED = "imported"
+"""Key of a card's training summary that says where an imported scorer comes from."""

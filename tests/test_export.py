@@ -90,7 +90,9 @@ def test_loading_for_another_model_names_the_field(result, tmp_path, field, othe
 
 
 def test_what_is_missing_or_damaged_is_refused(result, tmp_path):
-    with pytest.raises(InputError, match="Expected a checkpoint at .*best.ckpt, found none"):
+    with pytest.raises(
+        InputError, match="Expected a checkpoint of step-train fit at .*best.ckpt, found none"
+    ):
         export(tmp_path, tmp_path / "s")
     half = tmp_path / "half.ckpt"
     half.write_bytes(result.checkpoint.read_bytes()[:2000])
@@ -186,11 +188,14 @@ def test_the_command_exports_and_shows_the_card(command, result, tmp_path):
 
 def test_the_command_refuses_in_one_line(command, result, tmp_path):
     for arguments, message in (
-        ([], "Expected a checkpoint and --out FILE"),
-        ([result.run], "Expected a checkpoint and --out FILE"),
+        ([], "Expected one of a checkpoint, --from-pt FILE and --inspect FILE, found 0"),
+        ([result.run], "Expected --out FILE with a checkpoint"),
         (["--inspect", tmp_path / "none"], "Expected a scorer file"),
         (["--inspect", result.checkpoint], "Expected a safetensors file"),
-        ([tmp_path / "none", "--out", tmp_path / "s"], "Expected a checkpoint at"),
+        (
+            [tmp_path / "none", "--out", tmp_path / "s"],
+            "Expected a checkpoint of step-train fit at",
+        ),
         ([result.run, "--out", "/proc/none/s"], "Expected a writable folder"),
     ):
         status, _, errors = command(*arguments)
