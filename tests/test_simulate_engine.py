@@ -1,0 +1,125 @@
+"""The simulated scheduler against vLLM's and ours: the same steps, victims and preemptions."""
+
+import random
+
+import pytest
+from scheduler_harness import (
+    BLOCK_SIZE,
+    BOUNDARY,
+    EOS,
+    MAX_MODEL_LEN,
+    THINK_END,
+    WORD,
+    Engine,
+    Script,
+    make_scheduler,
+    row_score,
+)
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from step_infer.errors import InputError
+from step_infer.scheduler import StepScheduler
+from step_infer.simulate_engine import EngineShape, Pruning, SimulatedTrace, simulate
+
+
+def workload(seed):
+    """Return random scripts of a few groups, and the engine that they meet."""
+    rng = random.Random(seed)
+    scripts = []
+    counts = [rng.randint(1, 14) for _ in range(rng.choice([1, 1, 1, 2, 3]))]
+    settings = {"min_keep": rng.choice([1, 1, 2, 10]), "min_steps": rng.choice([1, 1, 3])}
+    settings |= {"aggregator": rng.choice(["mean", "last", "min", "ema"])}
+    settings |= {"resume_free": rng.choice([0.0, 0.3, 0.5, 0.9])}
+    for group, count in enumerate(counts):
+        # Every text begins with its own token: no two traces write the same block.
+        prompt = tuple(rng.choices(range(WORD, 90), k=rng.randint(1, 40)))
+        for number in range(count):
+            body = [100 + len(scripts)]
+            for _ in range(rng.randint(0, 30)):
+                body += rng.choices(range(WORD, 90), k=rng.randint(0, 9)) + [BOUNDARY]
+            if rng.random() < 0.5:
+                body += [THINK_END, *rng.choices(range(WORD, 90), k=3), BOUNDARY, WORD]
+            most = 10_000 if rng.random() < 0.8 else rng.randint(1, 60)
+            scripts.append(
+                Script(
+                    f"{group}-{number}", prompt, (*body, EOS), most, options={"group": f"g{group}"}
+                )
+            )
+    rng.shuffle(scripts)
+    longest = max(len(s.prompt) + len(s.generated()) for s in scripts)
+    needed = sum(-(-(len(s.prompt) + len(s.generated())) // BLOCK_SIZE) for s in scripts)
+    least = -(-longest // BLOCK_SIZE) + 1
+    blocks = max(least, round(needed * rng.uniform(0.1, 0.9)))
+    shape = {
+        "max_num_seqs": rng.choice([3, 8, 16]),
+        "max_num_batched_tokens": rng.choice([16, 32, 64, 512]),
+    }
+    return scripts, blocks, shape, settings
+
+
+def simulated(script):
+    tokens = script.generated()
+    open_ended = min(script.max_tokens, MAX_MODEL_LEN - len(script.prompt))
+    thinking = tokens.index(THINK_END) if THINK_END in tokens else len(tokens)
+    boundaries = [i for i, t in enumerate(tokens[:-1]) if t == BOUNDARY and i < thinking]
+    scored = [(i, row_score(script.name, i)) for i in boundaries]
+    scored = [(i, score) for i, score in scored if score == score]
+    return SimulatedTrace(
+        script.opted["group"],
+        len(script.prompt),
+        len(tokens),
+        [i for i, _ in scored],
+        [score for _, score in scored],
+        cut=len(tokens) == open_ended,
+    )
+
+
+def real_run(kind, in_flight, scripts, blocks, shape, settings):
+    """Run the real scheduler; return it, the preempted and the numbers of model steps."""
+    engine = Engine(make_scheduler(kind, blocks, **shape, **settings), in_flight)
+    for script in scripts:
+        engine.add(script)
+    steps, tokens, preempted = 0, 0, []
+    while engine.busy:
+        scheduled, _ = engine.step()
+        if scheduled is not None:
+            steps += scheduled.total_num_scheduled_tokens > 0
+            tokens += scheduled.total_num_scheduled_tokens
+            preempted += sorted(scheduled.preempted_req_ids or ())
+        assert steps < 20_000
+    return engine, steps, tokens, preempted
+
+
+@pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
+@pytest.mark.parametrize("kind", [AsyncScheduler, StepScheduler], ids=["stock", "pruning"])
+def test_simulation_takes_the_steps_of_the_real_scheduler(kind, in_flight):
+    seen = {"pruned": 0, "preempted": 0, "waited": 0}
+    for seed in range(100):
+        scripts, blocks, shape, settings = workload(seed)
+        engine, steps, tokens, preempted = real_run(
+            kind, in_flight, scripts, blocks, shape, settings
+        )
+        pruning = Pruning(**settings) if kind is StepScheduler else None
+        result = simulate(
+            EngineShape(blocks, BLOCK_SIZE, **shape, in_flight=in_flight),
+            [simulated(script) for script in scripts],
+            pruning,
+        )
+        names = [script.name for script in scripts]
+        pruned = [name for name in engine.ended if engine.pruned(name)]
+        assert [names[trace] for trace in result.pruned] == pruned, seed
+        assert sorted(names[t] for t in result.preempted) == sorted(preempted), seed
+        assert [len(engine.tokens[name]) for name in names] == result.tokens, seed
+        assert result.work[0] == steps, seed
+        seen["pruned"] += len(pruned)
+        seen["preempted"] += len(preempted)
+        seen["waited"] += result.waiting[0] > 0
+    assert seen["waited"] > 50
+    assert seen["preempted"] > (100 if kind is AsyncScheduler else 5)
+    if kind is StepScheduler:
+        assert seen["pruned"] > 60
+
+
+def test_a_cache_below_the_longest_trace_is_refused():
+    with pytest.raises(InputError, match=r"holds the longest trace \(35 tokens\), found 32 tokens"):
+        simulate(EngineShape(2, 16), [SimulatedTrace("q", 5, 30)])
