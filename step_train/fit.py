@@ -166,7 +166,10 @@ def _judge(
         "epochs": len(history),
         "best_epoch": int(best["epoch"]) + 1,
         "aggregator": chosen if config.aggregator == "auto" else config.aggregator,
-        "aggregator_choice": {"by": "validation questions, at 50 % of the steps", **choice},
+        "aggregator_choice": {
+            "by": "validation questions, mean over 25/50/75 % of the steps",
+            **choice,
+        },
         "metrics": evaluate(data.splits["test"], module.score_S, seed=config.seed),
         "history": history,
         "data": data.summary(),

@@ -16,8 +16,8 @@ from step_train.trace_table import TENTHS, TraceTable
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 """Parts of a trace's steps after which its trace score is judged."""
 
-CHOICE_FRACTION = 0.5
-"""Where the trace aggregator is chosen: pruning happens half-way, not at the end."""
+CHOICE_FRACTIONS = (0.25, 0.5, 0.75)
+"""Where the trace aggregator is chosen: pruning happens on the way, not at the end."""
 
 DEFINITIONS = {
     "questions": "held out: no trace of them was used for fitting or selection",
@@ -110,21 +110,23 @@ def trace_scores(
 
 
 def choose_aggregator(table: TraceTable, score_S: Floats) -> tuple[str, dict[str, float | None]]:
-    """Choose the trace aggregator: the best within-question AUROC half-way through the traces.
+    """Choose the trace aggregator by within-question AUROC at 25, 50 and 75 % of the traces.
 
     Args:
         table: traces of the validation questions; never the test questions.
         score_S: their step scores [S].
 
     Returns:
-        The aggregator's name ("mean" where no question can tell) and each one's AUROC.
+        The aggregator's name ("mean" where no question can tell) and each one's mean AUROC.
     """
     found: dict[str, float | None] = {}
     for name in AGGREGATORS:
-        (trace_score_N,) = trace_scores(table, score_S, name, [CHOICE_FRACTION])
-        found[name] = within_question(
-            table.correct_N, trace_score_N, table.question_N, resamples=1
-        )["value"]
+        values = [
+            within_question(table.correct_N, trace_score_N, table.question_N, resamples=1)["value"]
+            for trace_score_N in trace_scores(table, score_S, name, CHOICE_FRACTIONS)
+        ]
+        # The same traces at each of them: all have a value, or none.
+        found[name] = None if None in values else float(np.mean(values))
     ranked = {name: value for name, value in found.items() if value is not None}
     return (max(ranked, key=lambda name: ranked[name]) if ranked else "mean"), found
 

@@ -33,6 +33,9 @@ THRESHOLD = 0.5
 RESAMPLES = 2000
 """Bootstrap resamples of an interval."""
 
+ECE_BINS = 15
+"""Bins of equal width for calibration (Guo et al., arXiv 1706.04599, section 2)."""
+
 _INTERVAL_BINS = 2048
 
 
@@ -66,12 +69,52 @@ def brier(label_S: Bools, score_S: Floats) -> float:
     return float(brier_score_loss(label_S, score_S))
 
 
+def ece(label_S: Bools, score_S: Floats, bins: int = ECE_BINS) -> float:
+    """Return the expected calibration error: how far a bin's scores are from its share of right.
+
+    Bins of equal width over [0, 1], weighed by their samples (arXiv 1706.04599, equation 3).
+    """
+    _check(label_S, score_S)
+    bin_S = score_bins(score_S, bins)
+    gap_B = np.bincount(bin_S, weights=score_S - label_S, minlength=bins)
+    return float(np.abs(gap_B).sum() / len(label_S))
+
+
+def score_bins(score_S: Floats, bins: int = ECE_BINS) -> Ints:
+    """Return the bin of each score, out of `bins` of equal width; 1 is in the last one."""
+    return np.clip((score_S * bins).astype(np.int64), 0, bins - 1)
+
+
+def reliability(label_S: Bools, score_S: Floats, bins: int = ECE_BINS) -> list[dict[str, Any]]:
+    """Return the reliability curve: each bin that has samples, with its ends and means.
+
+    Returns:
+        Bins in order: "from", "to", "samples", "score" (mean) and "right" (share of right samples).
+    """
+    bin_S = score_bins(score_S, bins)
+    count_B = np.bincount(bin_S, minlength=bins)
+    score_B = np.bincount(bin_S, weights=score_S, minlength=bins)
+    right_B = np.bincount(bin_S, weights=label_S, minlength=bins)
+    return [
+        {
+            "from": index / bins,
+            "to": (index + 1) / bins,
+            "samples": int(count),
+            "score": float(score_B[index] / count),
+            "right": float(right_B[index] / count),
+        }
+        for index, count in enumerate(count_B)
+        if count
+    ]
+
+
 METRICS: dict[str, Callable[[Bools, Floats], float]] = {
     "auroc": auroc,
     "auprc": auprc,
     "f1": f1,
     "accuracy": accuracy,
     "brier": brier,
+    "ece": ece,
 }
 """Pooled metrics by name: (labels [S], scores in [0, 1] [S]) -> value."""
 
@@ -85,15 +128,11 @@ def auroc_by_group(
     label_S: Bools, score_S: Floats, group_S: Ints, num_groups: int
 ) -> tuple[Floats, Ints]:
     """Return each group's AUROC [G], NaN without both labels, and its right/wrong pairs [G]."""
-    order = np.lexsort((score_S, group_S))
-    label, score, group = label_S[order], score_S[order], group_S[order]
+    order, start, ties = _runs(score_S, group_S)
+    label, group = label_S[order], group_S[order]
     size_G = np.bincount(group, minlength=num_groups)
     right_G = np.bincount(group, weights=label, minlength=num_groups).astype(np.int64)
     first_G = np.cumsum(size_G) - size_G
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (group[1:] != group[:-1]) | (score[1:] != score[:-1])
-    start = np.flatnonzero(new)
-    ties = np.diff(np.append(start, len(order)))
     # Ranks from 0; equal scores share their mean rank.
     rank = np.repeat(start + (ties - 1) / 2, ties) - first_G[group]
     rank_sum_G = np.bincount(group, weights=rank * label, minlength=num_groups)
@@ -101,6 +140,33 @@ def auroc_by_group(
     wins_G = rank_sum_G - right_G * (right_G - 1) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(pairs_G > 0, wins_G / pairs_G, np.nan), pairs_G
+
+
+def auprc_by_group(label_S: Bools, score_S: Floats, group_S: Ints, num_groups: int) -> Floats:
+    """Return each group's average precision [G], NaN without right samples."""
+    # Highest score first within each group.
+    order, start, ties = _runs(-score_S, group_S)
+    label, group = label_S[order].astype(np.float64), group_S[order]
+    size_G = np.bincount(group, minlength=num_groups)
+    right_G = np.bincount(group, weights=label, minlength=num_groups)
+    first_G, first_right_G = np.cumsum(size_G) - size_G, np.cumsum(right_G) - right_G
+    group, end = group[start], start + ties
+    right_so_far = np.append(0, np.cumsum(label))
+    precision = (right_so_far[end] - first_right_G[group]) / (end - first_G[group])
+    gained = right_so_far[end] - right_so_far[start]
+    sum_G = np.bincount(group, weights=gained * precision, minlength=num_groups)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return sum_G / np.where(right_G > 0, right_G, np.nan)
+
+
+def _runs(score_S: Floats, group_S: Ints) -> tuple[Ints, Ints, Ints]:
+    """Return the order by group and score, and each run of equal scores: its start and length."""
+    order = np.lexsort((score_S, group_S))
+    score, group = score_S[order], group_S[order]
+    new = np.ones(len(order), dtype=bool)
+    new[1:] = (group[1:] != group[:-1]) | (score[1:] != score[:-1])
+    start = np.flatnonzero(new)
+    return order, start, np.diff(np.append(start, len(order)))
 
 
 def within_question(
@@ -115,12 +181,45 @@ def within_question(
     _check_finite(score_S)
     num_questions = int(question_S.max()) + 1 if len(question_S) else 0
     values, pairs = auroc_by_group(label_S, score_S, question_S, num_questions)
-    values = values[pairs > 0]
-    if not len(values):
+    return question_mean(values[pairs > 0], resamples, seed)
+
+
+def question_mean(values_Q: Floats, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Return the mean of a figure that each question has, with its interval.
+
+    Returns:
+        As `within_question`.
+    """
+    count = len(values_Q)
+    if not count:
         return {"value": None, "low": None, "high": None, "questions": 0}
-    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = _interval(values[draws].mean(axis=1), len(values))
-    return {"value": float(values.mean()), "low": low, "high": high, "questions": len(values)}
+    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    low, high = interval(values_Q[draws].mean(axis=1), count)
+    return {"value": float(values_Q.mean()), "low": low, "high": high, "questions": count}
+
+
+def pair_ranking(
+    label_S: Bools, score_S: Floats, question_S: Ints, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Return how often the right one of two samples of one question has the higher score.
+
+    Each pair counts once, so that questions with many pairs weigh more than in `within_question`;
+    a tie counts half.
+
+    Returns:
+        "value", "low", "high" (None as in `within_question`) and "pairs".
+    """
+    _check_finite(score_S)
+    num_questions = int(question_S.max()) + 1 if len(question_S) else 0
+    values, pairs = auroc_by_group(label_S, score_S, question_S, num_questions)
+    values, pairs = values[pairs > 0], pairs[pairs > 0]
+    if not len(pairs):
+        return {"value": None, "low": None, "high": None, "pairs": 0}
+    times_RQ = question_weights(len(pairs), resamples, seed)
+    wins = values * pairs
+    low, high = interval((times_RQ @ wins) / (times_RQ @ pairs), len(pairs))
+    total = int(pairs.sum())
+    return {"value": float(wins.sum() / total), "low": low, "high": high, "pairs": total}
 
 
 def pooled_auroc(
@@ -148,17 +247,21 @@ def pooled_auroc(
     counts = np.bincount(cell_S, minlength=2 * num_questions * num_bins).astype(np.float64)
     wrong_QB, right_QB = counts.reshape(2, num_questions, num_bins)
     wins_QQ = right_QB @ (np.cumsum(wrong_QB, axis=1) - 0.5 * wrong_QB).T
-    generator = np.random.default_rng(seed)
-    weight_RQ = generator.multinomial(
-        num_questions, np.full(num_questions, 1 / num_questions), size=resamples
-    ).astype(np.float64)
+    weight_RQ = question_weights(num_questions, resamples, seed)
     wins_R = ((weight_RQ @ wins_QQ) * weight_RQ).sum(axis=1)
     pairs_R = (weight_RQ @ right_QB.sum(axis=1)) * (weight_RQ @ wrong_QB.sum(axis=1))
-    low, high = _interval(wins_R[pairs_R > 0] / pairs_R[pairs_R > 0], num_questions)
+    low, high = interval(wins_R[pairs_R > 0] / pairs_R[pairs_R > 0], num_questions)
     return {"value": value, "low": low, "high": high}
 
 
-def _interval(values_R: Floats, num_questions: int) -> tuple[float | None, float | None]:
+def question_weights(num_questions: int, resamples: int, seed: int) -> Floats:
+    """Return how often each question is drawn in each resample [R, Q]."""
+    shares = np.full(num_questions, 1 / num_questions)
+    drawn = np.random.default_rng(seed).multinomial(num_questions, shares, size=resamples)
+    return drawn.astype(np.float64)
+
+
+def interval(values_R: Floats, num_questions: int) -> tuple[float | None, float | None]:
     """Return the 95 % interval of resampled values; (None, None) for one question."""
     if num_questions < 2 or not len(values_R):
         return None, None

@@ -2,14 +2,18 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from step_infer.aggregate import AGGREGATORS
 from step_train.held_out import choose_aggregator, evaluate, trace_scores
 from step_train.metrics import (
     METRICS,
+    auprc_by_group,
     auroc_by_group,
+    ece,
+    pair_ranking,
     pooled_auroc,
+    reliability,
     selection_score,
     within_question,
 )
@@ -43,6 +47,41 @@ def test_grouped_auroc_is_scikit_learns_on_each_group(seed):
         mask = group == g
         assert values[g] == pytest.approx(roc_auc_score(label[mask], score[mask]))
         assert pairs[g] == label[mask].sum() * (~label[mask]).sum()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_grouped_average_precision_is_scikit_learns_on_each_group(seed):
+    label, score, group = samples(seed)
+    values = auprc_by_group(label, score, group, 8)
+    for g in range(7):
+        mask = group == g
+        assert values[g] == pytest.approx(average_precision_score(label[mask], score[mask]))
+    assert np.isnan(values[7])
+
+
+def test_calibration_error_is_the_gap_between_scores_and_outcomes():
+    score = np.repeat([0.0, 0.3, 1.0], 10)
+    label = np.repeat([0, 1, 0, 1], [10, 3, 7, 10]).astype(bool)
+    assert ece(label, score) == pytest.approx(0.0)
+    # Sure of the wrong thing for 20 of 30.
+    assert ece(~label, score) == pytest.approx((20 + 10 * 0.4) / 30)
+    curve = reliability(label, score)
+    assert [(row["samples"], row["score"], row["right"]) for row in curve] == [
+        (10, 0.0, 0.0),
+        (10, pytest.approx(0.3), pytest.approx(0.3)),
+        (10, 1.0, 1.0),
+    ]
+    assert [row["to"] - row["from"] for row in curve] == pytest.approx([1 / 15] * 3)
+
+
+def test_pair_ranking_counts_each_pair_once():
+    # Question 0: four pairs, all wrong way round. Question 1: one pair, the right way round.
+    label = np.array([1, 1, 0, 0, 1, 0], dtype=bool)
+    score = np.array([0.1, 0.2, 0.8, 0.9, 0.6, 0.5])
+    found = pair_ranking(label, score, np.array([0, 0, 0, 0, 1, 1]))
+    assert (found["value"], found["pairs"]) == (0.2, 5)
+    assert (found["low"], found["high"]) == (0.0, 1.0)
+    assert pair_ranking(label[:2], score[:2], np.array([0, 1]))["value"] is None
 
 
 def test_a_group_with_one_label_has_no_auroc():
@@ -153,13 +192,13 @@ def test_trace_scores_see_the_first_part_of_each_trace_only():
     assert trace_scores(traces, score, "min", [0.5])[0].tolist() == [0.2, 0.5]
 
 
-def test_the_aggregator_is_the_one_that_ranks_best_half_way():
-    # Half-way the last score tells right from wrong, the mean the reverse.
+def test_the_aggregator_is_the_one_that_ranks_best_on_the_way():
+    # Half-way and later, but not at the end, the last score alone tells right from wrong.
     traces = table([True, False], [0, 0], [4, 4])
-    score = np.array([0.1, 0.6, 0.0, 0.0, 0.9, 0.5, 1.0, 1.0])
+    score = np.array([0.1, 0.6, 0.7, 0.0, 0.9, 0.5, 0.6, 1.0])
     chosen, values = choose_aggregator(traces, score)
     assert chosen == "last"
-    assert values == {"mean": 0.0, "last": 1.0, "min": 0.0, "ema": 0.0}
+    assert values == pytest.approx({"mean": 0.0, "last": 2 / 3, "min": 0.0, "ema": 0.0})
     assert choose_aggregator(table([True, False], [0, 1], [4, 4]), score)[0] == "mean"
 
 
