@@ -6,7 +6,14 @@ from rich.console import Console
 from rich.table import Table
 
 from step_infer.card import ScorerCard
+from step_train.gate import earned
 from step_train.record import IMPORTED
+
+NOT_EARNED = (
+    "this scorer has not earned its place: its interval of within-question AUROC at half of the "
+    "trace is not above 0.5"
+)
+"""Said of a scorer that was exported by force."""
 
 
 def print_card(card: ScorerCard, source: str, console: Console) -> None:
@@ -24,14 +31,23 @@ def print_card(card: ScorerCard, source: str, console: Console) -> None:
     for label, value in _training(card.training):
         facts.add_row(label, value)
     facts.add_row("calibration", _plain(card.calibration) if card.calibration else "none fitted")
+    facts.add_row("earned its place", _earned(card))
     facts.add_row("made with", ", ".join(f"{k} {v}" for k, v in card.versions.items()))
     console.print(facts)
-    if card.metrics:
+    if "data" in card.metrics:
         print_metrics(card.metrics, card.aggregator, console)
     elif IMPORTED in card.training:
         console.print("No held-out metrics: imported, never evaluated here.")
     else:
         console.print("No held-out metrics: not the best checkpoint of a complete run.")
+
+
+def _earned(card: ScorerCard) -> str:
+    if IMPORTED in card.training:
+        return "not known: imported, never evaluated here"
+    if earned(card.metrics, card.aggregator, force=True):
+        return "yes: within-question AUROC at half of the trace lies above 0.5"
+    return f"NO: {NOT_EARNED}"
 
 
 def print_metrics(metrics: dict[str, Any], aggregator: str, console: Console) -> None:

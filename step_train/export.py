@@ -1,5 +1,6 @@
 """From a training checkpoint to a scorer file: weights and card, nothing that needs a pickle."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,27 @@ from step_infer.identity import ModelIdentity
 from step_infer.manifest import package_versions
 from step_infer.scorer import StepScorer, save_scorer
 from step_train.checkpoint import read_checkpoint
+from step_train.gate import EARNED, earned
 from step_train.record import RECORD_KEY
 from step_train.run_directory import BEST
 
 _PREFIX = "scorer."
 
 
-def export(checkpoint: Path | str, out: Path | str) -> ScorerCard:
+def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> ScorerCard:
     """Write the scorer of a checkpoint as one safetensors file with its card.
 
     Args:
         checkpoint: a checkpoint of step-train fit, or its run directory (then the best epoch).
         out: the file to write, atomically.
+        force: write also a scorer that has not earned its place.
 
     Returns:
-        The card. Its metrics are empty where the checkpoint is not the best one of a complete run.
+        The card. Its metrics say under "earned" whether the scorer has earned its place; there are
+        no others where the checkpoint is not the best one of a complete run.
 
     Raises:
-        InputError: the checkpoint is missing, damaged, not ours, or not usable.
+        InputError: the checkpoint is missing, damaged, not ours, not usable, or `earned` refuses.
     """
     path = Path(checkpoint)
     if path.is_dir():
@@ -38,6 +42,8 @@ def export(checkpoint: Path | str, out: Path | str) -> ScorerCard:
     try:
         model = ModelIdentity(**record["model"])
         width = int(record["width"])
+        metrics = record.get("metrics", {})
+        aggregator = record.get("aggregator", "mean")
         card = ScorerCard(
             base_model=model.model,
             model_config_hash=model.config_hash,
@@ -45,9 +51,9 @@ def export(checkpoint: Path | str, out: Path | str) -> ScorerCard:
             hidden_size=model.hidden_size,
             boundary=record["boundary"],
             width=width,
-            aggregator=record.get("aggregator", "mean"),
+            aggregator=aggregator,
             training=_training(record, int(saved["epoch"])),
-            metrics=record.get("metrics", {}),
+            metrics=metrics,
             versions=package_versions(),
         )
         weights = {
@@ -60,6 +66,7 @@ def export(checkpoint: Path | str, out: Path | str) -> ScorerCard:
             f"Expected a checkpoint of step-train fit in {path}, found a damaged one ({error!r}). "
             "Hint: train again."
         ) from error
+    # Weights that cannot be used are refused first: that is the greater fault.
     scorer = StepScorer(card.hidden_size, width)
     expected = {name: tuple(tensor.shape) for name, tensor in scorer.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -75,6 +82,8 @@ def export(checkpoint: Path | str, out: Path | str) -> ScorerCard:
                 "Hint: train again with a lower learning_rate."
             )
     scorer.load_state_dict(weights)
+    passed = earned(card.metrics, card.aggregator, force)
+    card = dataclasses.replace(card, metrics=card.metrics | {EARNED: passed})
     save_scorer(out, scorer, card)
     return card
 

@@ -26,6 +26,9 @@ class ExportConfig:
     """Scorer file to write."""
     inspect: Path | None = None
     """Print the card of this scorer file, and write nothing."""
+    force: bool = False
+    """Write also a scorer of step-train fit that is not shown to rank the traces of a question
+    better than chance half-way; its card says so."""
     from_pt: Path | None = None
     """Import this PyTorch checkpoint of the paper's code, not a run of ours: a state dict of
     Linear(H, width), ReLU, Linear(width, 1), or a dict that holds one as model_state_dict."""
@@ -125,12 +128,15 @@ def _import(config: ExportConfig, console: "Console") -> None:
 
 
 def _export(config: ExportConfig, console: "Console") -> None:
+    from step_train.card_view import NOT_EARNED
     from step_train.export import export
 
     assert config.checkpoint is not None
     assert config.out is not None
-    card = export(config.checkpoint, config.out)
-    if not card.metrics:
+    card = export(config.checkpoint, config.out, config.force)
+    if not card.metrics["earned"]:
+        console.print(f"warning: {NOT_EARNED}")
+    if "data" not in card.metrics:
         console.print(
             "warning: not the best checkpoint of a complete run; "
             "the card has no held-out metrics and the aggregator is the default one"

@@ -18,6 +18,7 @@ from step_train.export import export
 from step_train.export_command import main
 from step_train.fit import fit
 from step_train.fit_config import FitConfig
+from step_train.gate import earned
 from step_train.record import RECORD_KEY
 
 ROOT = Path(__file__).parent.parent
@@ -27,8 +28,9 @@ MODEL = ModelIdentity("a/folder", "c" * 64, "t" * 64, 16)
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
-    write_traces(path / "traces", "label", questions=20)
-    return fit(FitConfig(path / "traces", path / "run", max_epochs=3, width=32, progress=False))
+    write_traces(path / "traces", "label", questions=40)
+    options = {"max_epochs": 3, "learning_rate": 1e-3, "width": 32, "progress": False}
+    return fit(FitConfig(path / "traces", path / "run", **options))
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def test_a_scorer_travels_unchanged_with_its_card(result, saved, tmp_path):
     assert (card.base_model, card.hidden_size, card.width) == ("some/model", 16, 32)
     assert card.boundary == BOUNDARY
     assert card.aggregator == result.aggregator
-    assert card.metrics == result.metrics
+    assert card.metrics == result.metrics | {"earned": True}
     assert card.training["splits"] == result.data["splits"]
     assert card.training["epoch"] == result.best_epoch
     assert card.training["settings"]["width"] == 32
@@ -67,8 +69,10 @@ def test_a_checkpoint_file_and_its_run_give_the_same_scorer(result, tmp_path):
 
 
 def test_a_checkpoint_in_between_has_no_metrics(result, tmp_path):
-    card = export(result.run / "last.ckpt", tmp_path / "scorer.safetensors")
-    assert card.metrics == {}
+    with pytest.raises(InputError, match="found none .not the best checkpoint.*--force"):
+        export(result.run / "last.ckpt", tmp_path / "scorer.safetensors")
+    card = export(result.run / "last.ckpt", tmp_path / "scorer.safetensors", force=True)
+    assert card.metrics == {"earned": False}
     assert card.training["epoch"] == 3
 
 
@@ -161,6 +165,14 @@ def test_a_field_that_does_not_fit_is_named(saved, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+@pytest.fixture(scope="module")
+def useless(tmp_path_factory):
+    """A complete run on states that tell nothing."""
+    path = tmp_path_factory.mktemp("useless")
+    write_traces(path / "traces", "noise", questions=20)
+    return fit(FitConfig(path / "traces", path / "run", max_epochs=1, width=8, progress=False))
+
+
 @pytest.fixture
 def command(monkeypatch, capsys):
     """Run scorer-export in this process; returns its status, output and errors."""
@@ -184,6 +196,39 @@ def test_the_command_exports_and_shows_the_card(command, result, tmp_path):
     assert (status, errors) == (0, "")
     for text in ("some/model", "H = 16", "blank_line", "within question", "test split"):
         assert text in output
+
+
+def test_a_scorer_that_cannot_rank_needs_force_and_says_so(command, useless, tmp_path):
+    path = tmp_path / "scorer.safetensors"
+    status, _, errors = command(useless.run, "--out", path)
+    assert (status, path.exists()) == (2, False)
+    assert "above 0.5 for within-question AUROC at half of the trace" in errors
+    assert errors.count("\n") == 1
+    status, output, errors = command(useless.run, "--out", path, "--force")
+    assert (status, errors) == (0, "")
+    assert "warning: this scorer has not earned its place" in output
+    assert read_card(path).metrics["earned"] is False
+    assert "NO: this scorer has not earned" in " ".join(command("--inspect", path)[1].split())
+
+
+@pytest.mark.parametrize(
+    ("within", "passes"),
+    [
+        ({"value": 0.7, "low": 0.51, "high": 0.9}, True),
+        ({"value": 0.7, "low": 0.5, "high": 0.9}, False),
+        ({"value": 0.3, "low": 0.2, "high": 0.4}, False),
+        ({"value": 0.7, "low": None, "high": None}, False),
+        ({"value": None, "low": None, "high": None}, False),
+    ],
+)
+def test_the_gate_looks_at_half_of_the_trace_with_the_cards_aggregator(within, passes):
+    useless = {"within_question": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    metrics = {"trace_score": {"last": {"50%": {"within_question": within}, "100%": useless}}}
+    assert earned(metrics, "last", force=True) is passes
+    assert earned(metrics, "mean", force=True) is False
+    if not passes:
+        with pytest.raises(InputError, match="at half of the trace"):
+            earned(metrics, "last")
 
 
 def test_the_command_refuses_in_one_line(command, result, tmp_path):
