@@ -16,7 +16,7 @@ from step_infer.files import read_json, sha256_file
 from step_infer.grading import Grader
 from step_infer.identity import ModelIdentity, identify, model_file
 from step_infer.prompt import chat_prompt, load_tokenizer
-from step_infer.questions import Question, load_questions
+from step_infer.questions import Question, QuestionSet, load_questions
 from step_infer.scorer import load_scorer
 
 if TYPE_CHECKING:
@@ -42,19 +42,10 @@ def collect(
         InputError: an input, a setting or the output directory cannot be used.
     """
     console = console or Console(soft_wrap=True)
-    skipped: list[str] = []
-    questions = load_questions(
-        config.questions,
-        question_field=config.question_field,
-        answer_field=config.answer_field,
-        id_field=config.id_field,
-        skip_bad_lines=config.skip_bad_lines,
-        require_answer=not config.no_answers,
-        limit=config.limit,
-        on_skip=skipped.append,
+    found = load_questions(
+        config.questions, config, require_answer=not config.no_answers, note=console.print
     )
-    if skipped:
-        console.print(f"Left out {len(skipped)} lines that cannot be used; the first: {skipped[0]}")
+    questions = found.questions
     identity = identify(config.model)
     tokenizer = load_tokenizer(config.model)
     if config.scorer is not None:
@@ -72,11 +63,11 @@ def collect(
     settings = config.deciding() | {
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
-        "questions_sha256": sha256_file(config.questions),
+        "questions_sha256": found.sha256,
         "scorer_sha256": None if config.scorer is None else sha256_file(config.scorer),
         "boundary": rule.to_dict(),
     }
-    with TraceWriter(config.out, settings, **_described(config, identity, rule, questions)) as out:
+    with TraceWriter(config.out, settings, **_described(config, identity, rule, found)) as out:
         collection = Collection(config, identity, questions, out, console)
         collection.print_start(context)
         if collection.missing:
@@ -87,7 +78,7 @@ def collect(
             collection.run(start_engine, rule)
         with Grader(config.grading_workers, config.grading_timeout_s) as grader:
             summary = summarise(out.read(), grader)
-        summary["skipped_lines"] = len(skipped)
+        summary["skipped_lines"] = len(found.skipped)
         out.update(complete=True, summary=summary)
     print_summary(summary, console)
     console.print(f"Traces: {config.out}")
@@ -98,7 +89,7 @@ def _described(
     config: CollectConfig,
     identity: ModelIdentity,
     rule: BoundaryRule,
-    questions: Sequence[Question],
+    found: QuestionSet,
 ) -> dict[str, Any]:
     """Return the manifest's fields for readers of the directory."""
     return {
@@ -114,13 +105,18 @@ def _described(
         "system": config.system,
         "num_traces": config.num_traces,
         "questions": {
-            "file": str(Path(config.questions).resolve()),
-            "sha256": sha256_file(config.questions),
-            "count": len(questions),
+            "source": _source(config.questions),
+            "benchmark": config.benchmark,
+            "sha256": found.sha256,
+            "count": len(found.questions),
         },
         "scorer": config.scorer,
         "engine": config.engine,
     }
+
+
+def _source(questions: str) -> str:
+    return str(Path(questions).resolve()) if Path(questions).exists() else questions
 
 
 def _context(config: CollectConfig) -> int | None:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from step_infer.boundary import TOKEN_PATTERNS
 from step_infer.errors import InputError
 from step_infer.prompt import SYSTEM_PROMPT
+from step_infer.questions import QuestionOptions
 from step_infer.sampling import Sampling
 
 DECIDING_ENGINE_ARGS = ("dtype", "quantization", "max_model_len", "revision", "hf_overrides")
@@ -16,9 +17,6 @@ DECIDING_FIELDS = (
     "num_traces",
     "seed",
     "system",
-    "question_field",
-    "answer_field",
-    "id_field",
     "no_answers",
     "skip_bad_lines",
     "limit",
@@ -29,13 +27,14 @@ DECIDING_FIELDS = (
 
 
 @dataclass(frozen=True)
-class CollectConfig:
+class CollectConfig(QuestionOptions):
     """Everything that `step-collect` can be told."""
 
     model: str
     """Model folder or Hugging Face id."""
     questions: str
-    """JSONL file, an object with a question and its answer on each line."""
+    """A file (JSON lines, .csv or .parquet), a data set of the Hugging Face hub as
+    org/name[:config][@split], or the name of a benchmark (see --benchmark)."""
     out: str
     """Traces directory to make, or to go on with after an interruption."""
     num_traces: int = 64
@@ -46,18 +45,8 @@ class CollectConfig:
     """Each trace's own seed follows from this one, its question and its number."""
     system: str = SYSTEM_PROMPT
     """System text of the chat prompt; an empty text leaves it out."""
-    question_field: str = "question"
-    """Key of the question's text in a line."""
-    answer_field: str = "answer"
-    """Key of the right answer in a line."""
-    id_field: str = "id"
-    """Key of the question's id in a line; without one, an id is made from the line number."""
     no_answers: bool = False
     """Accept questions without an answer; their traces are not graded."""
-    skip_bad_lines: bool = False
-    """Leave out lines that cannot be used, and count them, where the default is to stop."""
-    limit: int | None = None
-    """Use only so many questions from the start of the file."""
     boundary: str = "blank_line"
     """What ends a step: blank_line, newline, sentence, regex or stride. A scorer brings its own."""
     boundary_pattern: str | None = None
@@ -88,9 +77,10 @@ class CollectConfig:
     """More vLLM engine arguments, as --engine.NAME VALUE."""
 
     def __post_init__(self) -> None:
-        for name in ("num_traces", "max_in_flight", "part_traces", "steps_per_trace", "limit"):
+        super().__post_init__()
+        for name in ("num_traces", "max_in_flight", "part_traces", "steps_per_trace"):
             value = getattr(self, name)
-            if value is not None and value < 1:
+            if value < 1:
                 raise InputError(
                     f"Expected --{name.replace('_', '-')} of at least 1, found {value}."
                 )
@@ -121,7 +111,7 @@ class CollectConfig:
         Only these must agree when a run goes on. Files are left to the caller, who adds their
         checksums.
         """
-        settings = {name: getattr(self, name) for name in DECIDING_FIELDS}
+        settings = self.reading() | {name: getattr(self, name) for name in DECIDING_FIELDS}
         for name, value in dataclasses.asdict(self.sampling).items():
             settings[f"sampling.{name}"] = value
         for name in DECIDING_ENGINE_ARGS:

@@ -9,17 +9,19 @@ from step_infer.errors import InputError
 from step_infer.eval_methods import METHODS, method_names
 from step_infer.eval_votes import vote_rule
 from step_infer.prompt import SYSTEM_PROMPT
+from step_infer.questions import QuestionOptions
 from step_infer.sampling import Sampling
 
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(QuestionOptions):
     """Everything that `step-eval` can be told."""
 
     model: str
     """Model folder or Hugging Face id."""
     questions: str
-    """JSONL file, an object with a question and its answer on each line."""
+    """A file (JSON lines, .csv or .parquet), a data set of the Hugging Face hub as
+    org/name[:config][@split], or the name of a benchmark (see --benchmark)."""
     out: str
     """Directory for records, results.json and report.html; a run that was stopped goes on."""
     methods: str = "sc,step"
@@ -58,16 +60,6 @@ class EvalConfig:
     """Step scores that a trace must have before it can be pruned."""
     allow_mismatch: list[str] = field(default_factory=list)
     """Fields of the scorer card that may differ from the model."""
-    question_field: str = "question"
-    """Key of the question's text in a line."""
-    answer_field: str = "answer"
-    """Key of the right answer in a line."""
-    id_field: str = "id"
-    """Key of the question's id in a line; without one, an id is made from the line number."""
-    skip_bad_lines: bool = False
-    """Leave out lines that cannot be used, and count them, where the default is to stop."""
-    limit: int | None = None
-    """Use only so many questions from the start of the file."""
     shard: str = "0/1"
     """Take part I of K of the questions, written I/K with I from 0; join with step-eval merge."""
     kv_series_questions: int = 3
@@ -82,7 +74,8 @@ class EvalConfig:
     """More vLLM engine arguments, as --engine.NAME VALUE."""
 
     def __post_init__(self) -> None:
-        for name in ("num_traces", "repeats", "pilot_questions", "kv_budget_tokens", "limit"):
+        super().__post_init__()
+        for name in ("num_traces", "repeats", "pilot_questions", "kv_budget_tokens"):
             self._at_least(name, 1)
         for name in ("min_keep", "min_steps"):
             self._at_least(name, 1)
@@ -145,7 +138,7 @@ class EvalConfig:
         names = ["num_traces", "seed", "system", "kv_budget", "kv_budget_tokens"]
         if any(METHODS[name].needs_scorer for name in self.method_names):
             names += ["aggregator", "min_keep", "min_steps"]
-        settings = {name: getattr(self, name) for name in names}
+        settings = self.reading() | {name: getattr(self, name) for name in names}
         for name, value in dataclasses.asdict(self.sampling).items():
             settings[f"sampling.{name}"] = value
         for name in sorted(self.engine):

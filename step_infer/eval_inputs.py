@@ -11,7 +11,7 @@ from step_infer.eval_config import EvalConfig
 from step_infer.files import read_json, sha256_file
 from step_infer.identity import ModelIdentity, identify, model_file
 from step_infer.prompt import chat_prompt, load_tokenizer
-from step_infer.questions import Question, load_questions
+from step_infer.questions import Question, QuestionSet, load_questions
 from step_infer.scorer import load_scorer
 
 
@@ -20,15 +20,18 @@ class EvalInputs:
     """What the settings name."""
 
     config: EvalConfig
-    questions: list[Question]
-    """All questions of the file, up to the limit; a shard asks only its part of them."""
-    skipped: list[str]
-    """What is wrong with the lines that were left out."""
+    question_set: QuestionSet
+    """All questions of the source, up to the limit; a shard asks only its part of them."""
     identity: ModelIdentity
     card: ScorerCard | None
     mean_prompt_tokens: float
     mean_response_tokens: float | None
     """Of earlier traces, where the settings name any and the KV budget depends on it."""
+
+    @property
+    def questions(self) -> list[Question]:
+        """All questions, those of other shards too."""
+        return self.question_set.questions
 
     @property
     def mine(self) -> list[Question]:
@@ -43,7 +46,7 @@ class EvalInputs:
             "shard": config.shard,
             "model_config_hash": self.identity.config_hash,
             "tokenizer_hash": self.identity.tokenizer_hash,
-            "questions_sha256": sha256_file(config.questions),
+            "questions_sha256": self.question_set.sha256,
         }
         if config.scorer is not None:
             settings["scorer_sha256"] = sha256_file(config.scorer)
@@ -60,18 +63,8 @@ def load_inputs(config: EvalConfig, note: Callable[[str], None]) -> EvalInputs:
     Raises:
         InputError: one of them cannot be used.
     """
-    skipped: list[str] = []
-    questions = load_questions(
-        config.questions,
-        question_field=config.question_field,
-        answer_field=config.answer_field,
-        id_field=config.id_field,
-        skip_bad_lines=config.skip_bad_lines,
-        limit=config.limit,
-        on_skip=skipped.append,
-    )
-    if skipped:
-        note(f"Left out {len(skipped)} lines that cannot be used; the first: {skipped[0]}")
+    found = load_questions(config.questions, config, note=note)
+    questions = found.questions
     if len(questions) <= config.shard_part[0]:
         raise InputError(
             f"Expected at least one question in shard {config.shard}, found {len(questions)} "
@@ -84,8 +77,7 @@ def load_inputs(config: EvalConfig, note: Callable[[str], None]) -> EvalInputs:
     earlier = config.lengths_from if config.needs_lengths else None
     return EvalInputs(
         config,
-        questions,
-        skipped,
+        found,
         identity,
         card,
         _mean_prompt(config, questions),

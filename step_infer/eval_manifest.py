@@ -64,7 +64,7 @@ def make_manifest(
         device=device_name(),
         settings=before.get("settings", {}) | inputs.settings(),
         budget=vars(budget).copy(),
-        questions={"file": config.questions, "skipped_lines": len(inputs.skipped)},
+        questions={"file": config.questions, "skipped_lines": len(inputs.question_set.skipped)},
         question_ids=ids + kept,
         repeats=max(config.repeats, before.get("repeats", 1)),
     )

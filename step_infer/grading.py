@@ -5,6 +5,7 @@ processes that are killed and replaced when they take too long.
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,9 @@ from step_infer.errors import InputError
 DEFAULT_TIMEOUT_S = 10.0
 _LONGEST_ANSWER = 2000
 _NEVER = float("inf")
+_LETTER = re.compile(r"[A-Z]")
+_OPTION = re.compile(r"\(?([A-Z])([).:]+(\s|$)|$)")
+"""An option of a multiple-choice question, with or without its text: "B", "(B)", "B) 5 m"."""
 
 
 @dataclass
@@ -174,13 +178,17 @@ def _clean(answer: str) -> str:
 
 
 def _compare_text(first: str, second: str) -> bool | None:
-    """Return the verdict where no parsing is needed: same text, or two plain whole numbers."""
+    """Return the verdict where no parsing is needed: same text, whole numbers, option letters."""
     if first == second:
         return True
     if not first or not second:
         return False
     if _is_whole(first) and _is_whole(second):
         return int(first) == int(second)
+    if _LETTER.fullmatch(first) or _LETTER.fullmatch(second):
+        options = [_OPTION.match(text) for text in (first, second)]
+        if options[0] and options[1]:
+            return options[0][1] == options[1][1]
     return None
 
 

@@ -1,12 +1,14 @@
-"""Questions with their answers, from JSON lines."""
+"""Questions with their answers, from a file, the hub, or a benchmark known by name."""
 
-import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from step_infer.benchmarks import BENCHMARKS, PLAIN, Benchmark, find_benchmark, multiple_choice
 from step_infer.errors import InputError
+from step_infer.question_rows import Row, RowSource, short
 
 
 @dataclass(frozen=True)
@@ -14,131 +16,191 @@ class Question:
     """One question of a set."""
 
     id: str
-    """The file's id, or "line-N" where it has none."""
+    """The source's id, or "line-N" or "row-N" where it has none."""
     question: str
     answer: str | None
     """The ground truth; None where there is none."""
 
 
+@dataclass(frozen=True)
+class QuestionSet:
+    """What was read from a source."""
+
+    questions: list[Question]
+    skipped: list[str]
+    """What is wrong with the rows that were left out."""
+    sha256: str
+    """Checksum of the whole source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions:
+    """How questions are read; the commands that read some share these options."""
+
+    benchmark: str | None = None
+    """Read the questions in the form of this benchmark: aime_2025, hmmt_feb_2024, hmmt_feb_2025,
+    hmmt_2012_2023 or gpqa_diamond. Not needed where --questions is the benchmark's name."""
+    question_field: str | None = None
+    """Field of the question's text; none given, the benchmark's, or "question"."""
+    answer_field: str | None = None
+    """Field of the right answer; none given, the benchmark's, or "answer"."""
+    id_field: str | None = None
+    """Field of the id; none given, the benchmark's, or "id". A row without an id gets one from its
+    number."""
+    choice_seed: int = 0
+    """Decides the order of the options of multiple-choice questions."""
+    skip_bad_lines: bool = False
+    """Leave out rows that cannot be used, and count them, where the default is to stop."""
+    limit: int | None = None
+    """Use only so many questions from the start."""
+
+    def __post_init__(self) -> None:
+        if self.benchmark is not None:
+            find_benchmark(self.benchmark)
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"Expected --limit of at least 1 question, found {self.limit}.")
+
+    def reading(self) -> dict[str, Any]:
+        """Return the options that decide what a row becomes, flat and JSON-ready."""
+        names = ("benchmark", "question_field", "answer_field", "id_field", "choice_seed")
+        return {name: getattr(self, name) for name in names}
+
+
 def load_questions(
-    path: Path | str,
-    question_field: str = "question",
-    answer_field: str = "answer",
-    id_field: str = "id",
-    skip_bad_lines: bool = False,
+    source: Path | str,
+    options: QuestionOptions = QuestionOptions(),  # noqa: B008 - frozen
+    *,
     require_answer: bool = True,
-    limit: int | None = None,
-    on_skip: Callable[[str], None] | None = None,
-) -> list[Question]:
-    """Read one JSON object a line; empty lines are passed over.
+    note: Callable[[str], None] | None = None,
+) -> QuestionSet:
+    """Read questions; empty lines are passed over.
 
     Args:
-        path: the JSONL file, UTF-8.
-        question_field: key of the question's text.
-        answer_field: key of its answer, a text or a number.
-        id_field: key of its id, a text or a whole number; it may be missing.
-        skip_bad_lines: leave out lines that cannot be used instead of raising.
-        require_answer: a line without an answer cannot be used.
-        limit: read so many questions at most; None reads all.
-        on_skip: called with what is wrong with a line that is left out.
+        source: a file (JSON lines, .csv, .parquet), a data set of the hub as
+            org/name[:config][@split], or the name of a benchmark.
+        options: how to read it.
+        require_answer: a row without an answer cannot be used.
+        note: called with one line on the rows that were left out, if there are any.
 
     Raises:
-        InputError: the file cannot be read, holds no question, or has a line that cannot be used;
-            the message names file and line.
+        InputError: the source cannot be read, holds no question, or has a row that cannot be used;
+            the message names file and line, or source and row.
     """
-    if limit is not None and limit < 1:
-        raise InputError(f"Expected a limit of at least 1 question, found {limit}.")
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(
-            f"Expected a readable questions file {path}, found: {error.strerror}."
-        ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"Expected UTF-8 text in the questions file {path}, found: {error}."
-        ) from error
+    name, form = str(source), PLAIN
+    if options.benchmark is not None:
+        form = find_benchmark(options.benchmark)
+    if name in BENCHMARKS and not Path(source).exists():
+        form = find_benchmark(name)
+        if options.benchmark not in (None, name):
+            raise InputError(f"Expected --benchmark {name} or none, found {options.benchmark}.")
+        if form.source is None:
+            raise InputError(
+                f"Expected a file with the questions of {name}, which no data set of the hub "
+                f"holds, found its name. Hint: say --questions FILE --benchmark {name}."
+            )
+        name = form.source
+    rows = RowSource(name)
     questions: list[Question] = []
-    first_lines: dict[str, int] = {}
-    skipped = 0
-    # Not splitlines: JSON texts may hold other line separators, such as U+2028, as they are.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if limit is not None and len(questions) == limit:
+    places: dict[str, str] = {}
+    skipped: list[str] = []
+    for row in rows:
+        if len(questions) == options.limit:
             break
-        if not line.strip():
-            continue
         try:
-            question = _parse(line, number, question_field, answer_field, id_field, require_answer)
-            first = first_lines.setdefault(question.id, number)
-            if first != number:
-                raise InputError(
-                    f"Expected each {id_field} once, found {question.id!r} on line {first} too."
-                )
+            question = _question(row, form, options, require_answer)
+            first = places.setdefault(question.id, row.place)
+            if first != row.place:
+                raise InputError(f"Expected each id once, found {question.id!r} in {first} too.")
         except InputError as error:
-            message = f"{path}:{number}: {error}"
-            if not skip_bad_lines:
+            if not options.skip_bad_lines:
                 raise InputError(
-                    f"{message} Hint: mend the line, or leave out such lines with --skip-bad-lines."
+                    f"{row.place}: {error} Hint: mend it, or leave out such rows with "
+                    "--skip-bad-lines."
                 ) from error
-            skipped += 1
-            if on_skip is not None:
-                on_skip(message)
+            skipped.append(f"{row.place}: {error}")
             continue
         questions.append(question)
     if not questions:
-        left_out = f" ({skipped} bad lines left out)" if skipped else ""
-        raise InputError(f"Expected at least one question in {path}, found none{left_out}.")
-    return questions
+        left_out = f" ({len(skipped)} bad rows left out)" if skipped else ""
+        raise InputError(f"Expected at least one question in {name}, found none{left_out}.")
+    if skipped and note is not None:
+        note(f"Left out {len(skipped)} rows that cannot be used; the first: {skipped[0]}")
+    return QuestionSet(questions, skipped, rows.sha256())
 
 
-def _parse(
-    line: str,
-    number: int,
-    question_field: str,
-    answer_field: str,
-    id_field: str,
-    require_answer: bool,
+def _question(
+    row: Row, form: Benchmark, options: QuestionOptions, require_answer: bool
 ) -> Question:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"Expected one JSON object a line, found: {error}.") from error
-    except RecursionError as error:
-        raise InputError("Expected one JSON object a line, found one nested too deep.") from error
-    if not isinstance(value, dict):
-        raise InputError(f"Expected a JSON object, found {_short(value)}.")
-    question = value.get(question_field)
-    if not isinstance(question, str) or not question.strip():
-        raise InputError(
-            f"Expected a text under {question_field!r}, found {_found(value, question_field)}."
-        )
-    answer = value.get(answer_field)
-    if answer is None or (isinstance(answer, str) and not answer.strip()):
-        if require_answer:
-            raise InputError(
-                f"Expected an answer under {answer_field!r}, found {_found(value, answer_field)}."
-            )
+    if row.error is not None:
+        raise InputError(row.error)
+    text = read_text(row, _names(options.question_field, form.question))
+    wrong = [read_text(row, (name,)) for name in form.wrong_options]
+    answer = read_answer(
+        row, _names(options.answer_field, form.answer), require_answer or bool(wrong)
+    )
+    if wrong:
+        assert answer is not None
+        text, answer = multiple_choice(text, answer, wrong, options.choice_seed)
+    return Question(_identifier(row, _names(options.id_field, form.id)), text, answer)
+
+
+def _names(given: str | None, known: Sequence[str]) -> Sequence[str]:
+    return known if given is None else (given,)
+
+
+def read_text(row: Row, names: Sequence[str]) -> str:
+    """Return the text of a row's field, under the first of several names that the row has.
+
+    Raises:
+        InputError: there is none, or it is no text.
+    """
+    value = _value(row, names)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"Expected a text under {_or(names)}, found {_found(row, names)}.")
+    return value
+
+
+def read_answer(row: Row, names: Sequence[str], required: bool = True) -> str | None:
+    """Return a row's answer as text; None where there is none and none is required.
+
+    Raises:
+        InputError: there is none, or it is neither text nor number.
+    """
+    answer = _value(row, names)
+    if isinstance(answer, float) and math.isnan(answer):
         answer = None
-    elif isinstance(answer, bool) or not isinstance(answer, str | int | float):
+    if answer is None or (isinstance(answer, str) and not answer.strip()):
+        if required:
+            raise InputError(f"Expected an answer under {_or(names)}, found {_found(row, names)}.")
+        return None
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise InputError(f"Expected a text or a number under {_or(names)}, found {short(answer)}.")
+    return str(answer)
+
+
+def _identifier(row: Row, names: Sequence[str]) -> str:
+    value = _value(row, names)
+    if value is None:
+        return row.name
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise InputError(
-            f"Expected a text or a number under {answer_field!r}, found {_short(answer)}."
+            f"Expected a text or a whole number under {_or(names)}, found {short(value)}."
         )
-    identifier = value.get(id_field)
-    if identifier is None:
-        identifier = f"line-{number}"
-    elif isinstance(identifier, bool) or not isinstance(identifier, str | int) or identifier == "":
-        raise InputError(
-            f"Expected a text or a whole number under {id_field!r}, found {_short(identifier)}."
-        )
-    return Question(str(identifier), question, None if answer is None else str(answer))
+    return str(value)
 
 
-def _found(value: dict[str, Any], field: str) -> str:
-    if field in value:
-        return _short(value[field])
-    return f"only {', '.join(repr(key) for key in list(value)[:8])}" if value else "an empty object"
+def _value(row: Row, names: Sequence[str]) -> Any:
+    return next((row.values[name] for name in names if name in row.values), None)
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:39] + "…"
+def _or(names: Sequence[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def _found(row: Row, names: Sequence[str]) -> str:
+    for name in names:
+        if name in row.values:
+            return short(row.values[name])
+    if not row.values:
+        return "an empty row"
+    return f"only {', '.join(repr(name) for name in list(row.values)[:8])}"

@@ -200,7 +200,7 @@ def test_bad_lines_left_out_are_counted(config: CollectConfig) -> None:
         file.write("{\n")
     summary, printed = run(dataclasses.replace(config, skip_bad_lines=True), CollectEngine())
     assert summary["skipped_lines"] == 1
-    assert "Left out 1 lines" in printed
+    assert "Left out 1 rows" in printed
 
 
 def test_too_little_room_is_found_before_the_engine_starts(

@@ -31,6 +31,16 @@ def grader() -> Iterator[Grader]:
         ("(1, 2)", "(1,2)", True),
         ("$7$", " 7 ", True),
         ("x+1", "1+x", True),
+        ("[1, 2)", "[1,2)", True),
+        ("[1, 2)", "[1, 2]", False),
+        ("B", "B", True),
+        ("B", "(B)", True),
+        ("B", "B.", True),
+        ("B", r"\text{B}", True),
+        ("B", "B) 5 m", True),
+        ("B", "C", False),
+        ("B", r"\text{C}", False),
+        ("B", "(C) 5 m", False),
     ],
 )
 def test_answers_are_compared_by_value(

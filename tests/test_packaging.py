@@ -111,7 +111,10 @@ def test_step_train_never_names_vllm() -> None:
 
 def test_step_infer_never_names_training_libraries() -> None:
     training = {"lightning", "pytorch_lightning", "torchmetrics", "sklearn", "datasets"}
-    assert [i for i in _all_imports("step_infer") if _top(i.module) in training] == []
+    named = [i for i in _all_imports("step_infer") if _top(i.module) in training]
+    # Questions may come from a data set of the hub: the one exception, and a lazy one.
+    hub = {("step_infer.question_rows", "datasets", "lazy")}
+    assert {(i.importer, _top(i.module), i.where) for i in named} == hub
 
 
 @pytest.mark.parametrize("package", FLOORS[:2])
