@@ -22,6 +22,7 @@ DECIDING_FIELDS = (
     "limit",
     "features",
     "feature_dtype",
+    "confidence",
 )
 """Settings that must agree when a run goes on."""
 
@@ -57,6 +58,8 @@ class CollectConfig(QuestionOptions):
     """Also write the hidden state at every step boundary, for training a scorer."""
     feature_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
     """Number format of stored states; auto keeps what the engine gives, the model's own."""
+    confidence: bool = True
+    """Also record how sure the model is of its tokens: mean token confidence (DeepConf)."""
     scorer: str | None = None
     """Scorer file, to record step scores as well; nothing is pruned."""
     allow_mismatch: list[str] = field(default_factory=list)

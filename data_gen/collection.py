@@ -106,6 +106,7 @@ class Collection:
             config.scorer,
             prune=False,
             capture=config.features,
+            confidence=config.confidence,
             boundary=None if config.scorer else rule,
             allow_mismatch=config.allow_mismatch,
             **config.engine,
@@ -210,6 +211,8 @@ class Collection:
             "boundary_positions": trace.boundary_positions,
             "step_scores": trace.step_scores if self.config.scorer is not None else None,
             "trace_score": trace.trace_score,
+            "step_confidences": trace.step_confidences,
+            "mean_token_confidence": trace.mean_token_confidence,
         }
 
     def _hidden(self) -> list[Tensor]:

@@ -29,6 +29,7 @@ TRACE_SCHEMA = pa.schema(
         pa.field("boundary_positions", pa.list_(pa.int32()), nullable=False),
         pa.field("step_scores", pa.list_(pa.float32())),
         pa.field("trace_score", pa.float32()),
+        pa.field("step_confidences", pa.list_(pa.float32())),
         pa.field("mean_token_confidence", pa.float32()),
         pa.field("shard", pa.int32()),
         pa.field("row_start", pa.int64()),
@@ -37,7 +38,9 @@ TRACE_SCHEMA = pa.schema(
 )
 """Columns of the table. `shard` and `row_start` say where a trace's features begin (null without
 features), `num_steps` how many rows they take; `is_correct` is null without a ground truth, an
-answer or a verdict; positions count generated tokens from 0."""
+answer or a verdict; positions count generated tokens from 0. Of the token confidence (see
+`step_infer.confidence`) `step_confidences` is the mean from the first token up to and including
+each boundary, `mean_token_confidence` that of the whole trace; null where not recorded."""
 
 KEY_COLUMNS = ("question_id", "trace_id")
 """Columns that name a trace."""

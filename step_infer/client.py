@@ -100,6 +100,7 @@ class StepLLM:
         min_steps: int = 1,
         aggregator: str | None = None,
         capture: bool = False,
+        confidence: bool = False,
         boundary: BoundaryRule | None = None,
         kv_budget_tokens: int | None = None,
         allow_mismatch: Collection[str] = (),
@@ -116,6 +117,7 @@ class StepLLM:
             min_steps: step scores that a trace must have before it can be stopped.
             aggregator: trace aggregator; None takes the scorer card's.
             capture: also return the hidden states at the boundaries (`Trace.hidden_SH`).
+            confidence: also return the token confidence (`Trace.step_confidences`).
             boundary: boundary rule without a scorer; None is a blank line.
             kv_budget_tokens: size of the KV cache in tokens; None takes what memory gives.
             allow_mismatch: scorer card fields that may differ from the model.
@@ -126,12 +128,12 @@ class StepLLM:
             InputError: model, scorer or budget cannot be used; the engine has not been started.
         """
         identity = identify(model)
-        if plain and (scorer is not None or capture):
-            raise InputError("Expected neither scorer nor capture with plain=True.")
+        if plain and (scorer is not None or capture or confidence):
+            raise InputError("Expected neither scorer, capture nor confidence with plain=True.")
         card = load_scorer(scorer, identity, allow_mismatch)[1] if scorer is not None else None
         self.model = model
         self.identity = identity
-        self.plain = plain or (scorer is None and not capture)
+        self.plain = plain or (scorer is None and not capture and not confidence)
         self.capture = capture
         self.tokenizer = load_tokenizer(model)
         self.rule = (
@@ -149,6 +151,7 @@ class StepLLM:
                     min_steps=min_steps,
                     aggregator=aggregator,
                     capture=capture,
+                    confidence=confidence,
                     boundary=self.rule.to_dict() if scorer is None else None,
                     allow_mismatch=tuple(allow_mismatch),
                 )
@@ -390,9 +393,10 @@ class StepLLM:
             report.get("positions", self.rule.positions(token_ids)),
             report.get("scores", []),
             report.get("score"),
-            None,
-            submitted_s,
-            time.monotonic(),
+            report.get("confidences"),
+            report.get("confidence"),
+            submitted_s=submitted_s,
+            finished_s=time.monotonic(),
         )
         if "hidden" in report:
             bits = np.frombuffer(report["hidden"], np.uint16).reshape(-1, self.identity.hidden_size)

@@ -24,6 +24,8 @@ class LiveTrace:
     __slots__ = (
         "aggregator",
         "capture",
+        "confidence_sum",
+        "confidences",
         "dropped",
         "group",
         "hidden",
@@ -53,11 +55,19 @@ class LiveTrace:
         self.scores: list[float | None] = []
         self.hidden: list[np.ndarray] = []
         self.dropped = 0
+        self.confidence_sum = 0.0
+        self.confidences: list[float | None] = []
 
     @property
     def num_scored(self) -> int:
         """Finite step scores so far."""
         return len(self.scores) - self.dropped
+
+    @property
+    def confidence(self) -> float | None:
+        """The mean confidence of all tokens so far; None where one was not recorded."""
+        mean = self.confidence_sum / self.num_tokens if self.num_tokens else math.nan
+        return mean if math.isfinite(mean) else None
 
     @property
     def score(self) -> float | None:
@@ -74,6 +84,8 @@ class LiveTraces:
         self._aggregator = aggregator
         self._settings = settings
         self._dtype = "bfloat16"
+        self.confidence = settings.confidence
+        """Whether token confidences are recorded."""
         ends = set() if rule.think_end_id is None else {rule.think_end_id}
         self.marks: Container[int] = rule.token_ids | ends
         """Token ids that `see_tokens` must see; of others it is enough to count them."""
@@ -142,6 +154,8 @@ class LiveTraces:
                 continue
             trace = self.pending.pop(request_id)
             trace.positions.append(trace.num_tokens - 1)
+            if self.confidence:  # of the tokens up to this one: the step's own comes later
+                trace.confidences.append(trace.confidence)
             score = math.nan
             if rows is not None and rows.scores_B is not None:
                 score = float(rows.scores_B[row])
@@ -154,14 +168,23 @@ class LiveTraces:
                 self._dtype = rows.dtype
                 trace.hidden.append(rows.hidden_BH[row].copy())
 
+    def confidence_of(self, rows: StepRows | None, req_ids: Sequence[str]) -> dict[str, float]:
+        """Return the confidence of each request's token of a step, where the worker gave one."""
+        if rows is None or rows.confidences_B is None:
+            return {}
+        return dict(zip(req_ids, rows.confidences_B.tolist(), strict=True))
+
     def report(self, trace: LiveTrace) -> dict[str, Any]:
-        """Return what the client gets of a trace: positions, scores, and captured states."""
+        """Return what the client gets of a trace: positions, scores, confidences, states."""
         report: dict[str, Any] = {
             "positions": trace.positions,
             "scores": trace.scores,
             "score": trace.score,
             "pruned": False,
         }
+        if self.confidence:
+            report["confidences"] = trace.confidences
+            report["confidence"] = trace.confidence
         if trace.capture:
             report["hidden"] = b"".join(row.tobytes() for row in trace.hidden)
             report["hidden_dtype"] = self._dtype

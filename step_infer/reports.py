@@ -93,13 +93,12 @@ class Reports:
             # vLLM sends outputs from another thread: what was handed over must not change.
             report = self._report(member.trace)
             member.num_scores = len(member.trace.scores)
-            member.report = {
-                **report,
-                "positions": list(report["positions"]),
-                "scores": list(report["scores"]),
-            }
+            copied = {k: list(v) if isinstance(v, list) else v for k, v in report.items()}
+            member.report = copied
             if member.family is not None:
                 member.family.brief[member.index]["score"] = report["score"]
+        if "confidence" in member.report:  # changes with every token
+            member.report = {**member.report, "confidence": member.trace.confidence}
         return self._with_choices(member, member.report)
 
     def end(self, request_id: str, report: dict[str, Any]) -> dict[str, Any]:

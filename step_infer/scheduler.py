@@ -7,6 +7,7 @@ the scores of boundaries. What it keeps of a trace lives in `step_infer.live_tra
 
 import dataclasses
 from collections.abc import Iterable
+from math import nan
 from typing import Any
 
 from vllm.logger import init_logger
@@ -108,7 +109,7 @@ class StepScheduler(AsyncScheduler):
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if self.live.traces:
             try:
-                self._follow(outputs)
+                self._follow(outputs, model_runner_output)
             except Exception:
                 self._disable("Scoring")
         if self._pruned_outputs:
@@ -129,10 +130,13 @@ class StepScheduler(AsyncScheduler):
             self.reports.abort(request.request_id)
         return finished
 
-    def _follow(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+    def _follow(self, outputs: dict[int, EngineCoreOutputs], model_runner_output: Any) -> None:
         # Runs for each request and step: most tokens are only counted, without a call.
         live, so_far = self.live, self.reports.so_far
-        traces, marks = live.traces, live.marks
+        traces, marks, confidences = live.traces, live.marks, None
+        if live.confidence:
+            rows = getattr(model_runner_output, ROWS_ATTRIBUTE, None)
+            confidences = live.confidence_of(rows, model_runner_output.req_ids)
         for client_outputs in outputs.values():
             for output in client_outputs.outputs:
                 request_id = output.request_id
@@ -144,6 +148,10 @@ class StepScheduler(AsyncScheduler):
                     trace.num_tokens += 1
                 elif tokens:
                     live.see_tokens(trace, tokens)
+                if confidences is not None and tokens:
+                    # One row speaks for one token; of tokens that vLLM discards there is no output.
+                    known = len(tokens) == 1
+                    trace.confidence_sum += confidences.get(request_id, nan) if known else nan
                 if (reason := output.finish_reason) is not None:
                     _attach(output, self.reports.end(request_id, live.report(trace)))
                     failed = reason in (FinishReason.ABORT, FinishReason.ERROR)

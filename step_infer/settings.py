@@ -22,7 +22,7 @@ class StepSettings:
     """How the adapter scores and prunes; every field can stand in `additional_config["step"]`."""
 
     scorer: str | None = None
-    """Path of the scorer's safetensors file; None scores nothing (then only `capture` is left)."""
+    """Path of the scorer's safetensors file; None: only `capture` and `confidence` are left."""
     prune: bool = True
     """Stop the worst trace when the KV cache is about to overflow; False scores only."""
     min_keep: int = 1
@@ -35,6 +35,8 @@ class StepSettings:
     """After pruning, waiting traces are admitted again when this part of the KV cache is free."""
     capture: bool = False
     """Return the hidden states at the boundaries of requests that ask for them (offline only)."""
+    confidence: bool = False
+    """Also report each trace's token confidence (see `step_infer.confidence`)."""
     boundary: dict[str, Any] | None = None
     """Boundary rule (`BoundaryRule.to_dict`) where no scorer card gives one."""
     allow_mismatch: tuple[str, ...] = ()

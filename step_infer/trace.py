@@ -46,6 +46,11 @@ class Trace:
     """A score in [0, 1] for each boundary [S]; None where not finite; empty if unscored."""
     trace_score: float | None = None
     """Aggregate of the step scores; None without any."""
+    step_confidences: list[float | None] | None = None
+    """For each boundary the mean token confidence of the tokens up to and including it [S]
+    (`step_infer.confidence`); None where not recorded."""
+    mean_token_confidence: float | None = None
+    """Mean token confidence of all generated tokens; None where not recorded."""
     hidden_SH: "torch.Tensor | None" = None
     """Hidden states at the boundaries [S, H], as the model gave them, where they were captured."""
     submitted_s: float = 0.0

@@ -59,7 +59,9 @@ class StepWorker(PlatformWorker):
         if not (get_pp_group().is_last_rank and get_tp_group().is_first_rank):
             return  # only the rank whose output the engine reads needs to score
         model = self.model_runner.get_model()
-        self.row_scorer = RowScorer(model.compute_logits, scorer, settings.capture)
+        self.row_scorer = RowScorer(
+            model.compute_logits, scorer, settings.capture, settings.confidence
+        )
         model.compute_logits = self.row_scorer
 
     def _load_scorer(self, settings: StepSettings) -> StepScorer | None:
@@ -92,8 +94,7 @@ class StepWorker(PlatformWorker):
 
 def _attach(output: ModelRunnerOutput, pending: PendingRows) -> None:
     rows = pending.result()
-    first = rows.scores_B if rows.scores_B is not None else rows.hidden_BH
-    if first is not None and len(first) == len(output.req_ids):
+    if rows.count == len(output.req_ids) > 0:
         setattr(output, ROWS_ATTRIBUTE, rows)
     elif output.req_ids:
         logger.warning_once("Rows and requests of a step differ in number; not scored.")

@@ -42,7 +42,7 @@ def with_positions(rows: list[dict[str, Any]], rule: BoundaryRule) -> list[dict[
         changed = positions != row["boundary_positions"]
         fields: dict[str, Any] = {"boundary_positions": positions}
         if changed:
-            fields |= {"step_scores": None, "trace_score": None}
+            fields |= {"step_scores": None, "trace_score": None, "step_confidences": None}
         placed.append(row | fields)
     return placed
 

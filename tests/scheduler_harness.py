@@ -151,14 +151,21 @@ def row_score(name: str, position: int) -> float:
     return float("nan") if code % 11 == 0 else float(np.float32(0.01 + (code % 9973) / 10074))
 
 
+def token_confidence(name: str, index: int) -> float:
+    """Return the confidence of a request's generated token: in [1, 11), another for each."""
+    return float(np.float32(1 + zlib.crc32(f"{name}#{index}".encode()) % 9973 / 1000))
+
+
 class FakeRunner:
-    """Answers a scheduler's output as a worker would: one token and one score for each row."""
+    """Answers a scheduler's output as a worker would: a token, score and confidence a row."""
 
     def __init__(self) -> None:
         self.scripts: dict[str, Script] = {}
         self._known: dict[str, int] = {}  # tokens of a request that are known here
         self.first_row: dict[tuple[str, int], float] = {}
         """The score that the first row of each generated position had; NaN where it had none."""
+        self.confidence: dict[tuple[str, int], float] = {}
+        """The confidence that came with each generated token; NaN where none came."""
 
     def run(self, step, rows_missing: bool = False) -> ModelRunnerOutput:
         """Return the output of one step."""
@@ -182,12 +189,14 @@ class FakeRunner:
             return copy.copy(EMPTY_MODEL_RUNNER_OUTPUT)
         sampled: list[list[int]] = []
         scores: list[float] = []
+        confidences: list[float] = []
         for name in names:
             script = self.scripts[name]
             end = computed[name] + step.num_scheduled_tokens[name]
             assert end <= self._known[name], "a token was scheduled before it was sampled"
             position = end - 1 - len(script.prompt)
             scores.append(row_score(name, position))
+            confidences.append(token_confidence(name, position + 1))
             if end < self._known[name]:
                 sampled.append([])  # a part of a prefill
                 continue
@@ -196,6 +205,7 @@ class FakeRunner:
                 self.first_row.setdefault((name, position), score)
             self._known[name] += 1
             generated = position + 1
+            self.confidence[name, generated] = float("nan") if rows_missing else confidences[-1]
             sampled.append([script.tokens[generated] if generated < len(script.tokens) else EOS])
         output = ModelRunnerOutput(
             req_ids=names,
@@ -203,7 +213,8 @@ class FakeRunner:
             sampled_token_ids=sampled,
         )
         if not rows_missing:
-            setattr(output, ROWS_ATTRIBUTE, StepRows(np.array(scores, np.float32)))
+            scores_B, confidences_B = np.array([scores, confidences], np.float32)
+            setattr(output, ROWS_ATTRIBUTE, StepRows(scores_B, confidences_B=confidences_B))
         return output
 
 

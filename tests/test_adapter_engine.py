@@ -38,6 +38,7 @@ def llm():
         max_num_batched_tokens=64,
         max_num_seqs=32,
         capture=True,
+        confidence=True,
     ) as engine:
         yield engine
 
@@ -67,7 +68,7 @@ def pruned(llm):
 
 
 def reference(traces):
-    """Return step scores and states of a Hugging Face forward, trace by trace."""
+    """Return positions, states, scores and mean confidences of a Hugging Face forward."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16).eval()
@@ -76,14 +77,18 @@ def reference(traces):
         ids = torch.tensor([trace.prompt_token_ids + trace.token_ids])
         with torch.inference_mode():
             hidden_TH = model.model(ids).last_hidden_state[0]
+            top_TK = model.lm_head(hidden_TH).float().log_softmax(-1).topk(20).values
+        confidence_T = -top_TK.mean(-1)[len(trace.prompt_token_ids) - 1 : -1]
+        mean_T = confidence_T.cumsum(0) / torch.arange(1, len(confidence_T) + 1)
         positions = card.boundary_rule.positions(trace.token_ids)
         rows = torch.tensor(positions, dtype=torch.long) + len(trace.prompt_token_ids)
         with torch.inference_mode():
-            yield positions, hidden_TH[rows], torch.sigmoid(scorer(hidden_TH[rows]))
+            yield positions, hidden_TH[rows], torch.sigmoid(scorer(hidden_TH[rows])), mean_T
 
 
 def check_against_reference(traces):
-    for trace, (positions, hidden_SH, scores_S) in zip(traces, reference(traces), strict=True):
+    for trace, expected in zip(traces, reference(traces), strict=True):
+        positions, hidden_SH, scores_S, mean_T = expected
         assert trace.boundary_positions == positions, "a boundary was missed or counted twice"
         found_S = torch.tensor(trace.step_scores)
         assert found_S.shape == scores_S.shape
@@ -91,6 +96,9 @@ def check_against_reference(traces):
         assert trace.hidden_SH.shape == hidden_SH.shape
         error = (trace.hidden_SH.float() - hidden_SH.float()).norm() / hidden_SH.float().norm()
         assert error < 0.02
+        confidences_S = torch.tensor(trace.step_confidences)
+        torch.testing.assert_close(confidences_S, mean_T[positions], atol=0.02, rtol=0)
+        assert trace.mean_token_confidence == pytest.approx(mean_T[-1].item(), abs=0.02)
 
 
 def test_scores_equal_a_forward_pass_though_traces_were_preempted_and_resumed(preempted):
@@ -121,11 +129,14 @@ def test_scores_of_pruned_and_surviving_traces_equal_a_forward_pass(pruned):
     traces = pruned[0]
     survivors = [trace for trace in traces if not trace.pruned]
     check_against_reference(survivors)
-    for trace, (positions, _, scores_S) in zip(traces, reference(traces), strict=True):
+    for trace, (positions, _, scores_S, mean_T) in zip(traces, reference(traces), strict=True):
         count = len(trace.step_scores)
         assert trace.boundary_positions == positions[:count]
         assert len(positions) - count <= (1 if trace.pruned else 0)
         assert (torch.tensor(trace.step_scores) - scores_S[:count]).abs().max() <= 0.01
+        confidences_S = torch.tensor(trace.step_confidences)
+        torch.testing.assert_close(confidences_S, mean_T[positions[:count]], atol=0.02, rtol=0)
+        assert trace.mean_token_confidence == pytest.approx(mean_T[-1].item(), abs=0.02)
 
 
 def test_the_engine_is_empty_afterwards(llm, pruned):

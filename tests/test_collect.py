@@ -71,6 +71,7 @@ def test_everything_is_written_once_with_its_states(config: CollectConfig) -> No
     assert engine.started_with is not None
     assert engine.started_with["prune"] is False
     assert engine.started_with["capture"] is True
+    assert engine.started_with["confidence"] is True
     assert printed.index("Size estimate") < printed.index("Starting the engine")
     assert "measured" in printed
     assert found.manifest["summary"] == json.loads(json.dumps(summary))

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import signal
 import subprocess
 import sys
@@ -115,6 +116,10 @@ def test_the_engines_traces_hold_together(collected: Collected, tmp_path: Path) 
         assert row["boundary_positions"] == rule.positions(row["token_ids"])
         assert row["finish_reason"] in ("stop", "length")
         assert (row["is_correct"] is None) == (row["extracted_answer"] is None)
+        assert len(row["step_confidences"]) == len(row["boundary_positions"])
+        # Not surer than certain, nor less sure than of tokens that are all alike.
+        means = [*row["step_confidences"], row["mean_token_confidence"]]
+        assert all(math.log(20) <= mean < 100 for mean in means)
     assert len({row["seed"] for row in rows}) == len(rows)
     for shard in found.shards():
         hidden_SH = shard.hidden()

@@ -119,3 +119,18 @@ def test_request_options_win_over_the_engine_settings():
     a, b = live.traces["a"], live.traces["b"]
     assert (a.prune, a.min_keep, a.min_steps, a.aggregator) == (False, 4, 3, "last")
     assert (b.prune, b.min_keep, b.min_steps, b.aggregator) == (True, 2, 3, "mean")
+
+
+def test_without_confidences_of_a_step_the_mean_is_unknown_from_there_on():
+    live = live_traces(confidence=True)
+    live.add("a", RequestOptions("g"))
+    trace = live.traces["a"]
+    for step, confidence in enumerate([2.0, 4.0, math.nan, 6.0]):
+        live.take_scores(None, {"a": 0}, [[BOUNDARY]])
+        live.see_tokens(trace, [BOUNDARY])
+        trace.confidence_sum += confidence
+        assert len(trace.confidences) == step
+    report = live.report(trace)
+    assert report["positions"] == [0, 1, 2]
+    assert report["confidences"] == [2.0, 3.0, None]
+    assert report["confidence"] is None

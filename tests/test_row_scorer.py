@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from step_infer.confidence import token_confidence
 from step_infer.row_scorer import RowScorer
 from step_infer.scorer import StepScorer
 
@@ -44,8 +45,20 @@ def test_captured_rows_are_copies_with_the_same_bits(scorer):
     assert torch.equal(torch.from_numpy(rows.hidden_BH).view(torch.bfloat16), kept)
 
 
+def test_confidences_are_those_of_the_first_calls_logits(scorer):
+    hook = RowScorer(doubled, scorer, capture=False, confidence=True)
+    first = torch.randn(3, 8)
+    hook.arm()
+    hook(first)
+    hook(torch.randn(3, 8))
+    rows = hook.take().result()
+    assert rows.count == 3
+    expected = token_confidence(first * 2)
+    np.testing.assert_allclose(rows.confidences_B, expected.numpy(), rtol=1e-6)
+
+
 def test_an_error_in_scoring_never_reaches_the_model(scorer):
-    hook = RowScorer(doubled, scorer, capture=False)
+    hook = RowScorer(doubled, scorer, capture=False, confidence=True)
     wrong = torch.randn(3, 9)
     hook.arm()
     assert torch.equal(hook(wrong), wrong * 2)

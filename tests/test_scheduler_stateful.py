@@ -7,6 +7,7 @@ and compares the scheduler with it after each step.
 import math
 import random
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -68,6 +69,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             policy=policy,
             v2_runner=v2_runner,
             long_prefill=long_prefill,
+            confidence=True,
         )
         self.engine = Engine(scheduler, in_flight)
         self.watch(scheduler)
@@ -122,6 +124,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert positions == expected
         found = [self.engine.runner.first_row[name, position] for position in positions]
         assert scores == [score if math.isfinite(score) else None for score in found]
+
+    def check_confidences(self, name, positions, confidences, whole):
+        """Check the mean confidence of all tokens up to each boundary, and of all that came out."""
+        of = self.engine.runner.confidence
+        ends = [*positions, len(self.engine.tokens[name]) - 1]
+        for end, found in zip(ends, [*confidences, whole], strict=True):
+            mean = (
+                sum(of[name, index] for index in range(end + 1)) / (end + 1) if end >= 0 else None
+            )
+            known = mean is not None and math.isfinite(mean)
+            assert found == (pytest.approx(mean) if known else None)
 
     def kept(self, group):
         """Return how many traces of a group are live, or ended by themselves."""
@@ -211,6 +224,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         for name in live:
             trace = scheduler.live.traces[name]
             self.check_scores(name, trace.positions, trace.scores)
+            self.check_confidences(name, trace.positions, trace.confidences, trace.confidence)
 
     def teardown(self):
         if not hasattr(self, "engine"):
@@ -235,6 +249,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         report = engine.report(name)
         assert report["pruned"] == engine.pruned(name)
         self.check_scores(name, report["positions"], report["scores"])
+        self.check_confidences(
+            name, report["positions"], report["confidences"], report["confidence"]
+        )
         finite = [score for score in report["scores"] if score is not None]
         aggregator = AGGREGATORS[script.opted.get("aggregator", "mean")]
         assert report["score"] == (aggregator(finite) if finite else None)

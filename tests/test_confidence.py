@@ -1,0 +1,39 @@
+"""Token confidence: minus the mean log-probability of the top tokens."""
+
+import math
+
+import pytest
+import torch
+
+from step_infer import confidence
+from step_infer.confidence import token_confidence
+
+
+def reference(logits_BV):
+    """DeepConf (arXiv 2508.15260), eq. 2, one row at a time in double precision."""
+    found = []
+    for row_V in logits_BV.double().tolist():
+        total = math.log(sum(math.exp(x) for x in row_V))
+        top = sorted(row_V, reverse=True)[:20]
+        found.append(-sum(x - total for x in top) / len(top))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("vocabulary", [7, 20, 500])
+def test_confidence_is_minus_the_mean_log_probability_of_the_top_tokens(dtype, vocabulary):
+    logits_BV = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(0)).to(dtype) * 5
+    found_B = token_confidence(logits_BV)
+    assert found_B.dtype == torch.float32
+    torch.testing.assert_close(found_B, reference(logits_BV).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_tokens_all_alike_give_the_logarithm_of_the_vocabulary():
+    assert token_confidence(torch.zeros(1, 50)).item() == pytest.approx(math.log(50))
+
+
+def test_a_batch_in_chunks_gives_what_whole_batches_give(monkeypatch):
+    logits_BV = torch.randn(9, 40)
+    whole_B = token_confidence(logits_BV)
+    monkeypatch.setattr(confidence, "_CHUNK_LOGITS", 80)
+    torch.testing.assert_close(token_confidence(logits_BV), whole_B)
