@@ -56,7 +56,10 @@ def print_metrics(metrics: dict[str, Any], aggregator: str, console: Console) ->
     console.print(
         f"Test: {data['questions']} questions, {data['traces']} traces "
         f"({data['right_traces']} right), {data['steps']} steps; "
-        + ", ".join(f"{name} {steps[name]:.3f}" for name in ("auprc", "f1", "accuracy", "brier"))
+        + ", ".join(
+            f"{name} {_interval(steps[name])}"
+            for name in ("auprc", "f1", "accuracy", "brier", "ece")
+        )
     )
     table = Table(title="AUROC (95 % interval)", title_justify="left")
     table.add_column("scores of", no_wrap=True)

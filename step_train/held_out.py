@@ -10,7 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from step_infer.aggregate import AGGREGATORS
-from step_train.metrics import METRICS, RESAMPLES, Floats, pooled_auroc, within_question
+from step_train.metrics import (
+    RESAMPLES,
+    Floats,
+    pair_ranking,
+    pooled_auroc,
+    reliability,
+    within_question,
+)
+from step_train.slice_metrics import slice_metrics
 from step_train.trace_table import TENTHS, TraceTable
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
@@ -24,8 +32,14 @@ DEFINITIONS = {
     "auroc": "over all samples of all questions",
     "within_question": "mean of the questions' own AUROCs, each question with right and wrong "
     "samples counts once",
+    "each_question": "mean of the questions' own figures, over the questions with right and wrong "
+    "samples",
     "intervals": "95 % percentile bootstrap over questions",
-    "progress": "step number divided by the number of the trace's steps, in tenths",
+    "ece": "expected calibration error, 15 bins of equal width",
+    "progress": "step number divided by the number of the trace's steps, in tenths; known only "
+    "once a trace has ended",
+    "pairs": "how often the right one of two traces of one question has the higher score, each "
+    "pair counts once",
     "trace_score": "aggregate of the first 25/50/75/100 % of a trace's step scores, rounded up",
 }
 """What the numbers mean; travels with them."""
@@ -37,31 +51,34 @@ def evaluate(
     """Judge the step scores of a split's traces.
 
     Args:
-        table: the split's traces, with right and wrong ones among them.
+        table: the split's traces.
         score_S: a step score in [0, 1] for each of their steps [S], in the table's order.
         resamples: bootstrap resamples of each interval.
         seed: the bootstrap's seed.
 
     Returns:
-        JSON-ready data: "data" (counts), "steps" (pooled metrics and within-question AUROC of all
-        steps), "by_progress" (one entry a tenth of a trace), "trace_score" (by aggregator and
-        percentage) and "definitions".
+        JSON-ready data: "data" (counts), "steps" (`slice_metrics` of all steps), "by_progress" and
+        "by_step" (the same for each tenth of a trace, and for ranges of step numbers),
+        "reliability" (the calibration curve), "trace_score" (by aggregator and percentage) and
+        "definitions". What these traces do not show is None.
     """
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
-    label_S, question_S = table.label_S, table.question_S
-    steps: dict[str, Any] = {
-        name: metric(label_S, score_S) for name, metric in METRICS.items() if name != "auroc"
-    }
-    steps["auroc"] = pooled_auroc(label_S, score_S, question_S, **options)
-    steps["within_question"] = within_question(label_S, score_S, question_S, **options)
     return {
         "data": table.summary(),
-        "steps": steps,
+        "steps": _slice(np.ones(table.num_steps, dtype=bool), table, score_S, options),
         "by_progress": [
-            _at(table.tenth_S == tenth, table, score_S, options)
-            | {"from": tenth / TENTHS, "to": (tenth + 1) / TENTHS}
+            {"from": tenth / TENTHS, "to": (tenth + 1) / TENTHS}
+            | _slice(table.tenth_S == tenth, table, score_S, options)
             for tenth in range(TENTHS)
         ],
+        "by_step": [
+            {"first": first, "last": last}
+            | _slice(
+                (table.step_S + 1 >= first) & (table.step_S + 1 <= last), table, score_S, options
+            )
+            for first, last in step_ranges(int(table.steps_N.max()))
+        ],
+        "reliability": reliability(table.label_S, score_S),
         "trace_score": {
             name: {
                 f"{fraction:.0%}": trace_metrics(table, trace_score_N, options)
@@ -75,15 +92,24 @@ def evaluate(
     }
 
 
+def step_ranges(most_steps: int) -> list[tuple[int, int]]:
+    """Return ranges of step numbers from 1, each twice as long as the one before it: 1, 2, 3-4."""
+    ranges = [(1, 1)]
+    while ranges[-1][1] < most_steps:
+        last = ranges[-1][1]
+        ranges.append((last + 1, min(2 * last, most_steps)))
+    return ranges
+
+
 def trace_metrics(
     table: TraceTable, trace_score_N: Floats, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return AUROC over all traces and within question of one trace score each [N]."""
+    """Return AUROC over all traces and within question, and the ranking of pairs, of scores [N]."""
+    samples = (table.correct_N, trace_score_N, table.question_N)
     return {
-        "auroc": pooled_auroc(table.correct_N, trace_score_N, table.question_N, **options),
-        "within_question": within_question(
-            table.correct_N, trace_score_N, table.question_N, **options
-        ),
+        "auroc": pooled_auroc(*samples, **options),
+        "within_question": within_question(*samples, **options),
+        "pairs": pair_ranking(*samples, **options),
     }
 
 
@@ -131,12 +157,9 @@ def choose_aggregator(table: TraceTable, score_S: Floats) -> tuple[str, dict[str
     return (max(ranked, key=lambda name: ranked[name]) if ranked else "mean"), found
 
 
-def _at(
+def _slice(
     mask_S: npt.NDArray[np.bool_], table: TraceTable, score_S: Floats, options: dict[str, Any]
 ) -> dict[str, Any]:
-    label, score, question = table.label_S[mask_S], score_S[mask_S], table.question_S[mask_S]
-    return {
-        "steps": int(mask_S.sum()),
-        "auroc": pooled_auroc(label, score, question, **options),
-        "within_question": within_question(label, score, question, **options),
-    }
+    return slice_metrics(
+        table.label_S[mask_S], score_S[mask_S], table.question_S[mask_S], **options
+    )

@@ -10,6 +10,7 @@ Axes: S samples (steps or traces), G groups, Q questions, R resamples, B score b
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -254,8 +255,9 @@ def pooled_auroc(
     return {"value": value, "low": low, "high": high}
 
 
+@lru_cache(maxsize=8)
 def question_weights(num_questions: int, resamples: int, seed: int) -> Floats:
-    """Return how often each question is drawn in each resample [R, Q]."""
+    """Return how often each question is drawn in each resample [R, Q]; not to be written to."""
     shares = np.full(num_questions, 1 / num_questions)
     drawn = np.random.default_rng(seed).multinomial(num_questions, shares, size=resamples)
     return drawn.astype(np.float64)

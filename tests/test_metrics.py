@@ -211,7 +211,10 @@ def test_a_report_has_every_tenth_and_every_aggregator():
     report = evaluate(traces, score)
     assert report["data"]["traces"] == 40
     assert [part["from"] for part in report["by_progress"]] == [i / 10 for i in range(10)]
-    assert sum(part["steps"] for part in report["by_progress"]) == traces.num_steps
+    assert sum(part["samples"] for part in report["by_progress"]) == traces.num_steps
+    ranges = [(part["first"], part["last"]) for part in report["by_step"]]
+    assert ranges == [(1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, int(steps.max()))]
+    assert sum(part["samples"] for part in report["by_step"]) == traces.num_steps
     assert set(report["trace_score"]) == set(AGGREGATORS)
     assert set(report["trace_score"]["mean"]) == {"25%", "50%", "75%", "100%"}
     assert report["steps"]["within_question"]["low"] > 0.5

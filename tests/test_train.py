@@ -50,7 +50,7 @@ def test_states_that_tell_right_from_wrong_are_learned(trained):
     steps = trained.metrics["steps"]
     assert steps["auroc"]["value"] > 0.95
     assert steps["within_question"]["low"] > 0.9
-    assert steps["f1"] > 0.85
+    assert steps["f1"]["value"] > 0.85
     assert trained.metrics["trace_score"]["mean"]["100%"]["within_question"]["value"] > 0.99
     losses = [row["train_loss"] for row in trained.history]
     assert losses[-1] < 0.6 * losses[0]
