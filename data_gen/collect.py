@@ -52,12 +52,7 @@ def collect(
         card = load_scorer(config.scorer, identity, config.allow_mismatch)[1]
         rule = card.boundary_rule
     else:
-        rule = BoundaryRule.for_tokenizer(
-            tokenizer,
-            config.boundary,
-            pattern=config.boundary_pattern,
-            stride=config.boundary_stride,
-        )
+        rule = config.boundary.rule(tokenizer)
     context = _context(config)
     _check_prompts(config, tokenizer, questions, context)
     settings = config.deciding() | {

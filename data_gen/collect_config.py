@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from step_infer.boundary import TOKEN_PATTERNS
+from step_infer.boundary import BoundaryOptions
 from step_infer.errors import InputError
 from step_infer.prompt import SYSTEM_PROMPT
 from step_infer.questions import QuestionOptions
@@ -48,12 +48,8 @@ class CollectConfig(QuestionOptions):
     """System text of the chat prompt; an empty text leaves it out."""
     no_answers: bool = False
     """Accept questions without an answer; their traces are not graded."""
-    boundary: str = "blank_line"
-    """What ends a step: blank_line, newline, sentence, regex or stride. A scorer brings its own."""
-    boundary_pattern: str | None = None
-    """For the boundary regex: expression that a token's text is searched for."""
-    boundary_stride: int = 0
-    """For the boundary stride: tokens in a step."""
+    boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
+    """What ends a step. A scorer brings its own rule."""
     features: bool = True
     """Also write the hidden state at every step boundary, for training a scorer."""
     feature_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
@@ -89,21 +85,10 @@ class CollectConfig(QuestionOptions):
                 )
         if self.part_seconds <= 0:
             raise InputError(f"Expected --part-seconds above 0, found {self.part_seconds}.")
-        kinds = (*TOKEN_PATTERNS, "regex", "stride")
-        if self.boundary not in kinds:
-            raise InputError(
-                f"Expected --boundary out of {', '.join(kinds)}, found {self.boundary!r}."
-            )
-        for option, kind in (("boundary_pattern", "regex"), ("boundary_stride", "stride")):
-            if bool(getattr(self, option)) != (self.boundary == kind):
-                raise InputError(
-                    f"Expected --{option.replace('_', '-')} with --boundary {kind} and only there, "
-                    f"found {getattr(self, option)!r} with --boundary {self.boundary}."
-                )
-        if self.scorer is not None and self.boundary != "blank_line":
+        if self.scorer is not None and self.boundary != BoundaryOptions():
             raise InputError(
                 "Expected no --boundary beside --scorer, which brings its own rule, "
-                f"found {self.boundary!r}."
+                f"found {self.boundary.kind!r}."
             )
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")

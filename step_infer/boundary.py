@@ -8,7 +8,7 @@ token follows it: only then has the model read it and made the hidden state that
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from step_infer.errors import InputError
 
@@ -20,6 +20,43 @@ TOKEN_PATTERNS = {
 """Rules that look at the text of one token: name -> regular expression."""
 
 THINK_END = "</think>"
+
+_NO_TEXT = "\ufffd"
+"""What a tokenizer makes of bytes that are only a part of a character."""
+
+
+@dataclass(frozen=True)
+class BoundaryOptions:
+    """What ends a step; the commands that need a rule share these options."""
+
+    kind: str = "blank_line"
+    """blank_line, newline, sentence, regex or stride."""
+    pattern: str | None = None
+    """For the kind regex: expression that a token's text is searched for."""
+    stride: int = 0
+    """For the kind stride: tokens in a step."""
+
+    kinds: ClassVar[tuple[str, ...]] = (*TOKEN_PATTERNS, "regex", "stride")
+
+    def __post_init__(self) -> None:
+        if self.kind not in self.kinds:
+            raise InputError(
+                f"Expected --boundary.kind out of {', '.join(self.kinds)}, found {self.kind!r}."
+            )
+        for option, kind in (("pattern", "regex"), ("stride", "stride")):
+            if bool(getattr(self, option)) != (self.kind == kind):
+                raise InputError(
+                    f"Expected --boundary.{option} with --boundary.kind {kind} and only there, "
+                    f"found {getattr(self, option)!r} with the kind {self.kind}."
+                )
+        if self.stride < 0:
+            raise InputError(f"Expected --boundary.stride of at least 1, found {self.stride}.")
+
+    def rule(self, tokenizer: "TokenizerLike") -> "BoundaryRule":
+        """Return the rule for a tokenizer; see `BoundaryRule.for_tokenizer`."""
+        return BoundaryRule.for_tokenizer(
+            tokenizer, self.kind, pattern=self.pattern, stride=self.stride
+        )
 
 
 class TokenizerLike(Protocol):
@@ -36,10 +73,12 @@ class TokenizerLike(Protocol):
 
 @dataclass(frozen=True)
 class BoundaryRule:
-    """Which generated tokens end a step.
+    r"""Which generated tokens end a step.
 
     Either a set of token ids, found once from each token's own text, or every `stride` tokens.
     Both cost one look-up a token, and give the same boundaries token by token and all at once.
+    A token's text may hold more than the mark (".\n\n"); a blank line that two tokens make
+    together is none, and bytes that are only a part of a character are no text.
     """
 
     kind: str
@@ -87,8 +126,9 @@ class BoundaryRule:
             raise InputError(
                 f"Expected a regular expression, found {pattern!r} ({error})."
             ) from error
+        texts = (tokenizer.decode([i]).replace(_NO_TEXT, "") for i in range(len(tokenizer)))
         ids = frozenset(
-            i for i in range(len(tokenizer)) if i != think_end_id and search(tokenizer.decode([i]))
+            i for i, text in enumerate(texts) if text and i != think_end_id and search(text)
         )
         if not ids:
             raise InputError(

@@ -74,14 +74,11 @@ def _rule(config: ExtractConfig, source: TraceDirectory, identity: ModelIdentity
             f"{config.traces}), found {identity.tokenizer_hash[:12]}… (model {config.model}). "
             "Hint: extract with the model that made the traces."
         )
-    if config.boundary == KEEP and source.manifest.get("boundary"):
+    if config.boundary.kind != KEEP:
+        return config.boundary.rule(load_tokenizer(config.model))
+    if source.manifest.get("boundary"):
         return BoundaryRule.from_dict(source.manifest["boundary"])
-    return BoundaryRule.for_tokenizer(
-        load_tokenizer(config.model),
-        "blank_line" if config.boundary == KEEP else config.boundary,
-        pattern=config.boundary_pattern,
-        stride=config.boundary_stride,
-    )
+    return BoundaryRule.for_tokenizer(load_tokenizer(config.model))
 
 
 def _writer(

@@ -1,14 +1,24 @@
 """Settings of an extraction of hidden states."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from step_infer.boundary import TOKEN_PATTERNS
+from step_infer.boundary import BoundaryOptions
 from step_infer.errors import InputError
 
 KEEP = "traces"
-"""The boundary setting that takes the rule of the traces directory."""
+"""The kind of boundary that the traces directory says."""
+
+
+@dataclass(frozen=True)
+class ExtractBoundary(BoundaryOptions):
+    """What ends a step of traces that are there."""
+
+    kind: str = KEEP
+    """traces (as their directory says), blank_line, newline, sentence, regex or stride."""
+
+    kinds: ClassVar[tuple[str, ...]] = (KEEP, *BoundaryOptions.kinds)
 
 
 @dataclass(frozen=True)
@@ -21,13 +31,8 @@ class ExtractConfig:
     """Traces directory to read; features that it may have are not looked at."""
     out: Path
     """Traces directory to make, or to go on with: the same traces, with features."""
-    boundary: str = KEEP
-    """What ends a step: traces (as the directory says), blank_line, newline, sentence, regex or
-    stride."""
-    boundary_pattern: str | None = None
-    """For the boundary regex: expression that a token's text is searched for."""
-    boundary_stride: int = 0
-    """For the boundary stride: tokens in a step."""
+    boundary: ExtractBoundary = field(default_factory=ExtractBoundary)
+    """What ends a step; the kind traces takes the rule of the traces directory."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the model and of the stored states; auto takes the model's own."""
     batch_tokens: int = 16384
@@ -44,14 +49,3 @@ class ExtractConfig:
             raise InputError(f"Expected batch_tokens of at least 1, found {self.batch_tokens}.")
         if self.devices is not None and self.devices < 1:
             raise InputError(f"Expected devices of at least 1, found {self.devices}.")
-        kinds = (KEEP, *TOKEN_PATTERNS, "regex", "stride")
-        if self.boundary not in kinds:
-            raise InputError(
-                f"Expected boundary out of {', '.join(kinds)}, found {self.boundary!r}."
-            )
-        for option, kind in (("boundary_pattern", "regex"), ("boundary_stride", "stride")):
-            if bool(getattr(self, option)) != (self.boundary == kind):
-                raise InputError(
-                    f"Expected {option} with boundary {kind} and only there, "
-                    f"found {getattr(self, option)!r} with boundary {self.boundary}."
-                )

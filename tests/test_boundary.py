@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_infer.boundary import BoundaryRule
+from step_infer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.errors import InputError
 
 VOCABULARY = ["a", "\n", "\n\n", ".\n\n", "</think>", "done.", "b", "<unk>"]
@@ -119,3 +119,17 @@ def test_bad_rules_are_refused(kind: str, options: dict[str, Any], message: str)
 def test_damaged_data_is_refused() -> None:
     with pytest.raises(InputError, match="Expected a boundary rule"):
         BoundaryRule.from_dict({"kind": "blank_line"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "word"}, "--boundary.kind out of blank_line, newline, .*, found 'word'"),
+        ({"kind": "regex"}, "--boundary.pattern with --boundary.kind regex"),
+        ({"stride": 5}, "--boundary.stride with --boundary.kind stride"),
+        ({"kind": "stride", "stride": -5}, "--boundary.stride of at least 1, found -5"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"Expected {message}"):
+        BoundaryOptions(**options)

@@ -18,6 +18,7 @@ from rich.console import Console
 from data_gen.collect import collect
 from data_gen.collect_config import CollectConfig
 from data_gen.trace_directory import TraceDirectory
+from step_infer.boundary import BoundaryOptions
 from step_infer.errors import InputError
 from step_infer.sampling import Sampling
 
@@ -132,7 +133,7 @@ def test_a_finished_run_needs_no_engine(config: CollectConfig) -> None:
         ({"sampling": Sampling(top_k=5)}, r"sampling\.top_k 20"),
         ({"limit": 1}, "limit None"),
         ({"engine": {"dtype": "float32"}}, r"engine\.dtype None"),
-        ({"boundary": "newline"}, "boundary"),
+        ({"boundary": BoundaryOptions("newline")}, "boundary"),
     ],
 )
 def test_other_settings_in_the_same_directory_are_refused(
@@ -245,10 +246,7 @@ def test_a_prompt_that_is_too_long_is_found_before_the_engine_starts(
     [
         ({"num_traces": 0}, "--num-traces of at least 1, found 0"),
         ({"part_seconds": 0.0}, "--part-seconds above 0"),
-        ({"boundary": "word"}, "--boundary out of blank_line"),
-        ({"boundary": "regex"}, "--boundary-pattern with --boundary regex"),
-        ({"boundary_stride": 5}, "--boundary-stride with --boundary stride"),
-        ({"scorer": "s", "boundary": "newline"}, "no --boundary beside --scorer"),
+        ({"scorer": "s", "boundary": BoundaryOptions("newline")}, "no --boundary beside --scorer"),
         ({"allow_mismatch": ["tokenizer_hash"]}, "--scorer beside --allow-mismatch"),
     ],
 )

@@ -18,7 +18,7 @@ from step_infer.errors import InputError
 from step_infer.identity import identify
 from step_train.extract import extract
 from step_train.extract_batches import length_batches
-from step_train.extract_config import ExtractConfig
+from step_train.extract_config import ExtractBoundary, ExtractConfig
 from step_train.ledger_export import export_model, new_model
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
@@ -153,7 +153,7 @@ def test_the_models_own_number_format_is_kept(model, source, tmp_path):
 
 def test_other_boundaries_can_be_chosen(model, source, tmp_path):
     directory = extract(
-        config(model, source, tmp_path / "out", boundary="stride", boundary_stride=50)
+        config(model, source, tmp_path / "out", boundary=ExtractBoundary("stride", stride=50))
     )
     row = directory.part(0).to_pylist()[0]
     assert row["boundary_positions"][:2] == [49, 99]
