@@ -36,3 +36,35 @@ AGGREGATORS: dict[str, Callable[[Sequence[float]], float]] = {
     "ema": exponential_mean,
 }
 """Trace aggregators by the name that scorer cards and settings use. Scores: [S], S >= 1."""
+
+
+class RunningScore:
+    """An aggregate kept score by score, in constant time each; its value is the aggregator's."""
+
+    __slots__ = ("_add", "_count", "_is_mean", "_state")
+
+    def __init__(self, aggregator: str) -> None:
+        self._add = _RUNNING[aggregator]
+        self._is_mean = aggregator == "mean"
+        self._count = 0
+        self._state = 0.0
+
+    def add(self, score: float) -> None:
+        """Take one more step score in."""
+        self._state = self._add(self._state, score) if self._count else score
+        self._count += 1
+
+    @property
+    def value(self) -> float | None:
+        """The aggregate so far; None before the first score."""
+        if not self._count:
+            return None
+        return self._state / self._count if self._is_mean else self._state
+
+
+_RUNNING: dict[str, Callable[[float, float], float]] = {
+    "mean": lambda total, score: total + score,
+    "last": lambda _, score: score,
+    "min": min,
+    "ema": lambda value, score: EMA_DECAY * value + (1 - EMA_DECAY) * score,
+}

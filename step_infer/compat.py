@@ -59,6 +59,32 @@ def growth_blocks(scheduler: Any) -> int:
     return needed
 
 
+def ends_in_flight(scheduler: Any, request: Any) -> bool:
+    """Say whether a running request's last step is in flight, for its length (async scheduling).
+
+    The same two conditions as in vLLM's loop over its running requests (see `growth_blocks`). Can
+    go when vLLM says so itself.
+    """
+    placeholders = request.num_output_placeholders
+    if placeholders == 0:
+        return False
+    computed = request.num_computed_tokens
+    return (
+        computed + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens
+        or computed >= scheduler.max_model_len - 1
+    )
+
+
+def waiting_queues(scheduler: Any) -> list[Any]:
+    """Return the queues that new requests are admitted from.
+
+    Older versions keep requests that were passed over in a queue of their own, which can go with
+    them. Newer ones have one for requests that hold KV blocks already; it is not among these.
+    """
+    passed_over = getattr(scheduler, "skipped_waiting", None)
+    return [scheduler.waiting] if passed_over is None else [scheduler.waiting, passed_over]
+
+
 def _long_prefill_threshold(scheduler: Any) -> int:
     """Return how many tokens of one prefill a step may compute; 0 for no limit.
 

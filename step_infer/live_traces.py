@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from step_infer.aggregate import AGGREGATORS
+from step_infer.aggregate import RunningScore
 from step_infer.boundary import BoundaryRule
 from step_infer.row_scorer import StepRows
 from step_infer.settings import RequestOptions, StepSettings
@@ -22,6 +22,7 @@ class LiveTrace:
     """A running trace that opted in."""
 
     __slots__ = (
+        "_score",
         "aggregator",
         "capture",
         "confidence_sum",
@@ -48,6 +49,7 @@ class LiveTrace:
         self.min_keep = options.min_keep or settings.min_keep
         self.min_steps = options.min_steps or settings.min_steps
         self.aggregator = options.aggregator or aggregator
+        self._score = RunningScore(self.aggregator)
         self.capture = options.capture and settings.capture
         self.num_tokens = 0
         self.thinking = True
@@ -72,8 +74,16 @@ class LiveTrace:
     @property
     def score(self) -> float | None:
         """The aggregate of the finite step scores; None without any."""
-        finite = [s for s in self.scores if s is not None] if self.dropped else self.scores
-        return AGGREGATORS[self.aggregator](finite) if finite else None  # type: ignore[arg-type]
+        return self._score.value
+
+    def add_score(self, score: float) -> None:
+        """Take in the next boundary's score; one that is not finite is dropped and counted."""
+        if math.isfinite(score):
+            self.scores.append(score)
+            self._score.add(score)
+        else:
+            self.scores.append(None)
+            self.dropped += 1
 
 
 class LiveTraces:
@@ -159,11 +169,7 @@ class LiveTraces:
             score = math.nan
             if rows is not None and rows.scores_B is not None:
                 score = float(rows.scores_B[row])
-            if math.isfinite(score):
-                trace.scores.append(score)
-            else:
-                trace.scores.append(None)
-                trace.dropped += 1
+            trace.add_score(score)
             if trace.capture and rows is not None and rows.hidden_BH is not None:
                 self._dtype = rows.dtype
                 trace.hidden.append(rows.hidden_BH[row].copy())

@@ -17,6 +17,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from step_infer import compat, policy
+from step_infer.admission import held_back
 from step_infer.boundary import BoundaryRule
 from step_infer.errors import InputError
 from step_infer.live_traces import LiveTrace, LiveTraces
@@ -56,6 +57,7 @@ class StepScheduler(AsyncScheduler):
         self.disabled = False
         self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
         self._pressed_groups: set[str] = set()
+        self._num_held = 0
 
     def add_request(self, request: Request) -> None:
         """Take a request in; follow it as a trace if it opted in."""
@@ -86,14 +88,22 @@ class StepScheduler(AsyncScheduler):
                 hold = self._make_room()
             except Exception:
                 self._disable("Pruning")
-        if not hold or self._pause_state != PauseState.UNPAUSED:
+        if not hold:
             return super().schedule(*args, **kwargs)
-        # For this call only: what others see of the pause state stays what they set.
-        self._pause_state = PauseState.PAUSED_NEW
-        try:
-            return super().schedule(*args, **kwargs)
-        finally:
-            self._pause_state = PauseState.UNPAUSED
+        with held_back(compat.waiting_queues(self), self._competes) as self._num_held:
+            output = super().schedule(*args, **kwargs)
+        self._num_held = 0
+        return output
+
+    def get_request_counts(self) -> tuple[int, int]:
+        """Return running and waiting requests, those that are held back included."""
+        running, waiting = super().get_request_counts()
+        return running, waiting + self._num_held
+
+    def _competes(self, request: Request) -> bool:
+        """Say whether a request is a trace that takes part in pruning."""
+        trace = self.live.traces.get(request.request_id)
+        return trace is not None and trace.group is not None and trace.prune
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Keep the step's boundary scores, let vLLM update, then look at the new tokens."""
@@ -160,7 +170,7 @@ class StepScheduler(AsyncScheduler):
                     _attach(output, report)
 
     def _make_room(self) -> bool:
-        """Prune until this step's growth fits; return whether waiting traces must wait."""
+        """Prune until this step's growth fits; return whether waiting traces stay so."""
         free = compat.free_blocks(self)
         if free < compat.most_growth_blocks(self):
             while (needed := compat.growth_blocks(self)) > free:
@@ -184,11 +194,12 @@ class StepScheduler(AsyncScheduler):
     def _prunable(self) -> list[policy.RunningTrace]:
         traces = []
         for request in self.running:
-            trace = self.live.traces.get(request.request_id)
-            if trace is None or trace.group is None or not trace.prune:
+            if not self._competes(request):
                 continue
-            if not compat.frees_at_once(self, request):
+            if compat.ends_in_flight(self, request) or not compat.frees_at_once(self, request):
                 continue
+            trace = self.live.traces[request.request_id]
+            assert trace.group is not None
             traces.append(
                 policy.RunningTrace(
                     request.request_id,

@@ -301,6 +301,7 @@ class _Run:
                 pruning.min_keep,
             )
             for trace in self.running
+            if not self._done_in_flight(trace)
         ]
 
     def _scored(self, trace: int) -> int:

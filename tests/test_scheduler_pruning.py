@@ -116,6 +116,62 @@ def test_newcomers_wait_while_a_group_that_lost_a_trace_runs():
     check_empty(engine_.scheduler)
 
 
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_only_traces_that_compete_wait_for_memory(policy):
+    engine_ = engine(40, policy=policy)
+    for n in range(6):
+        engine_.add(trace(f"t{n}", "g"))
+    step_until(engine_, lambda: any(map(engine_.pruned, engine_.runner.scripts)))
+    held = [trace(f"held{n}", "other", steps=1) for n in range(3)]
+    free = [trace("plain", None, steps=1), Script("scored", (WORD,) * 3, (*STEP, EOS), options={})]
+    free.append(trace("kept", "another", steps=1, prune=False))
+    for script in [held[0], *free, *held[1:]]:
+        engine_.add(script)
+    scheduler = engine_.scheduler
+    first_step = {}
+    for number in range(400):
+        if not engine_.busy:
+            break
+        waiting = [r.request_id for r in scheduler.waiting if r.request_id.startswith("held")]
+        assert waiting == sorted(waiting)
+        assert scheduler.get_request_counts()[1] == len(scheduler.waiting)
+        engine_.step()
+        for request in scheduler.running:
+            first_step.setdefault(request.request_id, number)
+    starts = [min(first_step[s.name] for s in held), max(first_step[s.name] for s in free)]
+    assert starts[1] < starts[0], "a request that does not compete had to wait"
+    assert [first_step[s.name] for s in held] == sorted(first_step[s.name] for s in held)
+    for script in [*held, *free]:
+        assert engine_.tokens[script.name] == script.generated()
+    check_empty(scheduler)
+
+
+def pruned_at_the_end(in_flight):
+    """Return how often a trace was stopped whose last token, for its length, was on its way."""
+    found = 0
+    for length in range(9, 30):
+        for num_blocks in (10, 11, 12, 13):
+            engine_ = engine(num_blocks, in_flight)
+            for n in range(3):
+                prompt = (WORD + n,) * (2 + n)
+                options = {"group": "g"}
+                tokens = (*STEP * 20, EOS)
+                engine_.add(Script(f"t{n}", prompt, tokens, length + 3 * n, options))
+            engine_.run()
+            check_empty(engine_.scheduler)
+            found += sum(
+                engine_.pruned(name) and len(engine_.tokens[name]) == script.max_tokens - 1
+                for name, script in engine_.runner.scripts.items()
+            )
+    return found
+
+
+def test_a_trace_whose_last_step_is_in_flight_is_not_stopped(monkeypatch):
+    assert pruned_at_the_end(in_flight=1) == 0
+    monkeypatch.setattr(compat, "ends_in_flight", lambda *_: False)
+    assert pruned_at_the_end(in_flight=1) > 0, "the test shows nothing"
+
+
 def test_nothing_is_pruned_while_the_engine_is_paused():
     engine_ = engine(40)
     for n in range(6):

@@ -27,7 +27,7 @@ class Server:
     def score(self, request_id, score):
         trace = self.live.traces[request_id]
         trace.positions.append(len(trace.positions))
-        trace.scores.append(score)
+        trace.add_score(score)
 
     def end(self, request_id, pruned=False):
         report = {**self.live.report(self.live.traces[request_id]), "pruned": pruned}
