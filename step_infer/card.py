@@ -15,6 +15,9 @@ CARD_SCHEMA_VERSION = 1
 CARD_KEY = "scorer_card"
 """Key of the card in the safetensors metadata."""
 
+LAST_LAYER = "last"
+"""The layer that the engine can see: the last one, after the final norm."""
+
 IDENTITY_FIELDS = ("model_config_hash", "tokenizer_hash", "hidden_size")
 """Fields that must agree with the model in use. A different hidden size can never be overridden."""
 
@@ -34,11 +37,13 @@ class ScorerCard:
     boundary: dict[str, Any]
     """The boundary rule with its token ids (`BoundaryRule.to_dict`)."""
     width: int = 512
-    """Hidden units of the scorer."""
-    layer: str = "last"
-    """Which layer's state: "last"."""
+    """Units of each hidden layer of the scorer."""
+    depth: int = 1
+    """Hidden layers of the scorer."""
+    layer: str = LAST_LAYER
+    """Which layers' states, one after the other: numbers of blocks from 1 and "last", by commas."""
     norm: str = "after final norm"
-    """Where the state is read: "after final norm"."""
+    """Where the state is read: "after final norm" for the last layer."""
     aggregator: str = "mean"
     """Trace aggregator: "mean", "last", "min" or "ema"."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +55,11 @@ class ScorerCard:
     versions: dict[str, str] = field(default_factory=dict)
     """Library versions at export."""
     schema_version: int = CARD_SCHEMA_VERSION
+
+    @property
+    def state_size(self) -> int:
+        """Inputs of the scorer: the hidden size times the number of layers."""
+        return self.hidden_size * len(self.layer.split(","))
 
     @property
     def boundary_rule(self) -> BoundaryRule:
@@ -114,6 +124,19 @@ class ScorerCard:
             raise InputError(
                 f"Expected {name} {_short(expected)} (scorer card, trained on {self.base_model}), "
                 f"found {_short(found[name])} (model {model.model}). Hint: {hint}."
+            )
+
+    def check_layers(self) -> None:
+        """Refuse a scorer of other layers than the engine can see.
+
+        Raises:
+            InputError: the scorer reads another layer than the last.
+        """
+        if self.layer != LAST_LAYER:
+            raise InputError(
+                f"Expected a scorer of the layer {LAST_LAYER!r}, the only one that the engine "
+                f"shows, found layer {self.layer!r} (scorer card). Hint: train one on features of "
+                "step-collect, or of step-train extract without --layers."
             )
 
 

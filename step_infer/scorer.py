@@ -1,5 +1,6 @@
 """The step scorer and its file: an MLP from a hidden state to one logit, kept as safetensors."""
 
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 
@@ -15,14 +16,25 @@ from step_infer.identity import ModelIdentity
 
 
 class StepScorer(nn.Module):
-    """Linear, ReLU, Linear: the scorer of STEP (arXiv 2601.09093, section 3.2).
+    """Linear, ReLU, Linear: the scorer of STEP (arXiv 2601.09093, section 3.2); `depth` makes more.
 
     The sigmoid of its logit is the step score: how likely the trace's final answer is right.
     """
 
-    def __init__(self, hidden_size: int, width: int = 512) -> None:
+    def __init__(self, hidden_size: int, width: int = 512, depth: int = 1) -> None:
+        """Make a network with random weights.
+
+        Args:
+            hidden_size: width H of the states that it reads.
+            width: units of each hidden layer.
+            depth: hidden layers; 0 for one Linear alone.
+        """
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(hidden_size, width), nn.ReLU(), nn.Linear(width, 1))
+        sizes = [hidden_size, *[width] * depth]
+        layers: list[nn.Module] = []
+        for inputs, units in itertools.pairwise(sizes):
+            layers += [nn.Linear(inputs, units), nn.ReLU()]
+        self.net = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
     def forward(self, hidden_SH: Tensor) -> Tensor:
         """Return one float32 logit a step [S] for hidden states [S, H] of any float type."""
@@ -67,7 +79,7 @@ def load_scorer(
 
     Args:
         path: the scorer's safetensors file.
-        expect: the model in use; the card must fit it.
+        expect: the model in use in an engine; the card must fit it.
         allow_mismatch: names of card fields that may differ from that model.
 
     Raises:
@@ -76,13 +88,14 @@ def load_scorer(
     card, tensors = _read(path)
     if expect is not None:
         card.check_model(expect, allow_mismatch)
+        card.check_layers()
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise InputError(
             f"Expected finite weights in {path}, found NaN or infinity in {bad[0]}. "
             "Hint: train the scorer again."
         )
-    scorer = StepScorer(card.hidden_size, card.width)
+    scorer = StepScorer(card.state_size, card.width, card.depth)
     scorer.load_state_dict(tensors)
     return scorer.eval(), card
 
@@ -112,12 +125,11 @@ def _read(path: Path | str) -> tuple[ScorerCard, dict[str, Tensor]]:
 
 
 def _check_tensors(shapes: dict[str, tuple[int, ...]], card: ScorerCard, source: str) -> None:
-    expected = {
-        "net.0.weight": (card.width, card.hidden_size),
-        "net.0.bias": (card.width,),
-        "net.2.weight": (1, card.width),
-        "net.2.bias": (1,),
-    }
+    expected: dict[str, tuple[int, ...]] = {}
+    sizes = [card.state_size, *[card.width] * card.depth, 1]
+    for number, (inputs, units) in enumerate(itertools.pairwise(sizes)):
+        expected[f"net.{2 * number}.weight"] = (units, inputs)
+        expected[f"net.{2 * number}.bias"] = (units,)
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
             raise InputError(

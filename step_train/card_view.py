@@ -1,5 +1,6 @@
 """A scorer card, and a training's outcome, as text for people."""
 
+import itertools
 from typing import Any
 
 from rich.console import Console
@@ -22,10 +23,8 @@ def print_card(card: ScorerCard, source: str, console: Console) -> None:
     facts.add_row("base model", card.base_model)
     facts.add_row("model config hash", card.model_config_hash)
     facts.add_row("tokenizer hash", card.tokenizer_hash)
-    facts.add_row("reads", f"{card.layer} layer, {card.norm}, H = {card.hidden_size}")
-    facts.add_row(
-        "network", f"Linear({card.hidden_size}, {card.width}), ReLU, Linear({card.width}, 1)"
-    )
+    facts.add_row("reads", f"layer {card.layer}, {card.norm}, H = {card.hidden_size}")
+    facts.add_row("network", _network(card))
     facts.add_row("boundary", _boundary(card.boundary))
     facts.add_row("trace score", f"{card.aggregator} of the step scores")
     for label, value in _training(card.training):
@@ -40,6 +39,11 @@ def print_card(card: ScorerCard, source: str, console: Console) -> None:
         console.print("No held-out metrics: imported, never evaluated here.")
     else:
         console.print("No held-out metrics: not the best checkpoint of a complete run.")
+
+
+def _network(card: ScorerCard) -> str:
+    sizes = [card.state_size, *[card.width] * card.depth, 1]
+    return ", ReLU, ".join(f"Linear({a}, {b})" for a, b in itertools.pairwise(sizes))
 
 
 def _earned(card: ScorerCard) -> str:

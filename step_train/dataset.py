@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from data_gen.trace_directory import TraceDirectory
+from step_infer.card import LAST_LAYER
 from step_infer.errors import InputError
 from step_infer.identity import ModelIdentity
 from step_train.feature_blocks import MEBIBYTE, EvaluationBatches, FeatureRows, TrainingBatches
@@ -20,6 +21,8 @@ class TrainingData:
     path: Path
     model: ModelIdentity
     """The model that made the features."""
+    layers: tuple[str, ...]
+    """Layers whose states the features are, one after the other; ("last",) from an engine."""
     boundary: dict[str, Any]
     """Its boundary rule (`BoundaryRule.to_dict`)."""
     sampling: dict[str, Any] | None
@@ -86,14 +89,16 @@ def read_training_data(
     splits["train"] = balance(splits["train"], max_traces_per_class, seed)
     rows = FeatureRows(directory.shards())
     model = _identity(directory)
-    if rows.hidden_size != model.hidden_size:
+    layers = tuple(directory.manifest.get("layers", (LAST_LAYER,)))
+    if rows.hidden_size != model.hidden_size * len(layers):
         raise InputError(
-            f"Expected hidden_size {model.hidden_size} (manifest of {path}), "
-            f"found {rows.hidden_size} in its features."
+            f"Expected {model.hidden_size * len(layers)} numbers a state (hidden_size and layers "
+            f"in the manifest of {path}), found {rows.hidden_size} in its features."
         )
     return TrainingData(
         path=Path(path),
         model=model,
+        layers=layers,
         boundary=_manifest_field(directory, "boundary"),
         sampling=directory.manifest.get("sampling"),
         fingerprint=fingerprint(directory),

@@ -6,17 +6,22 @@ from typing import Any
 
 import torch
 
-from step_infer.card import ScorerCard
+from step_infer.card import LAST_LAYER, ScorerCard
 from step_infer.errors import InputError
 from step_infer.identity import ModelIdentity
 from step_infer.manifest import package_versions
 from step_infer.scorer import StepScorer, save_scorer
+from step_train.calibration import fold_temperature
 from step_train.checkpoint import read_checkpoint
 from step_train.gate import EARNED, earned
+from step_train.normaliser import Normaliser
 from step_train.record import RECORD_KEY
 from step_train.run_directory import BEST
 
-_PREFIX = "scorer."
+_PREFIX, _NORMALISER = "scorer.", "normaliser."
+
+OTHER_NORM = "after final norm for the last layer, after its block for any other"
+"""What the card says of features of other layers."""
 
 
 def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> ScorerCard:
@@ -41,7 +46,8 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
     record = saved[RECORD_KEY]
     try:
         model = ModelIdentity(**record["model"])
-        width = int(record["width"])
+        width, depth = int(record["width"]), int(record["depth"])
+        layers = list(record["layers"])
         metrics = record.get("metrics", {})
         aggregator = record.get("aggregator", "mean")
         card = ScorerCard(
@@ -51,9 +57,13 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
             hidden_size=model.hidden_size,
             boundary=record["boundary"],
             width=width,
+            depth=depth,
+            layer=",".join(layers),
+            norm="after final norm" if layers == [LAST_LAYER] else OTHER_NORM,
             aggregator=aggregator,
             training=_training(record, int(saved["epoch"])),
             metrics=metrics,
+            calibration=record.get("calibration", {}),
             versions=package_versions(),
         )
         weights = {
@@ -67,7 +77,7 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
             "Hint: train again."
         ) from error
     # Weights that cannot be used are refused first: that is the greater fault.
-    scorer = StepScorer(card.hidden_size, width)
+    scorer = StepScorer(card.state_size, width, depth)
     expected = {name: tuple(tensor.shape) for name, tensor in scorer.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -82,10 +92,26 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
                 "Hint: train again with a lower learning_rate."
             )
     scorer.load_state_dict(weights)
+    _fold(scorer, saved["state_dict"], card)
     passed = earned(card.metrics, card.aggregator, force)
     card = dataclasses.replace(card, metrics=card.metrics | {EARNED: passed})
     save_scorer(out, scorer, card)
     return card
+
+
+def _fold(scorer: StepScorer, state: dict[str, Any], card: ScorerCard) -> None:
+    """Put normalisation and temperature into the weights: the engine knows neither."""
+    statistics = {
+        name.removeprefix(_NORMALISER): tensor
+        for name, tensor in state.items()
+        if name.startswith(_NORMALISER)
+    }
+    if statistics:
+        normaliser = Normaliser(card.state_size)
+        normaliser.load_state_dict(statistics)
+        normaliser.fold(scorer)
+    if card.calibration:
+        fold_temperature(scorer, card.calibration["temperature"])
 
 
 def _training(record: dict[str, Any], epoch: int) -> dict[str, Any]:

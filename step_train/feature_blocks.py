@@ -9,6 +9,7 @@ batch, H hidden size.
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +23,18 @@ MEBIBYTE = 2**20
 _EVALUATION_BYTES = 32 * MEBIBYTE
 
 Block = tuple[Tensor, Tensor]
-TrainingBatch = tuple[Tensor, Tensor, int]
 EvaluationBatch = tuple[Tensor, Tensor]
+
+
+class TrainingBatch(NamedTuple):
+    """A process's share of a batch; what else is known of a step is looked up by its number."""
+
+    hidden_BH: Tensor
+    """States as they are stored."""
+    step_B: Tensor
+    """Number of each row in its split's [S] arrays (`TraceTable`), int64."""
+    rows: int
+    """Rows of the whole batch, over all processes."""
 
 
 class FeatureRows:
@@ -97,9 +108,8 @@ def buffer(rows: int, like: FeatureRows) -> Tensor:
 class TrainingBatches:
     """An epoch of shuffled batches each time it is iterated.
 
-    A batch is hidden [B, H], label [B] float32, and how many rows the shares of all processes have
-    together; a share of the last batch may be empty. The order depends on seed and epoch alone.
-    With several processes, all make the same global batches and each takes its rows of them, so
+    A share of the last batch may be empty. The order depends on seed and epoch alone. With several
+    processes, all make the same global batches and each takes its rows of them, so
     that the result does not depend on their number.
     """
 
@@ -146,11 +156,11 @@ class TrainingBatches:
         with ThreadPoolExecutor(1, "feature-blocks") as reader:
             coming = reader.submit(self._block, order_N, ends_N, 0)
             for number, start in enumerate(blocks):
-                hidden_RH, label_R = coming.result()
+                hidden_RH, step_R = coming.result()
                 if start + self.block_rows < self.table.num_steps:
                     coming = reader.submit(self._block, order_N, ends_N, number + 1)
                 generator = np.random.default_rng([self.seed, epoch, number])
-                yield from self._batches(hidden_RH, label_R, generator)
+                yield from self._batches(hidden_RH, step_R, generator)
 
     def _block(self, order_N: Ints, ends_N: Ints, number: int) -> Block:
         start = number * self.block_rows
@@ -163,26 +173,27 @@ class TrainingBatches:
         count = np.minimum(ends_N[first : last + 1], stop) - low
         on_disk = np.argsort(chosen)
         chosen, skip, count = chosen[on_disk], skip[on_disk], count[on_disk]
-        label_R = torch.from_numpy(np.repeat(self.table.correct_N[chosen], count)).float()
+        # Of every row of the block: how far it is in its trace, and so its number and its place.
+        step_R = np.repeat(skip - (np.cumsum(count) - count), count) + np.arange(stop - start)
+        number_R = torch.from_numpy(step_R + np.repeat(self.table.first_step_N[chosen], count))
         if self._loaded is not None:
-            return self._loaded, label_R
-        row_starts = self._first_row_N[chosen] + skip
-        rows = np.repeat(row_starts - (np.cumsum(count) - count), count) + np.arange(stop - start)
+            return self._loaded, number_R
+        rows = step_R + np.repeat(self._first_row_N[chosen], count)
         if len(self._buffers) <= number % 2:
             self._buffers.append(buffer(self.block_rows, self.rows))
         hidden_RH = self._buffers[number % 2][: stop - start]
         self.rows.gather(rows, hidden_RH)
         if self._whole:
             self._loaded = hidden_RH
-        return hidden_RH, label_R
+        return hidden_RH, number_R
 
     def _batches(
-        self, hidden_RH: Tensor, label_R: Tensor, generator: np.random.Generator
+        self, hidden_RH: Tensor, step_R: Tensor, generator: np.random.Generator
     ) -> Iterator[TrainingBatch]:
-        shuffled = torch.from_numpy(generator.permutation(len(label_R)))
+        shuffled = torch.from_numpy(generator.permutation(len(step_R)))
         for batch in shuffled.split(self.batch_size):
             mine = batch[self.rank :: self.world_size]
-            yield hidden_RH.index_select(0, mine), label_R[mine], len(batch)
+            yield TrainingBatch(hidden_RH.index_select(0, mine), step_R[mine], len(batch))
 
 
 @dataclass

@@ -14,11 +14,15 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from step_infer.files import atomic_write
 from step_infer.scorer import StepScorer
+from step_train.calibration import calibrate
 from step_train.dataset import StepDataModule, TrainingData, read_training_data
 from step_train.figure import draw_training
 from step_train.fit_config import FitConfig
 from step_train.held_out import choose_aggregator, evaluate
+from step_train.loss import StepLoss
+from step_train.metrics import Floats
 from step_train.module import MONITOR, ScorerModule
+from step_train.normaliser import Normaliser
 from step_train.record import RECORD_KEY, RECORD_SCHEMA_VERSION
 from step_train.run_directory import FIGURE, RunDirectory
 from step_train.trainer import EpochLines, RunCheckpoint, lightning_run, make_trainer
@@ -38,6 +42,8 @@ class FitResult:
     """The best of them, from 1."""
     aggregator: str
     """The trace aggregator for the scorer card."""
+    calibration: dict[str, Any]
+    """The temperature and what it does (`step_train.calibration.calibrate`)."""
     metrics: dict[str, Any]
     """Metrics on the test questions (`step_train.held_out.evaluate`)."""
     history: list[dict[str, float]]
@@ -46,6 +52,18 @@ class FitResult:
     """Summary of the data (`TrainingData.summary`)."""
     seconds: float
     """Wall time of this call."""
+
+
+@dataclass(frozen=True)
+class BestEpoch:
+    """The best epoch's calibrated scores of the held-out questions."""
+
+    facts: dict[str, Any]
+    """What is known without the test questions, JSON-ready, for the record of the run."""
+    val_score_S: Floats
+    """Step scores of the validation questions."""
+    test_score_S: Floats
+    """Step scores of the test questions."""
 
 
 def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
@@ -75,8 +93,11 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
     if run.complete:
         return _result(run, run.metrics(), started)
     with lightning_run():
-        module, trainer = _train(config, data, run, callbacks)
-        outcome = _judge(config, data, run, module, trainer)
+        module, trainer = train(config, data, run, callbacks)
+        best = best_epoch(config, data, run, module, trainer)
+        # Once, and last of all: nothing is chosen by the test questions.
+        metrics = evaluate(data.splits["test"], best.test_score_S, seed=config.seed)
+        outcome = best.facts | {"metrics": metrics}
     if trainer.is_global_zero:
         _complete_checkpoint(run.best, outcome)
         draw_training(
@@ -86,24 +107,14 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
     return _result(run, outcome, started)
 
 
-def _train(
-    config: FitConfig, data: TrainingData, run: RunDirectory, callbacks: Sequence[Callback]
+def train(
+    config: FitConfig, data: TrainingData, run: RunDirectory, callbacks: Sequence[Callback] = ()
 ) -> tuple[ScorerModule, Trainer]:
-    seed_everything(config.seed, workers=True, verbose=False)
-    module = ScorerModule(
-        StepScorer(data.model.hidden_size, config.width),
-        pos_weight=data.pos_weight,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        record={
-            "schema_version": RECORD_SCHEMA_VERSION,
-            "model": asdict(data.model),
-            "boundary": data.boundary,
-            "width": config.width,
-            "settings": config.deciding(),
-            "data": data.summary(),
-        },
-    )
+    """Train to the end, from the newest checkpoint where there is one; call in `lightning_run`."""
+    resume = run.last if run.last.is_file() else None
+    module = _module(config, data)
+    if resume is None and module.normaliser is not None:
+        module.normaliser.measure(data.rows, data.splits["train"])
     stopping = EarlyStopping(MONITOR, mode="max", patience=config.patience)
     files: dict[str, Any] = {"dirpath": run.path, "enable_version_counter": False}
     csv_logger = CSVLogger(run.path, name="", version="csv")
@@ -124,7 +135,6 @@ def _train(
         num_sanity_val_steps=0,
     )
     datamodule = StepDataModule(data, config.batch_size, config.memory_mib, config.seed)
-    resume = run.last if run.last.is_file() else None
     if resume is not None:
         saved = torch.load(resume, map_location="cpu", weights_only=True)
         if _stopped(saved, stopping):
@@ -142,38 +152,75 @@ def _train(
     return module, trainer
 
 
+def _module(config: FitConfig, data: TrainingData) -> ScorerModule:
+    seed_everything(config.seed, workers=True, verbose=False)
+    loss = StepLoss(
+        data.splits["train"],
+        trace_weighting=config.trace_weighting,
+        early_discount=config.early_discount,
+        label_smoothing=config.label_smoothing,
+        ranking_weight=config.ranking_weight,
+    )
+    inputs = data.rows.hidden_size
+    return ScorerModule(
+        StepScorer(inputs, config.width, config.depth),
+        loss,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        record={
+            "schema_version": RECORD_SCHEMA_VERSION,
+            "model": asdict(data.model),
+            "boundary": data.boundary,
+            "layers": list(data.layers),
+            "width": config.width,
+            "depth": config.depth,
+            "settings": config.deciding(),
+            "data": data.summary() | {"pos_weight": loss.pos_weight},
+        },
+        normaliser=Normaliser(inputs) if config.normalise == "standard" else None,
+        dropout=config.dropout,
+        select=config.select,
+        seed=config.seed,
+    )
+
+
 def _stopped(checkpoint: dict[str, Any], stopping: EarlyStopping) -> bool:
     state = checkpoint["callbacks"].get(stopping.state_key, {})
     return bool(state.get("wait_count", 0) >= stopping.patience)
 
 
-def _judge(
+def best_epoch(
     config: FitConfig,
     data: TrainingData,
     run: RunDirectory,
     module: ScorerModule,
     trainer: Trainer,
-) -> dict[str, Any]:
-    """Take the best epoch's weights, choose the aggregator, and judge once on test questions."""
+) -> BestEpoch:
+    """Take the best epoch's weights, calibrate, choose the aggregator, and score both splits."""
     history = module.history
     best = torch.load(run.best, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
     datamodule = StepDataModule(data, config.batch_size, config.memory_mib, config.seed)
+    module.temperature = 1.0
     trainer.validate(module, datamodule=datamodule, verbose=False)
-    chosen, choice = choose_aggregator(data.splits["val"], module.score_S)
+    calibration = calibrate(data.splits["val"].label_S, module.logits_S)
+    module.temperature = calibration["temperature"]
+    val_score_S = module.score_S
+    chosen, choice = choose_aggregator(data.splits["val"], val_score_S)
     trainer.test(module, datamodule=datamodule, verbose=False)
-    return {
+    facts = {
         "epochs": len(history),
         "best_epoch": int(best["epoch"]) + 1,
+        "calibration": calibration,
         "aggregator": chosen if config.aggregator == "auto" else config.aggregator,
         "aggregator_choice": {
             "by": "validation questions, mean over 25/50/75 % of the steps",
             **choice,
         },
-        "metrics": evaluate(data.splits["test"], module.score_S, seed=config.seed),
         "history": history,
-        "data": data.summary(),
+        "data": module.record["data"],
     }
+    return BestEpoch(facts, val_score_S, module.score_S)
 
 
 def _complete_checkpoint(path: Path, outcome: dict[str, Any]) -> None:
@@ -191,6 +238,7 @@ def _result(run: RunDirectory, outcome: dict[str, Any], started: float) -> FitRe
         epochs=outcome["epochs"],
         best_epoch=outcome["best_epoch"],
         aggregator=outcome["aggregator"],
+        calibration=outcome["calibration"],
         metrics=outcome["metrics"],
         history=outcome["history"],
         data=outcome["data"],

@@ -28,7 +28,25 @@ class FitConfig:
     max_traces_per_class: int | None = None
     """Train on at most so many right and so many wrong traces, drawn at random (paper: 5000)."""
     width: int = 512
-    """Hidden units of the scorer."""
+    """Units of each hidden layer of the scorer."""
+    depth: int = 1
+    """Hidden layers of the scorer; 0 for a linear one."""
+    normalise: Literal["none", "standard"] = "none"
+    """Input normalisation: none, or standard (mean 0 and deviation 1 over the training steps)."""
+    dropout: float = 0.0
+    """Part of the hidden units that a training step leaves out."""
+    trace_weighting: Literal["none", "trace"] = "none"
+    """What counts the same in the loss: none (every step) or trace (every trace, short or long)."""
+    early_discount: float = 0.0
+    """How much less the first steps of a trace count than the last, 0 to 1."""
+    label_smoothing: float = 0.0
+    """Labels are half of this and 1 minus half of this instead of 0 and 1."""
+    ranking_weight: float = 0.0
+    """Weight, against the cross-entropy, of a ranking loss over a batch's pairs of a right and a
+    wrong step of one question; large batches hold more pairs."""
+    select: Literal["paper", "within_question"] = "paper"
+    """What chooses the best epoch, on validation questions: paper (0.75 AUROC + 0.25 F1 of the
+    steps) or within_question (their AUROC within question)."""
     batch_size: int = 128
     """Steps in a training batch, over all devices."""
     learning_rate: float = 1e-4
@@ -38,7 +56,7 @@ class FitConfig:
     max_epochs: int = 20
     """Most passes over the training steps."""
     patience: int = 5
-    """Epochs without a better 0.75 AUROC + 0.25 F1 on validation questions before stopping."""
+    """Epochs without a better value of what `select` names before stopping."""
     aggregator: Literal["auto", "mean", "last", "min", "ema"] = "auto"
     """Trace aggregator for the scorer card; auto chooses by validation questions."""
     memory_mib: int = 1024
@@ -57,6 +75,18 @@ class FitConfig:
                 raise InputError(
                     f"Expected {name} of at least {bound}, found {getattr(self, name)}."
                 )
+        if self.depth < 0:
+            raise InputError(f"Expected depth of at least 0, found {self.depth}.")
+        for name in ("dropout", "early_discount", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= (1 if name == "early_discount" else 0.99):
+                raise InputError(f"Expected {name} from 0 to 1, found {getattr(self, name)}.")
+        if not self.ranking_weight >= 0:
+            raise InputError(f"Expected ranking_weight of at least 0, found {self.ranking_weight}.")
+        if self.ranking_weight and self.devices > 1:
+            raise InputError(
+                f"Expected devices 1 with ranking_weight, found {self.devices}. Hint: pairs are "
+                "made within a device's share of a batch."
+            )
         if not self.learning_rate > 0 or not self.weight_decay >= 0:
             raise InputError(
                 "Expected learning_rate above 0 and weight_decay of at least 0, "

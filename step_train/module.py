@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
 from step_infer.errors import InputError
 from step_infer.scorer import StepScorer
 from step_train.feature_blocks import EvaluationBatch, TrainingBatch
+from step_train.loss import StepLoss
 from step_train.metrics import Floats, auroc, f1, selection_score, within_question
+from step_train.normaliser import Normaliser
 from step_train.record import RECORD_KEY
 from step_train.trace_table import TraceTable
 
@@ -20,28 +22,41 @@ MONITOR = "val_score"
 
 
 class ScorerModule(LightningModule):
-    """Trains a scorer by weighted binary cross-entropy (STEP, arXiv 2601.09093, section 4.1)."""
+    """Trains a scorer as in STEP (arXiv 2601.09093, section 4.1), or a variant of it."""
 
     def __init__(
         self,
         scorer: StepScorer,
+        loss: StepLoss,
         *,
-        pos_weight: float,
         learning_rate: float,
         weight_decay: float,
         record: dict[str, Any],
+        normaliser: Normaliser | None = None,
+        dropout: float = 0.0,
+        select: str = "paper",
+        seed: int = 0,
     ) -> None:
         """Take a built scorer.
 
         Args:
             scorer: the network; trained in place.
-            pos_weight: weight of a right step's loss against a wrong one's.
+            loss: of a training batch.
             learning_rate: Adam's.
             weight_decay: Adam's (L2).
             record: JSON-ready facts that checkpoints carry, for export.
+            normaliser: stands before the scorer.
+            dropout: part of the hidden units that a training step leaves out.
+            select: "paper" or "within_question": the metric that chooses the best epoch.
+            seed: of dropout.
         """
         super().__init__()
         self.scorer = scorer
+        self.normaliser = normaliser
+        self.loss = loss
+        self.dropout = dropout
+        self.select = select
+        self.seed = seed
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.record = record
@@ -49,15 +64,34 @@ class ScorerModule(LightningModule):
         """One entry a finished epoch: losses and validation metrics."""
         self.logits_S = torch.empty(0)
         """The newest evaluation's logits, in the order of the split's steps."""
-        # Not a buffer: those are sent around before every step of several processes.
-        self._pos_weight = torch.tensor(pos_weight)
+        self.temperature = 1.0
+        """What `score_S` divides logits by; fitted when training is over."""
         self._loss_sum: Tensor | float = 0.0
         self._loss_count = 0
 
     @property
     def score_S(self) -> Floats:
         """The newest evaluation's step scores, in [0, 1]."""
-        return torch.sigmoid(self.logits_S.double()).numpy()
+        return torch.sigmoid(self.logits_S.double() / self.temperature).numpy()
+
+    def forward(self, hidden_BH: Tensor) -> Tensor:
+        """Return the logits [B] of states as the model gave them."""
+        hidden = hidden_BH if self.normaliser is None else self.normaliser(hidden_BH)
+        if not (self.dropout and self.training):
+            logits: Tensor = self.scorer(hidden)
+            return logits
+        hidden = hidden.float()
+        for layer in self.scorer.net:
+            hidden = layer(hidden)
+            if isinstance(layer, nn.ReLU):
+                hidden = dropout(hidden, self.dropout)
+        return hidden.squeeze(-1)
+
+    def on_train_epoch_start(self) -> None:
+        """Make what dropout draws depend on seed and epoch alone, also in a run that goes on."""
+        if self.dropout:
+            seeds = [self.seed, self.current_epoch, self.global_rank]
+            torch.manual_seed(int(np.random.default_rng(seeds).integers(2**62)))
 
     def training_step(self, batch: TrainingBatch, _batch_index: int) -> Tensor:
         """Return the loss of this process's share of a batch.
@@ -65,18 +99,11 @@ class ScorerModule(LightningModule):
         The mean over processes, which is what gradients get, is the mean over the batch's rows,
         also where shares differ in size.
         """
-        hidden_BH, label_B, rows = batch
-        loss = self._loss(self.scorer(hidden_BH), label_B) * (self.trainer.world_size / rows)
+        hidden_BH, step_B, rows = batch
+        loss = self.loss(self(hidden_BH), step_B) * (self.trainer.world_size / rows)
         self._loss_sum = self._loss_sum + loss.detach()
         self._loss_count += 1
         return loss
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the sum of the samples' losses."""
-        self._pos_weight = self._pos_weight.to(logits.device)
-        return binary_cross_entropy_with_logits(
-            logits, labels, pos_weight=self._pos_weight, reduction="sum"
-        )
 
     def on_validation_epoch_start(self) -> None:
         """Make room for the logits."""
@@ -92,7 +119,7 @@ class ScorerModule(LightningModule):
     def validation_step(self, batch: EvaluationBatch, _batch_index: int) -> None:
         """Score a batch: hidden [B, H], number of each step in the split [B]."""
         hidden_BH, step_B = batch
-        self.logits_S[step_B.cpu()] = self.scorer(hidden_BH).float().cpu()
+        self.logits_S[step_B.cpu()] = self(hidden_BH).float().cpu()
 
     test_step = validation_step
 
@@ -101,8 +128,11 @@ class ScorerModule(LightningModule):
         self._finish()
         table, score_S = self._table("val"), self.score_S
         label_S = table.label_S
-        labels = torch.from_numpy(label_S.astype(np.float32)).to(self.device)
-        loss = self._loss(self.logits_S.to(self.device), labels) / len(labels)
+        loss = binary_cross_entropy_with_logits(
+            self.logits_S,
+            torch.from_numpy(label_S.astype(np.float32)),
+            pos_weight=torch.tensor(self.loss.pos_weight),
+        )
         losses = {"val_loss": float(loss)}
         if self.trainer.state.fn == "fit":
             losses = {"train_loss": self._training_loss(), **losses}
@@ -113,6 +143,8 @@ class ScorerModule(LightningModule):
             "val_f1": f1(label_S, score_S),
             MONITOR: selection_score(label_S, score_S),
         }
+        if self.select == "within_question":
+            metrics[MONITOR] = self._require_pairs(within)
         if within is not None:
             metrics["val_within_question"] = within
         # For the callbacks; the loggers get one row an epoch, below.
@@ -122,6 +154,14 @@ class ScorerModule(LightningModule):
             for logger in self.loggers:
                 logger.log_metrics(metrics, step=self.current_epoch)
                 logger.save()
+
+    def _require_pairs(self, within: float | None) -> float:
+        if within is None:
+            raise InputError(
+                "Expected validation questions with right and wrong traces for select "
+                "within_question, found none. Hint: collect more questions, or select paper."
+            )
+        return within
 
     def _training_loss(self) -> float:
         """Return the mean loss of the epoch's batches, of all processes."""

@@ -158,7 +158,7 @@ def test_a_run_that_was_trained_but_not_judged_is_judged(tmp_path, monkeypatch, 
 
 
 def test_a_complete_run_is_only_read(trained, separable, monkeypatch):
-    monkeypatch.setattr("step_train.fit._train", None)
+    monkeypatch.setattr("step_train.fit.train", None)
     result = fit(config(separable, trained.run, memory_mib=7, devices=4))
     assert result.metrics == trained.metrics
     assert result.aggregator == trained.aggregator

@@ -1,4 +1,4 @@
-"""Reading features for training: every step once, with its own label, within the memory bound."""
+"""Reading features for training: every step once, with its own number, within the memory bound."""
 
 import numpy as np
 import pytest
@@ -41,25 +41,25 @@ def batches(data, memory_rows, *, seed=0, epoch=0, batch_size=32, rank=0, world_
     )
 
 
-def as_set(hidden, label):
-    return sorted(zip(map(tuple, hidden.float().tolist()), label.tolist(), strict=True))
+def as_set(hidden, step):
+    return sorted(zip(map(tuple, hidden.float().tolist()), step.tolist(), strict=True))
 
 
 def everything(data):
     rows, table = data
     hidden = torch.cat([batch for batch, _ in EvaluationBatches(rows, table)])
-    return as_set(hidden, torch.from_numpy(table.label_S).float())
+    return as_set(hidden, torch.arange(table.num_steps))
 
 
 @pytest.mark.parametrize("memory_rows", [100, 300, 10**6], ids=["tiny", "small", "whole"])
-def test_an_epoch_has_every_step_once_with_its_label(data, memory_rows):
+def test_an_epoch_has_every_step_once_with_its_number(data, memory_rows):
     loader = batches(data, memory_rows)
     for _ in range(2):
         found = list(loader)
         assert len(found) == len(loader)
-        hidden, label = (torch.cat(part) for part in list(zip(*found, strict=True))[:2])
-        assert as_set(hidden, label) == everything(data)
-    assert all(len(label) == rows == 32 for _, label, rows in found[:-1])
+        hidden, step = (torch.cat(part) for part in list(zip(*found, strict=True))[:2])
+        assert as_set(hidden, step) == everything(data)
+    assert all(len(step) == rows == 32 for _, step, rows in found[:-1])
 
 
 def test_blocks_stay_within_the_memory_bound(data):
@@ -95,10 +95,10 @@ def test_processes_share_the_batches_that_one_process_would_have(data):
     whole = list(batches(data, 300))
     shares = [list(batches(data, 300, rank=rank, world_size=2)) for rank in range(2)]
     assert len(shares[0]) == len(shares[1]) == len(whole)
-    for (hidden, label, rows), *parts in zip(whole, *shares, strict=True):
+    for (hidden, step, rows), *parts in zip(whole, *shares, strict=True):
         joined = [torch.cat([part[i] for part in parts]) for i in range(2)]
-        assert as_set(*joined) == as_set(hidden, label)
-        assert [part[2] for part in parts] == [rows, rows] == [len(label)] * 2
+        assert as_set(*joined) == as_set(hidden, step)
+        assert [part[2] for part in parts] == [rows, rows] == [len(step)] * 2
         assert len(parts[0][1]) - len(parts[1][1]) in (0, 1)
 
 
