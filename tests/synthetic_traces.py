@@ -9,7 +9,7 @@ import torch
 from data_gen.trace_directory import TraceDirectory
 from data_gen.trace_writer import TraceWriter
 
-Signal = Literal["label", "noise", "question"]
+Signal = Literal["label", "noise", "question", "both"]
 
 BOUNDARY = {
     "kind": "blank_line",
@@ -38,7 +38,8 @@ def write_traces(
     Args:
         path: the directory to make.
         signal: what the states tell: "label" adds the label along one direction; "question" the
-            question's own share of right traces, nothing of the trace; "noise" nothing at all.
+            question's own share of right traces, nothing of the trace; "both" the latter, and the
+            former along another direction; "noise" nothing at all.
         questions: how many questions.
         traces: traces of a question.
         hidden_size: width H.
@@ -60,10 +61,10 @@ def write_traces(
             for position in positions:
                 tokens[position] = BLANK
             state = generator.normal(size=(steps, hidden_size))
-            if signal == "label":
+            if signal in ("label", "both"):
                 state[:, 0] += strength * (right[trace] - 0.5)
-            elif signal == "question":
-                state[:, 0] += 4 * strength * (share - 0.5)
+            if signal in ("question", "both"):
+                state[:, 0 if signal == "question" else 1] += 4 * strength * (share - 0.5)
             states.append(torch.from_numpy(state).to(torch.bfloat16))
             row = {
                 "question_id": f"q{question}",
