@@ -1,4 +1,4 @@
-"""The command line of `step-train`: fit, extract, demo-model."""
+"""The command line of `step-train`: fit, sweep, extract, demo-model."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -8,8 +8,14 @@ from step_infer.errors import InputError
 
 FIT = (
     "Train a step scorer on traces with features. Interrupted? The same command goes on where it "
-    "stopped. Other subcommands: `step-train extract` adds features to traces, `step-train "
-    "demo-model` trains the demo language model; each has its own --help."
+    "stopped. Other subcommands: `step-train sweep` compares variants of the recipe, `step-train "
+    "extract` adds features to traces, `step-train demo-model` trains the demo language model; "
+    "each has its own --help."
+)
+SWEEP = (
+    "Fit variants of the training recipe, each with several seeds, and compare them with the "
+    "paper's recipe by how they rank the traces of a question. Interrupted? The same command goes "
+    "on where it stopped."
 )
 EXTRACT = (
     "Compute the hidden states at the step boundaries of existing traces by a forward pass of "
@@ -67,6 +73,24 @@ def fit_command(argv: Sequence[str]) -> None:
     )
 
 
+def sweep_command(argv: Sequence[str]) -> None:
+    """Run `step-train sweep`: fit variants, and print how they compare."""
+    from step_infer.command_line import parse_config
+    from step_train.sweep_config import SweepConfig
+
+    config = parse_config(SweepConfig, argv, "step-train sweep", SWEEP)
+    from rich.console import Console
+
+    from step_train.sweep import RESULT, TABLE, sweep
+    from step_train.sweep_compare import print_sweep
+
+    result = sweep(config)
+    # Six columns: a file or a pipe has no width of its own.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    print_sweep(result, console)
+    console.print(f"Written: {config.out / RESULT}, {config.out / TABLE}")
+
+
 def extract_command(argv: Sequence[str]) -> None:
     """Run `step-train extract`."""
     from step_infer.command_line import parse_config
@@ -87,6 +111,7 @@ def demo_model_command(argv: Sequence[str]) -> None:
 
 SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "fit": fit_command,
+    "sweep": sweep_command,
     "extract": extract_command,
     "demo-model": demo_model_command,
 }

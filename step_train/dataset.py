@@ -70,6 +70,7 @@ def read_training_data(
     test_fraction: float,
     max_traces_per_class: int | None,
     seed: int,
+    test_seed: int | None = None,
 ) -> TrainingData:
     """Read a traces directory's table, split it by question and open its features.
 
@@ -79,13 +80,14 @@ def read_training_data(
         test_fraction: part of the questions for the final metrics.
         max_traces_per_class: most right and most wrong traces to train on; None for all.
         seed: of split and sub-sampling.
+        test_seed: of the choice of test questions, where it is not `seed`.
 
     Raises:
         InputError: the directory cannot be used; the message says why.
     """
     directory = TraceDirectory(path)
     table, skipped = read_traces(directory)
-    splits = split_questions(table, val_fraction, test_fraction, seed)
+    splits = split_questions(table, val_fraction, test_fraction, seed, test_seed)
     splits["train"] = balance(splits["train"], max_traces_per_class, seed)
     rows = FeatureRows(directory.shards())
     model = _identity(directory)

@@ -83,6 +83,7 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         test_fraction=config.test_fraction,
         max_traces_per_class=config.max_traces_per_class,
         seed=config.seed,
+        test_seed=config.test_seed,
     )
     run = RunDirectory(config.out)
     # With several devices, Lightning starts this program again for each: only the first writes.

@@ -21,6 +21,9 @@ class FitConfig:
     """Run directory to make, or to go on with after an interruption."""
     seed: int = 0
     """Of split, sub-sampling, weights and batches; the same seed gives the same scorer."""
+    test_seed: int | None = None
+    """Of the choice of test questions alone, so that runs of several seeds share them; null: as
+    the seed says."""
     val_fraction: float = 0.15
     """Part of the questions for early stopping and for the choice of the trace aggregator."""
     test_fraction: float = 0.15

@@ -191,11 +191,16 @@ def fingerprint(directory: TraceDirectory) -> str:
 
 
 def split_questions(
-    table: TraceTable, val_fraction: float, test_fraction: float, seed: int
+    table: TraceTable,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    test_seed: int | None = None,
 ) -> dict[str, TraceTable]:
     """Split traces by question, at random: no question is in two splits.
 
-    Questions of a split are rounded to the nearest number, at least one each.
+    Questions of a split are rounded to the nearest number, at least one each. With a `test_seed`,
+    that alone chooses the test questions, and `seed` divides the others.
 
     Raises:
         InputError: fractions out of range, fewer than three questions, or a split without both
@@ -216,7 +221,9 @@ def split_questions(
     num_test = max(1, round(count * test_fraction))
     num_val = min(num_val, count - num_test - 1) or 1
     num_test = min(num_test, count - num_val - 1)
-    order = np.random.default_rng(seed).permutation(count)
+    order = np.random.default_rng(seed if test_seed is None else test_seed).permutation(count)
+    if test_seed is not None:
+        np.random.default_rng([seed, 2]).shuffle(order[: count - num_test])
     bounds = [count - num_val - num_test, count - num_test]
     pieces = np.split(order, bounds)
     splits = {name: table.of_questions(piece) for name, piece in zip(SPLITS, pieces, strict=True)}
