@@ -1,12 +1,13 @@
 """Add features to existing traces by a forward pass of their model: `extract(ExtractConfig(...))`.
 
 The second way to get features; the first is to collect them while the traces are sampled. Both give
-the final-normed states of the last layer at the same boundaries, in the same files. Axes: B traces
-of a batch, T tokens, S steps, H hidden size.
+the final-normed states of the last layer at the same boundaries, in the same files; this one also
+those of other layers. Axes: B traces of a batch, T tokens, S steps, H hidden size.
 """
 
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from data_gen.features import FeatureShard, write_shard
 from data_gen.trace_directory import TraceDirectory
 from data_gen.trace_writer import TraceWriter
 from step_infer.boundary import BoundaryRule
+from step_infer.card import LAST_LAYER
 from step_infer.errors import InputError
 from step_infer.identity import ModelIdentity, identify
 from step_infer.prompt import load_tokenizer
@@ -89,6 +91,7 @@ def _writer(
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
         "dtype": config.dtype,
+        "layers": list(config.layer_names),
         "boundary": rule.to_dict(),
     }
     kept = {name: source.manifest[name] for name in ("sampling", "seed") if name in source.manifest}
@@ -101,6 +104,7 @@ def _writer(
             "tokenizer_hash": identity.tokenizer_hash,
             "hidden_size": identity.hidden_size,
         },
+        layers=list(config.layer_names),
         boundary=rule.to_dict(),
         source=str(config.traces.resolve()),
         **kept,
@@ -130,6 +134,13 @@ def _run(
     writer: TraceWriter | None,
 ) -> None:
     model = load_model(config.model, config.dtype)
+    blocks = int(model.config.get_text_config().num_hidden_layers)
+    for name in config.layer_names:
+        if name != LAST_LAYER and int(name) >= blocks:
+            raise InputError(
+                f"Expected layers from 1 to {blocks - 1} or {LAST_LAYER!r} ({config.model} has "
+                f"{blocks} blocks, and the last one is read after the final norm), found {name}."
+            )
     with lightning_run():
         trainer = make_trainer(
             accelerator=config.accelerator,
@@ -139,23 +150,32 @@ def _run(
             enable_checkpointing=False,
         )
         data = TraceData(source, config, rule, model.get_input_embeddings().num_embeddings)
-        trainer.predict(StateExtractor(model), datamodule=data, return_predictions=False)
+        trainer.predict(
+            StateExtractor(model, config.layer_names), datamodule=data, return_predictions=False
+        )
 
 
 class StateExtractor(LightningModule):
     """Computes the states at the boundaries of a batch of traces."""
 
-    def __init__(self, model: "PreTrainedModel") -> None:
+    def __init__(self, model: "PreTrainedModel", layers: Sequence[str] = (LAST_LAYER,)) -> None:
         super().__init__()
         self.model = model
+        self.layers = layers
 
     def predict_step(self, batch: TraceBatch, _batch_index: int) -> Tensor:
-        """Return the final-normed states at the batch's boundaries [S, H], on the CPU."""
+        """Return the layers' states at the batch's boundaries [S, H * layers], on the CPU."""
         if not batch.rows:
             return torch.empty(0)
+        others = any(name != LAST_LAYER for name in self.layers)
         # Rows are padded on the right and attention is causal, so no mask is needed.
-        hidden_BTH = self.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
-        return hidden_BTH.flatten(0, 1)[batch.flat_S].cpu()
+        output = self.model(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=others)
+        chosen = [
+            # The first of `hidden_states` is the embedding, so that a block's number is its place.
+            output.last_hidden_state if name == LAST_LAYER else output.hidden_states[int(name)]
+            for name in self.layers
+        ]
+        return torch.cat([BTH.flatten(0, 1)[batch.flat_S] for BTH in chosen], dim=1).cpu()
 
 
 class TraceData(LightningDataModule):
@@ -211,7 +231,8 @@ class PartWriter(Callback):
 
         parts = trainer.datamodule.parts
         listed = self.source.manifest["parts"]
-        self._hidden_size = pl_module.model.config.get_text_config().hidden_size
+        hidden_size = pl_module.model.config.get_text_config().hidden_size
+        self._hidden_size = hidden_size * len(pl_module.layers)
         self._dtype = pl_module.model.dtype
         self._bar = tqdm(
             total=sum(listed[part]["traces"]["rows"] for part in parts),
