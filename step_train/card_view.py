@@ -61,7 +61,7 @@ def print_metrics(metrics: dict[str, Any], aggregator: str, console: Console) ->
         f"Test: {data['questions']} questions, {data['traces']} traces "
         f"({data['right_traces']} right), {data['steps']} steps; "
         + ", ".join(
-            f"{name} {_interval(steps[name])}"
+            f"{name} {interval_text(steps[name])}"
             for name in ("auprc", "f1", "accuracy", "brier", "ece")
         )
     )
@@ -76,19 +76,29 @@ def print_metrics(metrics: dict[str, Any], aggregator: str, console: Console) ->
         _row(table, f"traces, {aggregator} at {percent}", entry)
     console.print(table)
     console.print("* questions with right and wrong samples; within question, each counts once")
+    pairs = metrics["trace_score"][aggregator]
+    console.print(
+        "Right one of two traces of a question ranked first: "
+        + ", ".join(f"{at} {interval_text(entry['pairs'])}" for at, entry in pairs.items())
+    )
 
 
 def _row(table: Table, label: str, entry: dict[str, Any]) -> None:
     within = entry["within_question"]
-    table.add_row(label, _interval(entry["auroc"]), _interval(within), str(within["questions"]))
+    table.add_row(
+        label, interval_text(entry["auroc"]), interval_text(within), str(within["questions"])
+    )
 
 
-def _interval(entry: dict[str, Any]) -> str:
+def interval_text(entry: dict[str, Any], signed: bool = False) -> str:
+    """Return a figure with its interval, as far as there are any; `signed` for differences."""
     if entry["value"] is None:
         return "-"
+    sign, between = ("+", " to ") if signed else ("", "-")
+    text = f"{entry['value']:{sign}.3f}"
     if entry["low"] is None:
-        return f"{entry['value']:.3f}"
-    return f"{entry['value']:.3f} ({entry['low']:.3f}-{entry['high']:.3f})"
+        return text
+    return f"{text} ({entry['low']:{sign}.3f}{between}{entry['high']:{sign}.3f})"
 
 
 def _facts(title: str) -> Table:

@@ -1,4 +1,4 @@
-"""The command line of `step-train`: fit, sweep, extract, demo-model."""
+"""The command line of `step-train`: fit, sweep, evaluate, extract, demo-model."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,13 +9,17 @@ from step_infer.errors import InputError
 FIT = (
     "Train a step scorer on traces with features. Interrupted? The same command goes on where it "
     "stopped. Other subcommands: `step-train sweep` compares variants of the recipe, `step-train "
-    "extract` adds features to traces, `step-train demo-model` trains the demo language model; "
-    "each has its own --help."
+    "evaluate` judges a scorer on other traces, `step-train extract` adds features to traces, "
+    "`step-train demo-model` trains the demo language model; each has its own --help."
 )
 SWEEP = (
     "Fit variants of the training recipe, each with several seeds, and compare them with the "
     "paper's recipe by how they rank the traces of a question. Interrupted? The same command goes "
     "on where it stopped."
+)
+EVALUATE = (
+    "Judge a scorer on traces with features: how well it tells right from wrong, overall and "
+    "within question, against cheap baselines, and what votes gain by it."
 )
 EXTRACT = (
     "Compute the hidden states at the step boundaries of existing traces by a forward pass of "
@@ -91,6 +95,38 @@ def sweep_command(argv: Sequence[str]) -> None:
     console.print(f"Written: {config.out / RESULT}, {config.out / TABLE}")
 
 
+def evaluate_command(argv: Sequence[str]) -> None:
+    """Run `step-train evaluate`: judge a scorer, and print the outcome."""
+    from step_infer.command_line import parse_config
+    from step_train.evaluate_config import EvaluateConfig
+
+    config = parse_config(EvaluateConfig, argv, "step-train evaluate", EVALUATE)
+    from rich.console import Console
+
+    from step_train.card_view import print_metrics
+    from step_train.evaluate import evaluate_scorer
+    from step_train.evaluate_view import print_baselines, print_votes
+
+    outcome = evaluate_scorer(config)
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    console.print(f"Scorer {outcome['scorer']} on {outcome['traces']}: {outcome['questions']}")
+    if outcome["trained_on"] is None:
+        console.print(
+            "warning: the scorer was trained on these traces; use --run for held-out ones"
+        )
+    elif outcome["trained_on"]:
+        console.print(
+            f"warning: the scorer was trained on {outcome['trained_on']} of the questions"
+        )
+    skipped = ", ".join(f"{n} {reason}" for reason, n in outcome["skipped_traces"].items() if n)
+    console.print(f"Traces skipped: {skipped or 'none'}")
+    print_metrics(outcome["metrics"], outcome["aggregator"], console)
+    print_baselines(outcome["baselines"], console)
+    print_votes(outcome["metrics"]["votes"], console)
+    if config.out is not None:
+        console.print(f"Figures: {config.out}")
+
+
 def extract_command(argv: Sequence[str]) -> None:
     """Run `step-train extract`."""
     from step_infer.command_line import parse_config
@@ -112,6 +148,7 @@ def demo_model_command(argv: Sequence[str]) -> None:
 SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "fit": fit_command,
     "sweep": sweep_command,
+    "evaluate": evaluate_command,
     "extract": extract_command,
     "demo-model": demo_model_command,
 }

@@ -90,7 +90,7 @@ def read_training_data(
     splits = split_questions(table, val_fraction, test_fraction, seed, test_seed)
     splits["train"] = balance(splits["train"], max_traces_per_class, seed)
     rows = FeatureRows(directory.shards())
-    model = _identity(directory)
+    model = identity_of(directory)
     layers = tuple(directory.manifest.get("layers", (LAST_LAYER,)))
     if rows.hidden_size != model.hidden_size * len(layers):
         raise InputError(
@@ -111,7 +111,12 @@ def read_training_data(
     )
 
 
-def _identity(directory: TraceDirectory) -> ModelIdentity:
+def identity_of(directory: TraceDirectory) -> ModelIdentity:
+    """Return the model that made a directory's features.
+
+    Raises:
+        InputError: its manifest does not say.
+    """
     identity = _manifest_field(directory, "identity")
     try:
         return ModelIdentity(

@@ -73,9 +73,7 @@ def evaluate(
         ],
         "by_step": [
             {"first": first, "last": last}
-            | _slice(
-                (table.step_S + 1 >= first) & (table.step_S + 1 <= last), table, score_S, options
-            )
+            | _slice(table.steps_between(first, last), table, score_S, options)
             for first, last in step_ranges(int(table.steps_N.max()))
         ],
         "reliability": reliability(table.label_S, score_S),

@@ -93,6 +93,10 @@ class TraceTable:
         """Each step's progress: which tenth of its trace's steps it lies in, 0 to 9."""
         return (TENTHS * (self.step_S + 1) - 1) // self.steps_N[self.trace_S]
 
+    def steps_between(self, first: int, last: int) -> Bools:
+        """Return which steps have a number from `first` to `last`, counted from 1 [S]."""
+        return (self.step_S + 1 >= first) & (self.step_S + 1 <= last)
+
     def select(self, keep: Ints | Bools) -> "TraceTable":
         """Return some of the traces, by index or by mask; their order on disk is kept."""
         chosen = np.flatnonzero(keep) if keep.dtype == np.bool_ else np.sort(keep)

@@ -49,6 +49,7 @@ def write_traces(
         changes: columns to overwrite, by the number of the trace.
     """
     generator = np.random.default_rng(seed)
+    confidences = np.random.default_rng([seed, 1])
     rows, states = [], []
     for question in range(questions):
         share = generator.uniform(0.15, 0.85)
@@ -78,6 +79,8 @@ def write_traces(
                 "extracted_answer": "2",
                 "is_correct": bool(right[trace]),
                 "boundary_positions": positions,
+                "step_confidences": confidences.uniform(1, 9, size=steps).tolist(),
+                "mean_token_confidence": float(confidences.uniform(1, 9)),
             }
             rows.append(row | (changes or {}).get(len(rows), {}))
     manifest = {

@@ -279,7 +279,7 @@ def test_two_processes_give_what_one_gives(trained, separable, tmp_path):
         (["fit", "--traces", "/none", "--out", "/none/run"], "/none/manifest.json"),
         (["--traces", "t", "--out", "o", "--batch-size", "0"], "batch_size of at least 1"),
         (["--traces", "t", "--out", "o", "--widht", "1"], "widht"),
-        (["nonsense"], "Expected a subcommand out of fit, sweep, extract"),
+        (["nonsense"], "Expected a subcommand out of fit, sweep, evaluate, extract"),
     ],
 )
 def test_the_command_refuses_in_one_line(arguments, message, monkeypatch, capsys):

@@ -1,0 +1,149 @@
+"""What a scorer has to beat: cheap scores of the same steps, judged in the same way.
+
+Axes: N traces, S steps, Q questions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from step_train.held_out import FRACTIONS, step_ranges, trace_metrics, trace_scores
+from step_train.metrics import (
+    RESAMPLES,
+    Bools,
+    Floats,
+    auroc_by_group,
+    pooled_auroc,
+    question_mean,
+    within_question,
+)
+from step_train.trace_facts import StepFacts
+from step_train.trace_table import TENTHS, TraceTable
+
+LABELS = {
+    "length": "trace length so far",
+    "step": "step number",
+    "confidence": "token confidence so far",
+    "question": "question only",
+    "shuffled": "shuffled labels",
+    "logistic": "logistic regression",
+}
+"""Baselines by name, as people read them."""
+
+DEFINITIONS = {
+    "length": "minus the tokens generated so far: a short trace is taken to be right",
+    "step": "minus the number of the step",
+    "confidence": "mean token confidence from the first token to the boundary (DeepConf)",
+    "question": "a probe on the prompt's last hidden state: the same for all traces of a question",
+    "shuffled": "the scorer's own recipe, trained on labels shuffled among the traces: chance",
+    "logistic": "logistic regression on the same states, each dimension standardised",
+    "gain": "the scorer's within-question AUROC minus the baseline's, paired by question",
+    "length_note": "at a given part of a trace, its length so far tells how long it will be, which "
+    "nobody knows of a running trace: by_step shows what is known in time",
+}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A score for each step, or why there is none."""
+
+    name: str
+    """One of `LABELS`."""
+    score_S: Floats | None
+    """Higher means more likely right [S]; any scale."""
+    aggregator: str = "last"
+    """How its step scores make a trace score."""
+    not_computed: str = ""
+    """Why there are no scores."""
+
+
+def known_baselines(table: TraceTable, facts: StepFacts) -> list[Baseline]:
+    """Return the baselines that need no training: length, step number, token confidence."""
+    if facts.confidence_S is None:
+        confidence = Baseline("confidence", None, not_computed="not recorded with these traces")
+    else:
+        confidence = Baseline("confidence", facts.confidence_S)
+    return [
+        Baseline("length", -facts.tokens_S.astype(np.float64)),
+        Baseline("step", -table.step_S.astype(np.float64)),
+        confidence,
+    ]
+
+
+def compare(
+    table: TraceTable,
+    score_S: Floats,
+    aggregator: str,
+    baselines: Sequence[Baseline],
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Judge baselines as `held_out.evaluate` judges a scorer, and the scorer's gain over each.
+
+    Args:
+        table: the split's traces.
+        score_S: the scorer's step scores.
+        aggregator: the scorer's trace aggregator.
+        baselines: scores of the same steps.
+        resamples: bootstrap resamples of each interval.
+        seed: the bootstrap's seed.
+
+    Returns:
+        By name "label" and, where it was computed, AUROC of "steps", "by_progress" and "by_step",
+        "trace_score" by percentage and the scorer's "gain" at each; else "not_computed", the
+        reason. "definitions" says what the names mean.
+    """
+    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    scorer = trace_scores(table, score_S, aggregator)
+    found: dict[str, Any] = {"definitions": DEFINITIONS}
+    for baseline in baselines:
+        entry: dict[str, Any] = {"label": LABELS[baseline.name]}
+        if baseline.score_S is None:
+            found[baseline.name] = entry | {"not_computed": baseline.not_computed}
+            continue
+        values_S = baseline.score_S
+        whole = trace_scores(table, values_S, baseline.aggregator)
+        found[baseline.name] = entry | {
+            "steps": _auroc(np.ones(table.num_steps, dtype=bool), table, values_S, options),
+            "by_progress": [
+                {"from": tenth / TENTHS, "to": (tenth + 1) / TENTHS}
+                | _auroc(table.tenth_S == tenth, table, values_S, options)
+                for tenth in range(TENTHS)
+            ],
+            "by_step": [
+                {"first": first, "last": last}
+                | _auroc(table.steps_between(first, last), table, values_S, options)
+                for first, last in step_ranges(int(table.steps_N.max()))
+            ],
+            "trace_score": {
+                f"{fraction:.0%}": trace_metrics(table, score_N, options)
+                for fraction, score_N in zip(FRACTIONS, whole, strict=True)
+            },
+            "gain": {
+                f"{fraction:.0%}": _gain(table, scorer_N, score_N, options)
+                for fraction, scorer_N, score_N in zip(FRACTIONS, scorer, whole, strict=True)
+            },
+        }
+    return found
+
+
+def _auroc(
+    mask_S: Bools, table: TraceTable, values_S: Floats, options: dict[str, Any]
+) -> dict[str, Any]:
+    samples = (table.label_S[mask_S], values_S[mask_S], table.question_S[mask_S])
+    return {
+        "samples": int(mask_S.sum()),
+        "auroc": pooled_auroc(*samples, **options),
+        "within_question": within_question(*samples, **options),
+    }
+
+
+def _gain(
+    table: TraceTable, scorer_N: Floats, baseline_N: Floats, options: dict[str, Any]
+) -> dict[str, Any]:
+    count = len(table.questions)
+    scorer_Q, pairs_Q = auroc_by_group(table.correct_N, scorer_N, table.question_N, count)
+    baseline_Q, _ = auroc_by_group(table.correct_N, baseline_N, table.question_N, count)
+    return question_mean((scorer_Q - baseline_Q)[pairs_Q > 0], **options)

@@ -1,0 +1,154 @@
+"""Judge a scorer on traces: `evaluate_scorer(EvaluateConfig(...))`. Axes: S steps."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_gen.trace_directory import TraceDirectory
+from step_infer.card import LAST_LAYER, ScorerCard
+from step_infer.errors import InputError
+from step_infer.files import read_json, write_json
+from step_infer.grading import Grader
+from step_infer.manifest import run_manifest
+from step_infer.scorer import StepScorer, load_scorer
+from step_train.baselines import compare, known_baselines
+from step_train.dataset import identity_of
+from step_train.evaluate_config import EvaluateConfig
+from step_train.evaluate_votes import read_ballots, vote_accuracy
+from step_train.export import export
+from step_train.feature_blocks import EvaluationBatches, FeatureRows
+from step_train.held_out import evaluate, trace_scores
+from step_train.metrics import Floats
+from step_train.run_directory import SPLIT, RunDirectory
+from step_train.trace_facts import read_step_facts
+from step_train.trace_table import TraceTable, fingerprint, read_traces, require_both_classes
+
+KIND = "scorer evaluation"
+"""What the JSON calls itself."""
+
+
+def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
+    """Judge a run's best epoch, or a scorer file, and write the outcome where asked.
+
+    Returns:
+        A manifest with "scorer", "traces", "questions" (which), "trained_on" (how many of them the
+        scorer was trained on; None where that is not known), "aggregator", "metrics"
+        (`held_out.evaluate`, with "votes") and "baselines" (`baselines.compare`).
+
+    Raises:
+        InputError: scorer and traces do not fit, or nothing can be told apart.
+    """
+    scorer, card = _load(config)
+    directory = TraceDirectory(config.traces or card.training.get("traces", ""))
+    card.check_model(identity_of(directory))
+    layers = ",".join(map(str, directory.manifest.get("layers", [LAST_LAYER])))
+    if layers != card.layer:
+        raise InputError(
+            f"Expected features of layer {card.layer!r} (scorer card), found {layers!r} in "
+            f"{directory.path}. Hint: see step-train extract --layers."
+        )
+    if directory.manifest.get("boundary") != card.boundary:
+        raise InputError(
+            f"Expected traces with the scorer's boundary rule, found another one in "
+            f"{directory.path}. Hint: step-train extract can place the scorer's boundaries."
+        )
+    table, skipped = read_traces(directory)
+    own = fingerprint(directory) == card.training.get("traces_fingerprint")
+    split = dict(read_json(config.run / SPLIT)) if config.run is not None else None
+    questions = config.questions
+    if questions == "auto":
+        questions = "test" if own and split is not None else "all"
+    if split is not None and questions != "all":
+        table = _only(table, split[questions], questions)
+    require_both_classes(table, f"evaluated ({questions} questions)")
+    score_S = score_steps(scorer, FeatureRows(directory.shards()), table)
+    outcome = run_manifest(
+        kind=KIND,
+        scorer=str(config.run or config.scorer),
+        base_model=card.base_model,
+        traces=str(directory.path),
+        traces_fingerprint=fingerprint(directory),
+        skipped_traces=skipped,
+        questions=questions,
+        trained_on=_trained_on(table, split, own),
+        aggregator=card.aggregator,
+        metrics=evaluate(table, score_S, seed=config.seed)
+        | {"votes": judge_votes(directory, table, score_S, card.aggregator, config.seed)},
+        baselines=compare(
+            table,
+            score_S,
+            card.aggregator,
+            known_baselines(table, read_step_facts(directory, table)),
+            seed=config.seed,
+        ),
+    )
+    if config.out is not None:
+        write_json(config.out, outcome)
+    return outcome
+
+
+def _load(config: EvaluateConfig) -> tuple[StepScorer, ScorerCard]:
+    if config.scorer is not None:
+        return load_scorer(config.scorer)
+    assert config.run is not None
+    if not RunDirectory(config.run).complete:
+        raise InputError(
+            f"Expected a complete run in {config.run}, found one that has not come to its end. "
+            "Hint: give step-train fit the same command again."
+        )
+    # Through the file, so that what is judged is what an engine would load.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scorer.safetensors"
+        export(config.run, path, force=True)
+        return load_scorer(path)
+
+
+def _only(table: TraceTable, ids: list[str], name: str) -> TraceTable:
+    chosen = table.of_questions(np.flatnonzero(np.isin(table.questions, ids)))
+    if not len(chosen):
+        raise InputError(
+            f"Expected traces of the run's {name} questions, found none with these ids. "
+            "Hint: use --questions all for other traces."
+        )
+    return chosen
+
+
+def _trained_on(table: TraceTable, split: dict[str, list[str]] | None, own: bool) -> int | None:
+    """Return how many of the table's questions were for training; None where that is not known."""
+    if not own:
+        return 0
+    if split is None:
+        return None
+    asked = {table.questions[i] for i in np.unique(table.question_N).tolist()}
+    return len(asked.intersection(split["train"]))
+
+
+def score_steps(scorer: StepScorer, rows: FeatureRows, table: TraceTable) -> Floats:
+    """Return the step scores of a table's traces [S], in its order.
+
+    Raises:
+        InputError: a state is not finite.
+    """
+    score_S = torch.empty(table.num_steps, dtype=torch.float64)
+    with torch.inference_mode():
+        for hidden_BH, step_B in EvaluationBatches(rows, table):
+            score_S[step_B] = torch.sigmoid(scorer(hidden_BH).double())
+    if not torch.isfinite(score_S).all():
+        raise InputError(
+            "Expected finite hidden states, found NaN or infinity in "
+            f"{rows.locate_non_finite()}. Hint: collect or extract the features again."
+        )
+    return np.asarray(score_S.numpy())
+
+
+def judge_votes(
+    directory: TraceDirectory, table: TraceTable, score_S: Floats, aggregator: str, seed: int
+) -> dict[str, Any]:
+    """Return the vote accuracies of a split's questions (`evaluate_votes.vote_accuracy`)."""
+    (trace_score_N,) = trace_scores(table, score_S, aggregator, [1.0])
+    with Grader() as grader:
+        ballots = read_ballots(directory, table, trace_score_N, grader)
+    return vote_accuracy(ballots, seed=seed)
