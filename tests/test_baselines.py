@@ -138,7 +138,7 @@ def test_the_question_probe_reads_prompts_and_is_blind_within_question(tmp_path)
     assert baseline.not_computed == ""
     found = compare(test, baseline.score_S, "last", [baseline])
     assert within(found, "question")["value"] == 0.5
-    assert found["question"]["steps"]["auroc"]["low"] > 0.65
+    assert found["question"]["steps"]["auroc"]["low"] > 0.58
 
 
 def test_another_model_under_the_same_name_is_not_asked(tmp_path):
