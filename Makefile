@@ -55,7 +55,7 @@ COLLECT_FILE = $(or $(QUESTIONS),$(TRAIN_FILE))
 EVAL_FILE = $(or $(QUESTIONS),$(TEST_FILE))
 
 COLLECT = $(BIN)/step-collect --model $(MODEL) --questions $(COLLECT_FILE) --num-traces $(N) --seed $(SEED) --out $(COLLECTED) $(SAMPLING) $(ARGS)
-TRAIN = $(BIN)/step-train fit --traces $(COLLECTED) --out $(TRAINED) --seed $(SEED) $(ARGS)
+TRAIN = $(BIN)/step-train fit --traces $(COLLECTED) --out $(TRAINED) --seed $(SEED) $(if $(filter $(DEMO_MODEL),$(MODEL)),--baselines cheap) $(ARGS)
 EXPORT = $(BIN)/scorer-export $(TRAINED)/best.ckpt --out $(SCORER) $(ARGS)
 EVAL = $(BIN)/step-eval --model $(MODEL) --scorer $(SCORER) --questions $(EVAL_FILE) --num-traces $(N) --seed $(SEED) --methods sc,step --kv-budget $(KV_BUDGET) $(LENGTHS) --out $(REPORT) $(SAMPLING) $(ARGS)
 

@@ -1,8 +1,10 @@
-"""The baselines that learn from the training questions: question only, and logistic regression.
+"""The baselines that learn from the training questions, and which of them a run computes.
 
 Axes: Q questions, S steps, H hidden size.
 """
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,11 @@ import torch
 from data_gen.trace_directory import TraceDirectory
 from step_infer.errors import InputError
 from step_infer.identity import identify
-from step_train.baselines import Baseline
+from step_train.baselines import Baseline, known_baselines
 from step_train.dataset import TrainingData
 from step_train.feature_blocks import MEBIBYTE, EvaluationBatches, buffer
 from step_train.metrics import Floats
-from step_train.trace_facts import rows_of_traces
+from step_train.trace_facts import read_step_facts, rows_of_traces
 from step_train.trace_table import TraceTable
 
 _MOST_ROWS = 50_000
@@ -24,6 +26,53 @@ _MOST_ROWS = 50_000
 
 _WEAK, _STRONG = 1.0, 0.01
 """Inverse regularisation of the probes: on many steps, and on one state a question."""
+
+
+def run_baselines(
+    data: TrainingData,
+    which: str,
+    aggregator: str,
+    memory_mib: int,
+    seed: int,
+    retrain: Callable[[TrainingData], Floats],
+) -> list[Baseline]:
+    """Return the baselines of a training run's test questions.
+
+    Args:
+        data: the run's data.
+        which: "all"; "cheap", without those that run the model or train again; or "none".
+        aggregator: the scorer's trace aggregator.
+        memory_mib: bound on features in memory, MiB.
+        seed: of the shuffled labels and of sub-samples.
+        retrain: trains by the run's own recipe on other labels, and scores the test steps.
+    """
+    if which == "none":
+        return []
+    test = data.splits["test"]
+    baselines = known_baselines(test, read_step_facts(TraceDirectory(data.path), test))
+    baselines.append(logistic_baseline(data, memory_mib, aggregator, seed))
+    if which == "cheap":
+        skipped = "left out by --baselines cheap"
+        return baselines + [
+            Baseline(name, None, not_computed=skipped) for name in ("question", "shuffled")
+        ]
+    return [
+        *baselines,
+        question_baseline(data),
+        Baseline("shuffled", retrain(shuffle_labels(data, seed)), aggregator),
+    ]
+
+
+def shuffle_labels(data: TrainingData, seed: int) -> TrainingData:
+    """Return the data with labels shuffled among the training traces, and the validation traces."""
+    generator = np.random.default_rng([seed, 3])
+    shuffled = {
+        name: dataclasses.replace(
+            data.splits[name], correct_N=generator.permutation(data.splits[name].correct_N)
+        )
+        for name in ("train", "val")
+    }
+    return dataclasses.replace(data, splits=data.splits | shuffled)
 
 
 def logistic_baseline(data: TrainingData, memory_mib: int, aggregator: str, seed: int) -> Baseline:

@@ -52,6 +52,7 @@ def fit_command(argv: Sequence[str]) -> None:
     from rich.console import Console
 
     from step_train.card_view import print_metrics
+    from step_train.evaluate_view import print_baselines, print_votes
     from step_train.fit import fit
 
     result = fit(config)
@@ -70,6 +71,8 @@ def fit_command(argv: Sequence[str]) -> None:
     if not data["traces_complete"]:
         console.print("warning: the run that makes these traces has not come to its end")
     print_metrics(result.metrics, result.aggregator, console)
+    print_baselines(result.baselines, console)
+    print_votes(result.metrics["votes"], console)
     console.print(
         f"Best of {result.epochs} epochs: {result.best_epoch}. Trace score: {result.aggregator}. "
         f"{result.seconds:.1f} s.\nRun: {result.run}\n"

@@ -11,16 +11,15 @@ from data_gen.trace_directory import TraceDirectory
 from step_infer.card import LAST_LAYER, ScorerCard
 from step_infer.errors import InputError
 from step_infer.files import read_json, write_json
-from step_infer.grading import Grader
 from step_infer.manifest import run_manifest
 from step_infer.scorer import StepScorer, load_scorer
 from step_train.baselines import compare, known_baselines
 from step_train.dataset import identity_of
 from step_train.evaluate_config import EvaluateConfig
-from step_train.evaluate_votes import read_ballots, vote_accuracy
+from step_train.evaluate_votes import judge_votes
 from step_train.export import export
 from step_train.feature_blocks import EvaluationBatches, FeatureRows
-from step_train.held_out import evaluate, trace_scores
+from step_train.held_out import evaluate
 from step_train.metrics import Floats
 from step_train.run_directory import SPLIT, RunDirectory
 from step_train.trace_facts import read_step_facts
@@ -142,13 +141,3 @@ def score_steps(scorer: StepScorer, rows: FeatureRows, table: TraceTable) -> Flo
             f"{rows.locate_non_finite()}. Hint: collect or extract the features again."
         )
     return np.asarray(score_S.numpy())
-
-
-def judge_votes(
-    directory: TraceDirectory, table: TraceTable, score_S: Floats, aggregator: str, seed: int
-) -> dict[str, Any]:
-    """Return the vote accuracies of a split's questions (`evaluate_votes.vote_accuracy`)."""
-    (trace_score_N,) = trace_scores(table, score_S, aggregator, [1.0])
-    with Grader() as grader:
-        ballots = read_ballots(directory, table, trace_score_N, grader)
-    return vote_accuracy(ballots, seed=seed)

@@ -26,7 +26,8 @@ def print_baselines(baselines: dict[str, Any], console: Console) -> None:
             interval_text(entry["trace_score"]["50%"]["within_question"]),
             interval_text(entry["gain"]["50%"], signed=True),
         )
-    console.print(table)
+    if table.row_count:
+        console.print(table)
     if missing:
         console.print(f"Not computed: {'; '.join(missing)}")
 

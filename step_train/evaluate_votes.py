@@ -13,6 +13,7 @@ from data_gen.trace_directory import TraceDirectory
 from step_infer.eval_votes import vote_rule
 from step_infer.grading import Grader
 from step_infer.voting import vote
+from step_train.held_out import trace_scores
 from step_train.metrics import RESAMPLES, Bools, Floats, Ints, question_mean
 from step_train.trace_table import TraceTable
 
@@ -52,6 +53,16 @@ class Ballot:
     """Trace scores; None for a trace without a step."""
     confidence_M: Sequence[float | None]
     """Mean token confidences; None where not recorded."""
+
+
+def judge_votes(
+    directory: TraceDirectory, table: TraceTable, score_S: Floats, aggregator: str, seed: int
+) -> dict[str, Any]:
+    """Return the vote accuracies of a split's questions (`vote_accuracy`)."""
+    (trace_score_N,) = trace_scores(table, score_S, aggregator, [1.0])
+    with Grader() as grader:
+        ballots = read_ballots(directory, table, trace_score_N, grader)
+    return vote_accuracy(ballots, seed=seed)
 
 
 def read_ballots(

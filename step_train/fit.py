@@ -1,5 +1,7 @@
 """Train a step scorer on a traces directory: `fit(FitConfig(...))`."""
 
+import dataclasses
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,10 +14,14 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from data_gen.trace_directory import TraceDirectory
 from step_infer.files import atomic_write
 from step_infer.scorer import StepScorer
+from step_train.baselines import compare
+from step_train.baselines_trained import run_baselines
 from step_train.calibration import calibrate
 from step_train.dataset import StepDataModule, TrainingData, read_training_data
+from step_train.evaluate_votes import judge_votes
 from step_train.figure import draw_training
 from step_train.fit_config import FitConfig
 from step_train.held_out import choose_aggregator, evaluate
@@ -45,7 +51,9 @@ class FitResult:
     calibration: dict[str, Any]
     """The temperature and what it does (`step_train.calibration.calibrate`)."""
     metrics: dict[str, Any]
-    """Metrics on the test questions (`step_train.held_out.evaluate`)."""
+    """Metrics on the test questions (`step_train.held_out.evaluate`), with "votes"."""
+    baselines: dict[str, Any]
+    """What the scorer is compared with (`step_train.baselines.compare`)."""
     history: list[dict[str, float]]
     """One entry an epoch: losses and validation metrics."""
     data: dict[str, Any]
@@ -98,7 +106,9 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         best = best_epoch(config, data, run, module, trainer)
         # Once, and last of all: nothing is chosen by the test questions.
         metrics = evaluate(data.splits["test"], best.test_score_S, seed=config.seed)
-        outcome = best.facts | {"metrics": metrics}
+        outcome = best.facts | {"metrics": metrics, "baselines": {}}
+        if trainer.is_global_zero:
+            _compare(config, data, best, outcome)
     if trainer.is_global_zero:
         _complete_checkpoint(run.best, outcome)
         draw_training(
@@ -224,6 +234,27 @@ def best_epoch(
     return BestEpoch(facts, val_score_S, module.score_S)
 
 
+def _compare(
+    config: FitConfig, data: TrainingData, best: BestEpoch, outcome: dict[str, Any]
+) -> None:
+    """Add to the outcome what votes gain by the scorer, and how cheap baselines do."""
+
+    def retrain(other: TrainingData) -> Floats:
+        with tempfile.TemporaryDirectory() as folder:
+            changed = dataclasses.replace(config, out=Path(folder), devices=1, progress=False)
+            run = RunDirectory(folder)
+            module, trainer = train(changed, other, run)
+            return best_epoch(changed, other, run, module, trainer).test_score_S
+
+    test, score_S, aggregator = data.splits["test"], best.test_score_S, outcome["aggregator"]
+    directory = TraceDirectory(data.path)
+    outcome["metrics"]["votes"] = judge_votes(directory, test, score_S, aggregator, config.seed)
+    baselines = run_baselines(
+        data, config.baselines, aggregator, config.memory_mib, config.seed, retrain
+    )
+    outcome["baselines"] = compare(test, score_S, aggregator, baselines, seed=config.seed)
+
+
 def _complete_checkpoint(path: Path, outcome: dict[str, Any]) -> None:
     """Put the outcome into the best checkpoint, so that it is complete for export."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -241,6 +272,7 @@ def _result(run: RunDirectory, outcome: dict[str, Any], started: float) -> FitRe
         aggregator=outcome["aggregator"],
         calibration=outcome["calibration"],
         metrics=outcome["metrics"],
+        baselines=outcome["baselines"],
         history=outcome["history"],
         data=outcome["data"],
         seconds=time.monotonic() - started,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from step_infer.errors import InputError
 
-_FREE_TO_CHANGE = ("traces", "out", "memory_mib", "accelerator", "devices", "progress")
+_FREE_TO_CHANGE = ("traces", "out", "memory_mib", "accelerator", "devices", "progress", "baselines")
 """Settings that may differ when a run goes on: they do not decide what comes out."""
 
 
@@ -68,6 +68,9 @@ class FitConfig:
     """Where to train: auto, cpu, gpu, …"""
     devices: int = 1
     """Devices to train on; a scorer is small, so one is mostly the fastest."""
+    baselines: Literal["all", "cheap", "none"] = "all"
+    """What the scorer is compared with: cheap leaves out the question-only probe, which runs the
+    model on each prompt, and shuffled labels, which train a second time."""
     progress: bool = True
     """Show progress on standard error."""
 

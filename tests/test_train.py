@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 
 def config(traces, out, **options):
     defaults = {"max_epochs": 6, "learning_rate": 1e-3, "progress": False, "width": 64}
+    defaults["baselines"] = "none"
     return FitConfig(traces, out, **(defaults | options))
 
 
@@ -91,6 +92,26 @@ def test_a_run_leaves_logs_a_picture_and_its_split(trained, separable):
     assert manifest["settings"]["seed"] == 0
     assert manifest["data"]["splits"]["test"]["questions"] == len(split["test"])
     assert json.loads((run / "metrics.json").read_text())["metrics"] == trained.metrics
+
+
+def test_a_run_is_compared_with_baselines_that_are_what_they_should_be(separable, tmp_path):
+    result = fit(config(separable, tmp_path / "run", baselines="all"))
+    found = result.baselines
+    assert set(found) == {
+        *("definitions", "length", "step", "confidence", "logistic", "question", "shuffled")
+    }
+    shuffled = found["shuffled"]["trace_score"]["50%"]["within_question"]
+    assert shuffled["low"] < 0.7
+    assert found["shuffled"]["gain"]["50%"]["value"] > 0.2
+    assert found["logistic"]["trace_score"]["50%"]["within_question"]["value"] > 0.95
+    assert found["length"]["gain"]["50%"]["low"] > 0.1
+    assert "not on this machine" in found["question"]["not_computed"]
+    assert list(result.metrics["votes"]["by_traces"]) == ["4", "8"]
+    # Neither they nor the second training change the scorer.
+    without = fit(config(separable, tmp_path / "without"))
+    assert without.metrics == result.metrics
+    assert same(weights(without), weights(result))
+    assert json.loads((result.run / "metrics.json").read_text())["baselines"] == found
 
 
 def test_the_loss_weight_is_that_of_the_training_split(trained):
