@@ -94,7 +94,14 @@ class TraceDirectory:
                 f"Expected features in {self.path}, found none. "
                 "Hint: collect with --features true, or add them with step-train extract."
             )
-        shard = FeatureShard(self.path / listed["file"])
+        path = self.path / listed["file"]
+        if path.is_file() and path.stat().st_size != listed["bytes"]:
+            raise InputError(
+                f"Expected {listed['bytes']} bytes (manifest) in {path}, found "
+                f"{path.stat().st_size}. Hint: the copy is not whole, or remove the directory and "
+                "make it again."
+            )
+        shard = FeatureShard(path)
         if shard.rows != listed["rows"]:
             raise InputError(
                 f"Expected {listed['rows']} rows (manifest) in {shard.path}, found {shard.rows}."

@@ -73,9 +73,11 @@ def fit_command(argv: Sequence[str]) -> None:
     print_metrics(result.metrics, result.aggregator, console)
     print_baselines(result.baselines, console)
     print_votes(result.metrics["votes"], console)
+    peak = result.peak_memory_mib
+    memory = "" if peak is None else f", peak memory {peak:,.0f} MiB without mapped files"
     console.print(
         f"Best of {result.epochs} epochs: {result.best_epoch}. Trace score: {result.aggregator}. "
-        f"{result.seconds:.1f} s.\nRun: {result.run}\n"
+        f"{result.seconds:.1f} s{memory}.\nRun: {result.run}\n"
         f"Next: scorer-export {result.run} --out scorer.safetensors"
     )
 

@@ -71,6 +71,7 @@ def read_training_data(
     max_traces_per_class: int | None,
     seed: int,
     test_seed: int | None = None,
+    verify_checksums: bool = False,
 ) -> TrainingData:
     """Read a traces directory's table, split it by question and open its features.
 
@@ -81,11 +82,15 @@ def read_training_data(
         max_traces_per_class: most right and most wrong traces to train on; None for all.
         seed: of split and sub-sampling.
         test_seed: of the choice of test questions, where it is not `seed`.
+        verify_checksums: compare all files with the manifest's checksums; reads every byte.
+            Without, sizes alone are compared.
 
     Raises:
         InputError: the directory cannot be used; the message says why.
     """
     directory = TraceDirectory(path)
+    if verify_checksums:
+        directory.verify()
     table, skipped = read_traces(directory)
     splits = split_questions(table, val_fraction, test_fraction, seed, test_seed)
     splits["train"] = balance(splits["train"], max_traces_per_class, seed)

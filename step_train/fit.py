@@ -29,6 +29,7 @@ from step_train.loss import StepLoss
 from step_train.metrics import Floats
 from step_train.module import MONITOR, ScorerModule
 from step_train.normaliser import Normaliser
+from step_train.peak_memory import PeakMemory
 from step_train.record import RECORD_KEY, RECORD_SCHEMA_VERSION
 from step_train.run_directory import FIGURE, RunDirectory
 from step_train.trainer import EpochLines, RunCheckpoint, lightning_run, make_trainer
@@ -60,6 +61,8 @@ class FitResult:
     """Summary of the data (`TrainingData.summary`)."""
     seconds: float
     """Wall time of this call."""
+    peak_memory_mib: float | None
+    """Most anonymous memory of the (first) process that trained, MiB; mapped files left out."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         max_traces_per_class=config.max_traces_per_class,
         seed=config.seed,
         test_seed=config.test_seed,
+        # One process is enough.
+        verify_checksums=config.verify_checksums and rank_zero_only.rank in (None, 0),
     )
     run = RunDirectory(config.out)
     # With several devices, Lightning starts this program again for each: only the first writes.
@@ -101,7 +106,7 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
     if run.complete:
         return _result(run, run.metrics(), started)
-    with lightning_run():
+    with PeakMemory() as memory, lightning_run():
         module, trainer = train(config, data, run, callbacks)
         best = best_epoch(config, data, run, module, trainer)
         # Once, and last of all: nothing is chosen by the test questions.
@@ -114,7 +119,11 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         draw_training(
             run.path / FIGURE, outcome["history"], outcome["best_epoch"], outcome["metrics"]
         )
-        run.finish(outcome, seconds=round(time.monotonic() - started, 1))
+        run.finish(
+            outcome,
+            seconds=round(time.monotonic() - started, 1),
+            peak_memory_mib=memory.peak_mib and round(memory.peak_mib, 1),
+        )
     return _result(run, outcome, started)
 
 
@@ -190,6 +199,7 @@ def _module(config: FitConfig, data: TrainingData) -> ScorerModule:
         },
         normaliser=Normaliser(inputs) if config.normalise == "standard" else None,
         dropout=config.dropout,
+        precision=config.precision,
         select=config.select,
         seed=config.seed,
     )
@@ -276,4 +286,5 @@ def _result(run: RunDirectory, outcome: dict[str, Any], started: float) -> FitRe
         history=outcome["history"],
         data=outcome["data"],
         seconds=time.monotonic() - started,
+        peak_memory_mib=run.peak_memory_mib,
     )

@@ -7,7 +7,16 @@ from typing import Any, Literal
 
 from step_infer.errors import InputError
 
-_FREE_TO_CHANGE = ("traces", "out", "memory_mib", "accelerator", "devices", "progress", "baselines")
+_FREE_TO_CHANGE = (
+    "traces",
+    "out",
+    "memory_mib",
+    "verify_checksums",
+    "accelerator",
+    "devices",
+    "progress",
+    "baselines",
+)
 """Settings that may differ when a run goes on: they do not decide what comes out."""
 
 
@@ -56,6 +65,9 @@ class FitConfig:
     """Adam's learning rate."""
     weight_decay: float = 1e-5
     """Adam's weight decay."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Number format of the hidden layers' products in training; weights, the last layer and all
+    evaluation stay in float32. bfloat16 is faster where the processor has it."""
     max_epochs: int = 20
     """Most passes over the training steps."""
     patience: int = 5
@@ -64,6 +76,8 @@ class FitConfig:
     """Trace aggregator for the scorer card; auto chooses by validation questions."""
     memory_mib: int = 1024
     """Most memory for blocks of features in a process, MiB; smaller features stay in memory."""
+    verify_checksums: bool = False
+    """Compare every file of the traces directory with its checksum first; reads all of it once."""
     accelerator: str = "auto"
     """Where to train: auto, cpu, gpu, …"""
     devices: int = 1

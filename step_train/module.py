@@ -34,6 +34,7 @@ class ScorerModule(LightningModule):
         record: dict[str, Any],
         normaliser: Normaliser | None = None,
         dropout: float = 0.0,
+        precision: str = "float32",
         select: str = "paper",
         seed: int = 0,
     ) -> None:
@@ -47,6 +48,7 @@ class ScorerModule(LightningModule):
             record: JSON-ready facts that checkpoints carry, for export.
             normaliser: stands before the scorer.
             dropout: part of the hidden units that a training step leaves out.
+            precision: "float32" or "bfloat16": of the hidden layers' products in training.
             select: "paper" or "within_question": the metric that chooses the best epoch.
             seed: of dropout.
         """
@@ -55,6 +57,7 @@ class ScorerModule(LightningModule):
         self.normaliser = normaliser
         self.loss = loss
         self.dropout = dropout
+        self.half = precision == "bfloat16"
         self.select = select
         self.seed = seed
         self.learning_rate = learning_rate
@@ -77,15 +80,19 @@ class ScorerModule(LightningModule):
     def forward(self, hidden_BH: Tensor) -> Tensor:
         """Return the logits [B] of states as the model gave them."""
         hidden = hidden_BH if self.normaliser is None else self.normaliser(hidden_BH)
-        if not (self.dropout and self.training):
+        if not (self.training and (self.dropout or self.half)):
             logits: Tensor = self.scorer(hidden)
             return logits
-        hidden = hidden.float()
-        for layer in self.scorer.net:
-            hidden = layer(hidden)
-            if isinstance(layer, nn.ReLU):
-                hidden = dropout(hidden, self.dropout)
-        return hidden.squeeze(-1)
+        *layers, last = self.scorer.net
+        # States that are stored in bfloat16 are read as they are: no copy in float32.
+        hidden = hidden if self.half else hidden.float()
+        with torch.autocast(hidden.device.type, torch.bfloat16, enabled=self.half):
+            for layer in layers:
+                hidden = layer(hidden)
+                if self.dropout and isinstance(layer, nn.ReLU):
+                    hidden = dropout(hidden, self.dropout)
+        output: Tensor = last(hidden.float())
+        return output.squeeze(-1)
 
     def on_train_epoch_start(self) -> None:
         """Make what dropout draws depend on seed and epoch alone, also in a run that goes on."""
