@@ -138,6 +138,7 @@ def train_ours(traces: Path, options: argparse.Namespace) -> dict[str, Any]:
             accelerator="cpu",
             memory_mib=options.memory_mib,
             select="within_question",
+            baselines="none",
             progress=False,
         )
         result = fit(config, [clock])

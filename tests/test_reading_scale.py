@@ -34,7 +34,8 @@ from step_train.peak_memory import anonymous_mib
 torch.set_num_threads(1)
 before = anonymous_mib()
 result = fit(FitConfig(*sys.argv[1:3], memory_mib=int(sys.argv[3]), max_epochs=1, batch_size=512,
-                       width=16, accelerator="cpu", normalise="standard", progress=False))
+                       width=16, accelerator="cpu", normalise="standard", baselines="none",
+                       progress=False))
 manifest = json.loads((result.run / "manifest.json").read_text())
 assert manifest["peak_memory_mib"] == result.peak_memory_mib
 print(json.dumps(result.peak_memory_mib - before))
@@ -138,7 +139,9 @@ def test_features_of_traces_that_are_not_chosen_are_never_read(tmp_path, monkeyp
 
 
 def config(traces, out, **options):
-    return FitConfig(traces, out, max_epochs=1, progress=False, accelerator="cpu", **options)
+    return FitConfig(
+        traces, out, max_epochs=1, progress=False, accelerator="cpu", baselines="none", **options
+    )
 
 
 def test_a_shard_that_was_cut_off_is_named(tmp_path):

@@ -1,0 +1,192 @@
+"""Killed by SIGKILL: the same command goes on, to what an uninterrupted run gives."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from synthetic_traces import write_traces
+
+from data_gen.trace_directory import TraceDirectory
+from step_infer.scorer import read_card
+from step_train.export import export
+from step_train.fit import fit
+from step_train.fit_config import FitConfig
+
+ROOT = Path(__file__).parent.parent
+
+# Dies at the Nth rename of a file to its final name, before or after it, as `kill -9` would.
+DIE = """
+import os, signal, sys
+from pathlib import Path
+replace, left, name, when = Path.replace, [int(sys.argv[1])], sys.argv[2], sys.argv[3]
+def deadly(self, target):
+    hit = Path(target).match(name)
+    left[0] -= hit
+    if hit and not left[0] and when == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    done = replace(self, target)
+    if hit and not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+Path.replace = deadly
+"""
+FIT = """
+from step_train.fit import fit
+from step_train.fit_config import FitConfig
+fit(FitConfig(Path(sys.argv[4]), Path(sys.argv[5]), max_epochs=4, width=32, learning_rate=1e-3,
+              accelerator="cpu", baselines="none", progress=False))
+"""
+EXPORT = """
+from step_train.export import export
+export(Path(sys.argv[4]), Path(sys.argv[5]), force=True)
+"""
+
+
+def killed(code, *arguments):
+    """Run code that kills itself; it must have died of that."""
+    done = subprocess.run(
+        [sys.executable, "-c", DIE + code, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def config(traces, run):
+    return FitConfig(
+        traces,
+        run,
+        max_epochs=4,
+        width=32,
+        learning_rate=1e-3,
+        accelerator="cpu",
+        baselines="none",
+        progress=False,
+    )
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def traces(tmp_path_factory):
+    path = tmp_path_factory.mktemp("killed") / "traces"
+    write_traces(path, "label", questions=20)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(traces, tmp_path_factory):
+    return fit(config(traces, tmp_path_factory.mktemp("whole") / "run"))
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "when"),
+    [
+        (1, "manifest.json", "after"),
+        (1, "metrics.json", "before"),
+        (2, "manifest.json", "before"),
+    ],
+    ids=["before training", "before the result", "before the run is marked complete"],
+)
+def test_a_fit_that_was_killed_goes_on_to_the_same_result(
+    traces, whole, tmp_path, count, name, when
+):
+    killed(FIT, count, name, when, traces, tmp_path / "run")
+    result = fit(config(traces, tmp_path / "run"))
+    assert result.metrics == whole.metrics
+    assert result.history == whole.history
+    for file in ("best.ckpt", "last.ckpt"):
+        found, expected = weights(result.run / file), weights(whole.run / file)
+        assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_a_fit_killed_from_outside_in_the_middle_of_training_goes_on(traces, whole, tmp_path):
+    code = "import sys; from pathlib import Path\n" + FIT
+    arguments = ["", "", "", str(traces), str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT)
+    last = tmp_path / "run" / "last.ckpt"
+    deadline = time.monotonic() + 240
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert last.exists()
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    result = fit(config(traces, tmp_path / "run"))
+    assert result.metrics == whole.metrics
+    found, expected = weights(result.checkpoint), weights(whole.checkpoint)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def test_an_export_that_was_killed_leaves_no_half_file_and_starts_again(whole, tmp_path):
+    path = tmp_path / "out" / "scorer.safetensors"
+    killed(EXPORT, 1, path.name, "before", whole.run, path)
+    assert not path.exists()
+    card = export(whole.run, path, force=True)
+    reference = tmp_path / "reference.safetensors"
+    assert export(whole.run, reference, force=True) == card == read_card(path)
+    found, expected = load_file(path), load_file(reference)
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+EXTRACT = """
+from step_train.extract import extract
+from step_train.extract_config import ExtractConfig
+extract(ExtractConfig(sys.argv[4], Path(sys.argv[5]), Path(sys.argv[6]), accelerator="cpu",
+                      dtype="float32", batch_tokens=200, progress=False))
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "when"),
+    [(2, "shard-*.safetensors", "after"), (2, "part-*.parquet", "after")],
+    ids=["between shard and table", "between table and manifest"],
+)
+def test_an_extraction_that_was_killed_goes_on_to_the_same_features(tmp_path, count, name, when):
+    from step_infer.identity import identify
+    from step_train.extract import extract
+    from step_train.extract_config import ExtractConfig
+    from step_train.ledger_export import export_model, new_model
+
+    torch.manual_seed(0)
+    model = tmp_path / "model"
+    export_model(new_model(2, 128, 256), model)
+    source = write_traces(tmp_path / "source", "noise", questions=3, part_traces=6)
+    manifest = source.manifest | {"identity": None}
+    assert identify(str(model)).hidden_size == 128
+    from step_infer.manifest import write_manifest
+
+    write_manifest(source.path, manifest)
+
+    def settings(out):
+        return ExtractConfig(
+            str(model),
+            source.path,
+            out,
+            accelerator="cpu",
+            dtype="float32",
+            batch_tokens=200,
+            progress=False,
+        )
+
+    expected = extract(settings(tmp_path / "whole"))
+    killed(EXTRACT, count, name, when, model, source.path, tmp_path / "out")
+    assert TraceDirectory(tmp_path / "out").num_parts == 1
+    found = extract(settings(tmp_path / "out"))
+    found.verify()
+    assert found.complete
+    assert found.num_parts == expected.num_parts == source.num_parts
+    for one, other in zip(found.shards(), expected.shards(), strict=True):
+        assert torch.equal(one.hidden(), other.hidden())
+        assert torch.equal(one.position(), other.position())
+    assert not [path for path in (tmp_path / "out").rglob("*.tmp")]
