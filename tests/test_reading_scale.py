@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 from synthetic_traces import write_traces
 
@@ -202,3 +203,15 @@ def test_a_trace_without_boundaries_is_counted_and_the_rest_is_trained_on(tmp_pa
     result = fit(config(tmp_path / "t", tmp_path / "run"))
     assert result.data["skipped_traces"]["no boundary"] == 2
     assert sum(split["traces"] for split in result.data["splits"].values()) == 15 * 8 - 2
+
+
+def test_bfloat16_training_learns_the_same_and_is_judged_in_float32(tmp_path):
+    write_traces(tmp_path / "t", "label", questions=30)
+    options = {"learning_rate": 5e-3, "width": 32}
+    fine = fit(config(tmp_path / "t", tmp_path / "fine", **options))
+    coarse = fit(config(tmp_path / "t", tmp_path / "coarse", precision="bfloat16", **options))
+    first, second = (result.metrics["steps"]["auroc"]["value"] for result in (fine, coarse))
+    assert first != second
+    assert second == pytest.approx(first, abs=0.01)
+    saved = torch.load(coarse.checkpoint, weights_only=True)["state_dict"]
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
