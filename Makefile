@@ -49,13 +49,16 @@ DEMO_MODEL := checkpoints/ledger-5m
 DEMO_SAMPLING := --system= --sampling.temperature 1 --sampling.top-p 1 --sampling.top-k 0
 SAMPLING ?= $(if $(filter $(DEMO_MODEL),$(MODEL)),$(DEMO_SAMPLING))
 
+# With so few questions, more of them must judge the scorer: scorer-export asks for proof.
+FIT ?= $(if $(QUESTIONS),,--test-fraction 0.4)
+
 TRAIN_FILE := $(OUT)/questions-train-$(DEMO_TRAIN_QUESTIONS)-$(SEED).jsonl
 TEST_FILE := $(OUT)/questions-test-$(DEMO_TEST_QUESTIONS)-$(SEED).jsonl
 COLLECT_FILE = $(or $(QUESTIONS),$(TRAIN_FILE))
 EVAL_FILE = $(or $(QUESTIONS),$(TEST_FILE))
 
 COLLECT = $(BIN)/step-collect --model $(MODEL) --questions $(COLLECT_FILE) --num-traces $(N) --seed $(SEED) --out $(COLLECTED) $(SAMPLING) $(ARGS)
-TRAIN = $(BIN)/step-train fit --traces $(COLLECTED) --out $(TRAINED) --seed $(SEED) $(if $(filter $(DEMO_MODEL),$(MODEL)),--baselines cheap) $(ARGS)
+TRAIN = $(BIN)/step-train fit --traces $(COLLECTED) --out $(TRAINED) --seed $(SEED) $(if $(filter $(DEMO_MODEL),$(MODEL)),--baselines cheap) $(FIT) $(ARGS)
 EXPORT = $(BIN)/scorer-export $(TRAINED)/best.ckpt --out $(SCORER) $(ARGS)
 EVAL = $(BIN)/step-eval --model $(MODEL) --scorer $(SCORER) --questions $(EVAL_FILE) --num-traces $(N) --seed $(SEED) --methods sc,step --kv-budget $(KV_BUDGET) $(LENGTHS) --out $(REPORT) $(SAMPLING) $(ARGS)
 
@@ -110,7 +113,7 @@ $(TEST_FILE): | $(STAMP)
 
 # --- The demo: all stages; one that is done is not done again -------------------------------------
 # The stamps carry a hash of all settings: other settings are another run.
-DEMO_KEY := $(shell echo "$(MODEL) $(N) $(SEED) $(SCORER) $(SAMPLING) $(DEMO_TRAIN_QUESTIONS) $(DEMO_TEST_QUESTIONS) $(KV_BUDGET)" | cksum | cut -d' ' -f1)
+DEMO_KEY := $(shell echo "$(MODEL) $(N) $(SEED) $(SCORER) $(SAMPLING) $(FIT) $(DEMO_TRAIN_QUESTIONS) $(DEMO_TEST_QUESTIONS) $(KV_BUDGET)" | cksum | cut -d' ' -f1)
 DONE := $(OUT)/.done-$(DEMO_KEY)
 
 demo: $(DONE)-eval ## Everything end to end with the demo model; goes on where it stopped
