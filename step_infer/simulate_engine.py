@@ -19,6 +19,7 @@ from step_infer import policy
 from step_infer.aggregate import AGGREGATORS
 from step_infer.errors import InputError
 from step_infer.simulate_blocks import BlockPool
+from step_infer.simulate_shared_blocks import SharedBlockPool
 
 Work = tuple[float, float, float, float]
 """Sums over steps: steps, rows (running traces), KV tokens read, prefill tokens computed."""
@@ -59,6 +60,9 @@ class SimulatedTrace:
     """Their step scores [S]."""
     cut: bool = False
     """Whether it ends for its length, which the engine knows before the last token is there."""
+    content: Sequence[int] | None = None
+    """A number for each full block of prompt and response; equal ones stand for equal text up to
+    the block's end. None: it shares no text with others but the prompt. All traces or none."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,13 @@ class _Run:
         groups = {name: number for number, name in enumerate(prompts)}
         self.prompt = [groups[trace.group] for trace in traces]
         self.size = shape.block_size
-        self.pool = BlockPool(shape.kv_blocks, self.size, list(prompts.values()))
+        content = [trace.content for trace in traces if trace.content is not None]
+        self.texts = None
+        self.pool: BlockPool | SharedBlockPool
+        if content and len(content) == count:
+            self.pool = self.texts = SharedBlockPool(shape.kv_blocks, self.size, content)
+        else:
+            self.pool = BlockPool(shape.kv_blocks, self.size, list(prompts.values()))
         self.watermark = int(shape.watermark * (shape.kv_blocks + 1))
         self.known = [0] * count  # tokens when it was last admitted
         self.filled = [0] * count  # step that completed its last prefill
@@ -190,6 +200,7 @@ class _Run:
             self.step = step
 
     def _event_step(self) -> None:
+        self._note_texts()
         self.step += 1
         hold = False
         if self.pruning is not None:
@@ -197,6 +208,7 @@ class _Run:
         preempted = self._grow()
         rows, chunk = self.rows, self.chunk
         admitted = False
+        self._note_texts()
         if not preempted and not hold:
             admitted, rows, chunk = self._admit(rows, chunk)
         self.earlier = self._work()
@@ -432,6 +444,23 @@ class _Run:
         # A token in flight is still delivered, and may be its last.
         self.known[trace] += new
         self.waiting.appendleft(trace)
+
+    def _note_texts(self) -> None:
+        """Cache the blocks that running traces have filled, in the order in which they did."""
+        if self.texts is None:
+            return
+        filled = []
+        for place, trace in enumerate(self.running):
+            if self.filled[trace] in (0, self.step):
+                continue
+            # The step after whose schedule a block is cached has its last token among the known.
+            length = self.traces[trace].prompt_tokens + self.known[trace]
+            offset = self.shape.in_flight + self.filled[trace] - length
+            block = self.texts.cached(trace) + 1
+            while (step := block * self.size + offset) <= self.step:
+                filled.append((step, place, trace))
+                block += 1
+        self.texts.fill(trace for _, _, trace in sorted(filled))
 
     def _admit(self, rows: int, chunk: int) -> tuple[bool, int, int]:
         shape, pool = self.shape, self.pool

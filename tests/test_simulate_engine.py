@@ -22,7 +22,7 @@ from step_infer.scheduler import StepScheduler
 from step_infer.simulate_engine import EngineShape, Pruning, SimulatedTrace, simulate
 
 
-def workload(seed):
+def workload(seed, same_texts=False):
     """Return random scripts of a few groups, and the engine that they meet."""
     rng = random.Random(seed)
     scripts = []
@@ -35,6 +35,9 @@ def workload(seed):
         prompt = tuple(rng.choices(range(WORD, 90), k=rng.randint(1, 40)))
         for number in range(count):
             body = [100 + len(scripts)]
+            if same_texts:  # traces of a group go on alike until one of them leaves the path
+                path = random.Random(f"{seed}/{group}")
+                body = path.choices(range(WORD, 90), k=300)[: rng.choice([0, 9, 40, 120, 200])]
             for _ in range(rng.randint(0, 30)):
                 body += rng.choices(range(WORD, 90), k=rng.randint(0, 9)) + [BOUNDARY]
             if rng.random() < 0.5:
@@ -57,7 +60,18 @@ def workload(seed):
     return scripts, blocks, shape, settings
 
 
-def simulated(script):
+def contents(scripts):
+    """Number the full blocks of prompt and response by all text up to their end."""
+    numbers = {}
+    found = []
+    for script in scripts:
+        text = (*script.prompt, *script.generated())
+        ends = range(BLOCK_SIZE, len(text) + 1, BLOCK_SIZE)
+        found.append([numbers.setdefault(text[:end], len(numbers)) for end in ends])
+    return found
+
+
+def simulated(script, content=None):
     tokens = script.generated()
     open_ended = min(script.max_tokens, MAX_MODEL_LEN - len(script.prompt))
     thinking = tokens.index(THINK_END) if THINK_END in tokens else len(tokens)
@@ -71,6 +85,7 @@ def simulated(script):
         [i for i, _ in scored],
         [score for _, score in scored],
         cut=len(tokens) == open_ended,
+        content=content,
     )
 
 
@@ -90,19 +105,21 @@ def real_run(kind, in_flight, scripts, blocks, shape, settings):
     return engine, steps, tokens, preempted
 
 
+@pytest.mark.parametrize("same_texts", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
 @pytest.mark.parametrize("kind", [AsyncScheduler, StepScheduler], ids=["stock", "pruning"])
-def test_simulation_takes_the_steps_of_the_real_scheduler(kind, in_flight):
+def test_simulation_takes_the_steps_of_the_real_scheduler(kind, in_flight, same_texts):
     seen = {"pruned": 0, "preempted": 0, "waited": 0}
-    for seed in range(100):
-        scripts, blocks, shape, settings = workload(seed)
+    for seed in range(40):
+        scripts, blocks, shape, settings = workload(seed, same_texts)
+        content = contents(scripts) if same_texts else [None] * len(scripts)
         engine, steps, tokens, preempted = real_run(
             kind, in_flight, scripts, blocks, shape, settings
         )
         pruning = Pruning(**settings) if kind is StepScheduler else None
         result = simulate(
             EngineShape(blocks, BLOCK_SIZE, **shape, in_flight=in_flight),
-            [simulated(script) for script in scripts],
+            [simulated(*pair) for pair in zip(scripts, content, strict=True)],
             pruning,
         )
         names = [script.name for script in scripts]
@@ -114,10 +131,10 @@ def test_simulation_takes_the_steps_of_the_real_scheduler(kind, in_flight):
         seen["pruned"] += len(pruned)
         seen["preempted"] += len(preempted)
         seen["waited"] += result.waiting[0] > 0
-    assert seen["waited"] > 50
-    assert seen["preempted"] > (100 if kind is AsyncScheduler else 5)
+    assert seen["waited"] > 20
+    assert seen["preempted"] > (60 if kind is AsyncScheduler else 0)
     if kind is StepScheduler:
-        assert seen["pruned"] > 60
+        assert seen["pruned"] > 20
 
 
 def test_a_cache_below_the_longest_trace_is_refused():

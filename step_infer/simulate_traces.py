@@ -1,0 +1,195 @@
+"""Recorded traces as a world: a directory of step-collect or of step-eval.
+
+Reads the tables and shards by their file contract (checkpoints/README.md): this floor may not
+import the package that writes them, and needs a few columns only.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from step_infer.errors import InputError
+from step_infer.eval_records import QuestionRecord, TraceRecord
+from step_infer.eval_results import KIND as EVAL_KIND
+from step_infer.eval_results import read_run
+from step_infer.manifest import read_manifest
+from step_infer.scorer import StepScorer, load_scorer
+from step_infer.simulate_world import PoolQuestion, PoolTrace, World
+
+_COLUMNS = [
+    "question_id",
+    "trace_id",
+    "prompt_token_ids",
+    "token_ids",
+    "finish_reason",
+    "extracted_answer",
+    "is_correct",
+    "boundary_positions",
+    "step_scores",
+    "row_start",
+    "num_steps",
+]
+
+
+def read_world(path: Path | str, scorer: Path | str | None = None) -> World:
+    """Read recorded traces, and score their steps where a scorer is given.
+
+    Args:
+        path: a directory of step-collect; or one of step-eval, whose traces of the method sc are
+            taken (their boundaries are recorded, their states are not).
+        scorer: scorer file for the stored hidden states; None takes recorded step scores, if any.
+
+    Raises:
+        InputError: the directory or the scorer cannot be used.
+    """
+    manifest = read_manifest(path)
+    if manifest.get("kind") == EVAL_KIND:
+        if scorer is not None:
+            raise InputError(
+                f"Expected a directory of step-collect for --scorer, found {path} of step-eval, "
+                "which keeps no hidden states."
+            )
+        return eval_world(path)
+    if manifest.get("kind") != "traces" or not manifest.get("parts"):
+        raise InputError(
+            f"Expected traces of step-collect or step-eval in {path}, found none. "
+            "Hint: make them with step-collect."
+        )
+    net, card = load_scorer(scorer) if scorer is not None else (None, None)
+    by_question: dict[str, list[tuple[int, int, PoolTrace]]] = {}
+    for part in manifest["parts"]:
+        for row in _rows(Path(path), part, net):
+            trace = PoolTrace(
+                len(row["token_ids"]),
+                tuple(row["boundary_positions"]),
+                "right" if row["is_correct"] else row["extracted_answer"],
+                bool(row["is_correct"]),
+                row["finish_reason"] == "length",
+                tuple(row["step_scores"] or ()),
+                np.array(row["token_ids"], dtype=np.int64),
+            )
+            item = (row["trace_id"], len(row["prompt_token_ids"]), trace)
+            by_question.setdefault(row["question_id"], []).append(item)
+    questions = []
+    for question_id, items in by_question.items():
+        items.sort(key=lambda item: item[0])
+        questions.append(PoolQuestion(question_id, items[0][1], tuple(i[2] for i in items)))
+    about = f"recorded traces of {path}: {len(questions)} questions"
+    if scorer is not None:
+        about += f", scored by {scorer}"
+    return World(tuple(questions), about, card.aggregator if card is not None else None)
+
+
+def _rows(path: Path, part: dict[str, Any], net: StepScorer | None) -> list[dict[str, Any]]:
+    """Return the rows of a part, their step scores made by a scorer if there is one."""
+    import pyarrow
+    import pyarrow.parquet
+
+    file = path / part["traces"]["file"]
+    try:
+        rows = pyarrow.parquet.read_table(file, columns=_COLUMNS).to_pylist()
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        raise InputError(
+            f"Expected a part of a traces table at {file}, found: {str(error).splitlines()[0]}"
+        ) from error
+    if net is None:
+        return rows
+    if part["features"] is None:
+        raise InputError(
+            f"Expected hidden states in {path} for --scorer, found none. "
+            "Hint: collect with --features true, or leave --scorer out."
+        )
+    score_S = _scores(path / part["features"]["file"], net)
+    for row in rows:
+        start = row["row_start"]
+        row["step_scores"] = score_S[start : start + row["num_steps"]]
+    return rows
+
+
+def _scores(path: Path, net: StepScorer) -> list[float]:
+    """Return the step score of every row of a feature shard [S]."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            hidden_SH = file.get_tensor("hidden")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"Expected a feature shard at {path}, found: {error}.") from error
+    width = net.net[0].weight.shape[1]
+    if hidden_SH.shape[1] != width:
+        raise InputError(
+            f"Expected states of width {width} (scorer) in {path}, found {hidden_SH.shape[1]}."
+        )
+    with torch.inference_mode():
+        scores: list[float] = torch.sigmoid(net(hidden_SH)).tolist()
+    return scores
+
+
+def eval_world(path: Path | str) -> World:
+    """Return the traces that the method sc of a step-eval directory made."""
+    _, records = read_run(path)
+    found = sc_records(records, path)
+    by_id: dict[str, list[QuestionRecord]] = {}
+    for record in found:
+        by_id.setdefault(record.question_id, []).append(record)
+    questions = tuple(
+        PoolQuestion(
+            question_id,
+            group[0].prompt_tokens,
+            tuple(trace for record in group for trace in record_traces(record)),
+        )
+        for question_id, group in by_id.items()
+    )
+    about = f"traces of the method sc in {path}: {len(questions)} questions"
+    return World(questions, about)
+
+
+def sc_records(
+    records: dict[str, list[QuestionRecord]], path: Path | str
+) -> Sequence[QuestionRecord]:
+    """Return the records of the method sc, none of whose traces was pruned.
+
+    Raises:
+        InputError: there are none.
+    """
+    if "sc" not in records:
+        raise InputError(f"Expected records of the method sc in {path}, found none.")
+    return records["sc"]
+
+
+def _answer(record: QuestionRecord, trace: TraceRecord) -> str | None:
+    if trace.group is None:
+        return None
+    return "right" if trace.correct else record.answers[trace.group].answer
+
+
+def record_traces(record: QuestionRecord) -> list[PoolTrace]:
+    """Return a record's traces; pruned ones end where they were stopped."""
+    return [
+        PoolTrace(
+            trace.tokens,
+            tuple(trace.positions),
+            _answer(record, trace),
+            trace.correct is True,
+            trace.finish_reason == "length",
+            tuple(trace.scores),
+            _text(trace),
+        )
+        for trace in record.traces
+    ]
+
+
+def _text(trace: TraceRecord) -> np.ndarray:
+    """Return numbers that tell texts apart, from the check sums at a record's boundaries.
+
+    Where two traces part ways within a step, the whole step counts as different.
+    """
+    text_T = np.full(trace.tokens, -2 - trace.trace_id, dtype=np.int64)
+    start = 0
+    for position, digest in zip(trace.positions, trace.prefix_hashes, strict=True):
+        text_T[start : position + 1] = digest
+        start = position + 1
+    return text_T
