@@ -22,8 +22,8 @@ Scores = list[list[list[float]]]
 
 _SHARED = 0.5
 """Part of the noise's variance that all steps of a trace share."""
-_STRONGEST = 200.0
-_ROUNDS = 24
+_STRONGEST = 40.0
+_ROUNDS = 14
 
 
 def tuned_scores(
@@ -70,8 +70,7 @@ def tuned_scores(
             )
         return value
 
-    low, high = -_STRONGEST if target <= 0.5 else 0.0, _STRONGEST
-    low = -1.0
+    low, high = -1.0, _STRONGEST  # chance can lie a little off 0.5 on few traces
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
         low, high = (middle, high) if reached(middle) < target else (low, middle)

@@ -100,10 +100,12 @@ def fit_timing(path: Path | str) -> Timing:
     scale_F = np.abs(work_RF).max(axis=0)
     scale_F[scale_F == 0] = 1
     costs_F, _ = nnls(np.array(work_RF) / scale_F, np.array(seconds_R))
-    costs = [float(cost) for cost in costs_F / scale_F]
-    if sum(costs) <= 0:
+    step, row, kv, prefill = (float(cost) for cost in costs_F / scale_F)
+    if step + row + kv + prefill <= 0:
         raise InputError(f"Expected records in {path} that give costs of a step, found none.")
-    return Timing(*costs, f"fitted on {len(group)} questions of SC in {path}", "seconds")
+    return Timing(
+        step, row, kv, prefill, f"fitted on {len(group)} questions of SC in {path}", "seconds"
+    )
 
 
 def engine_shape(manifest: dict[str, Any], record: QuestionRecord) -> EngineShape:

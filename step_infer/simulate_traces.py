@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from step_infer.card import ScorerCard
 from step_infer.errors import InputError
 from step_infer.eval_records import QuestionRecord, TraceRecord
 from step_infer.eval_results import KIND as EVAL_KIND
@@ -61,7 +62,7 @@ def read_world(path: Path | str, scorer: Path | str | None = None) -> World:
     net, card = load_scorer(scorer) if scorer is not None else (None, None)
     by_question: dict[str, list[tuple[int, int, PoolTrace]]] = {}
     for part in manifest["parts"]:
-        for row in _rows(Path(path), part, net):
+        for row in _rows(Path(path), part, net, card):
             trace = PoolTrace(
                 len(row["token_ids"]),
                 tuple(row["boundary_positions"]),
@@ -83,7 +84,9 @@ def read_world(path: Path | str, scorer: Path | str | None = None) -> World:
     return World(tuple(questions), about, card.aggregator if card is not None else None)
 
 
-def _rows(path: Path, part: dict[str, Any], net: StepScorer | None) -> list[dict[str, Any]]:
+def _rows(
+    path: Path, part: dict[str, Any], net: StepScorer | None, card: ScorerCard | None
+) -> list[dict[str, Any]]:
     """Return the rows of a part, their step scores made by a scorer if there is one."""
     import pyarrow
     import pyarrow.parquet
@@ -95,21 +98,21 @@ def _rows(path: Path, part: dict[str, Any], net: StepScorer | None) -> list[dict
         raise InputError(
             f"Expected a part of a traces table at {file}, found: {str(error).splitlines()[0]}"
         ) from error
-    if net is None:
+    if net is None or card is None:
         return rows
     if part["features"] is None:
         raise InputError(
             f"Expected hidden states in {path} for --scorer, found none. "
             "Hint: collect with --features true, or leave --scorer out."
         )
-    score_S = _scores(path / part["features"]["file"], net)
+    score_S = _scores(path / part["features"]["file"], net, card.hidden_size)
     for row in rows:
         start = row["row_start"]
         row["step_scores"] = score_S[start : start + row["num_steps"]]
     return rows
 
 
-def _scores(path: Path, net: StepScorer) -> list[float]:
+def _scores(path: Path, net: StepScorer, width: int) -> list[float]:
     """Return the step score of every row of a feature shard [S]."""
     from safetensors import SafetensorError, safe_open
 
@@ -118,7 +121,6 @@ def _scores(path: Path, net: StepScorer) -> list[float]:
             hidden_SH = file.get_tensor("hidden")
     except (SafetensorError, OSError) as error:
         raise InputError(f"Expected a feature shard at {path}, found: {error}.") from error
-    width = net.net[0].weight.shape[1]
     if hidden_SH.shape[1] != width:
         raise InputError(
             f"Expected states of width {width} (scorer) in {path}, found {hidden_SH.shape[1]}."
