@@ -1,4 +1,4 @@
-"""The command line of `step-eval`: run, merge, report."""
+"""The command line of `step-eval`: run, merge, report, simulate."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,13 @@ DESCRIPTION = (
     "Compare methods of answering with N traces: same questions, same seeds, same KV budget, one "
     "vLLM engine per method. Interrupted? The same command goes on where it stopped. "
     '"step-eval merge DIR... --out DIR" joins runs that shared the questions (--shard); '
-    '"step-eval report DIR" makes results.json and report.html again from the records.'
+    '"step-eval report DIR" makes results.json and report.html again from the records; '
+    '"step-eval simulate --out DIR" predicts time and accuracy without an engine.'
+)
+SIMULATE = (
+    "Predict seconds, tokens, preemptions, pruned traces and accuracy of SC and STEP by simulating "
+    "vLLM's scheduler, for every combination of the lists given, on recorded traces or on drawn "
+    "ones; and the AUROC that a scorer needs before pruning pays."
 )
 
 
@@ -55,9 +61,17 @@ def command(argv: Sequence[str]) -> None:
 
     argv = list(argv)
     console = Console(soft_wrap=True)
-    name = argv[0] if argv[:1] in (["merge"], ["report"], ["run"]) else "run"
+    name = argv[0] if argv[:1] in (["merge"], ["report"], ["run"], ["simulate"]) else "run"
     if argv[:1] == [name]:
         argv = argv[1:]
+    if name == "simulate":
+        from step_infer.simulate_config import SimulateConfig
+
+        simulating = parse_config(SimulateConfig, argv, "step-eval simulate", SIMULATE)
+        from step_infer.simulate_run import simulate_all
+
+        simulate_all(simulating, console)
+        return
     if name == "merge":
         from step_infer.eval_merge import merge
 

@@ -25,6 +25,7 @@ from step_infer.report_figures import (
     score_curves,
     series_colours,
 )
+from step_infer.report_page import render_page
 
 _TEMPLATE = "report.html.j2"
 _HEADLINE_METRICS = ("accuracy", "seconds", "tokens")
@@ -50,16 +51,10 @@ def render_report(
     results: Mapping[str, Any], records: Mapping[str, Sequence[QuestionRecord]]
 ) -> str:
     """Return the report's HTML; see `write_report`."""
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.lstrip_blocks = True
-    template = environment.from_string(
-        Path(__file__).with_name(_TEMPLATE).read_text(encoding="utf-8")
-    )
     methods = results["methods"]
     colours = series_colours(list(methods))
-    return template.render(
+    return render_page(
+        _TEMPLATE,
         results=results,
         methods=methods,
         variables={name: f"--series-{index}" for index, name in enumerate(methods)},

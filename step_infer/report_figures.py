@@ -115,7 +115,7 @@ def score_curves(curve: Mapping[str, Any], method: str) -> str:
         _progress_axis(axes)
         axes.set_ylim(0, 1)
         axes.set_ylabel("step score")
-        _legend_above(axes)
+        legend_above(axes)
 
     return draw(f"scores-{method}", paint)
 
@@ -149,7 +149,7 @@ def auroc_curves(curve: Mapping[str, Any], method: str) -> str:
         _progress_axis(axes)
         axes.set_ylim(min([0.44, *(v - 0.03 for v in values)]), 1)
         axes.set_ylabel("AUROC of the trace score")
-        _legend_above(axes)
+        legend_above(axes)
 
     return draw(f"auroc-{method}", paint)
 
@@ -196,7 +196,7 @@ def kv_over_time(
         upper.set_yticks([0, 0.5, 1])
         upper.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         upper.set_ylabel("KV cache")
-        _legend_above(upper, empty=f"{label}: nothing pruned or preempted")
+        legend_above(upper, empty=f"{label}: nothing pruned or preempted")
         lower.stackplot(
             time_S,
             [0, *series.running],
@@ -211,7 +211,7 @@ def kv_over_time(
         lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
         lower.set_xlabel("seconds since the question was asked")
         lower.set_ylabel("traces")
-        _legend_above(lower)
+        legend_above(lower)
 
     return draw(f"kv-{record.method}-{record.question_id}", paint, height=4.1)
 
@@ -244,7 +244,7 @@ def accuracy_against(
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy")
-        _legend_above(axes)
+        legend_above(axes)
 
     return draw(f"accuracy-{metric}", paint)
 
@@ -261,7 +261,7 @@ def _progress_axis(axes: Axes) -> None:
     axes.set_xlabel("part of the trace generated")
 
 
-def _legend_above(axes: Axes, empty: str | None = None) -> None:
+def legend_above(axes: Axes, empty: str | None = None) -> None:
     """Put the legend over the plot, where it hides nothing."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:

@@ -10,6 +10,7 @@ from step_infer.simulate_world import Distributions
 
 METHODS = {
     "sc": ("SC", "every trace runs to its end; one vote each"),
+    "sc-score": ("SC, score vote", "SC's schedule; votes weighted by score: nothing is stopped"),
     "step": ("STEP", "the lowest-scored trace is stopped; votes weighted by score"),
     "random": ("random victim", "STEP's trigger, a random victim; votes weighted by score"),
     "youngest": ("youngest victim", "STEP's trigger, the trace with the fewest tokens"),
@@ -33,9 +34,9 @@ class SimulateConfig:
     scorers of --auroc."""
     world: Distributions = field(default_factory=Distributions)
     """The distributions that traces are drawn from."""
-    methods: str = "sc,step"
-    """Methods, separated by commas: sc, step; victims of STEP's trigger: random, youngest, longest,
-    oracle."""
+    methods: str = "sc,sc-score,step"
+    """Methods, separated by commas: sc; sc-score, which only votes by score; step; and as victims
+    of STEP's trigger: random, youngest, longest, oracle."""
     num_traces: list[int] = field(default_factory=lambda: [64])
     """Traces N for each question, one or more sizes."""
     kv_budget: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])

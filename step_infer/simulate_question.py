@@ -14,6 +14,9 @@ from step_infer.voting import vote
 FIGURES = ("accuracy", "seconds", "tokens", "preemptions", "pruned", "waiting_share")
 """Figures of a question; names as in `eval_format.HEADINGS`."""
 
+STOCK = ("sc", "sc-score")
+"""Methods that never stop a trace."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -48,7 +51,7 @@ def run_question(
         scores,
         block_contents(traces, prompt_tokens, setting.shape.block_size),
     )
-    if setting.method == "sc":
+    if setting.method in STOCK:
         return simulate(setting.shape, simulated)
     rank = _rank(setting.method, traces)
     pruning = Pruning(

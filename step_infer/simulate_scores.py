@@ -31,7 +31,8 @@ def tuned_scores(
 ) -> tuple[Scores, float]:
     """Return step scores with a within-question AUROC of `target` at progress `at`.
 
-    The noise depends on the seed alone: scorers of other AUROC differ in the signal only.
+    The noise depends on the seed alone: scorers of other AUROC differ in the signal only. Noise
+    that ranks better than `target` by chance, on few traces, is left as it is.
 
     Args:
         world: the traces, with boundaries.
@@ -70,7 +71,7 @@ def tuned_scores(
             )
         return value
 
-    low, high = -1.0, _STRONGEST  # chance can lie a little off 0.5 on few traces
+    low, high = 0.0, _STRONGEST
     for _ in range(_ROUNDS):
         middle = (low + high) / 2
         low, high = (middle, high) if reached(middle) < target else (low, middle)

@@ -1,0 +1,109 @@
+"""`step-eval simulate`: from settings to simulation.json, simulation.html and a table."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from step_infer.eval_format import HEADINGS, number, number_range
+from step_infer.files import write_json
+from step_infer.manifest import run_manifest
+from step_infer.simulate_check import check
+from step_infer.simulate_config import METHODS, SimulateConfig
+from step_infer.simulate_question import FIGURES
+from step_infer.simulate_report import (
+    break_even_words,
+    check_rows,
+    check_words,
+    write_simulation_report,
+)
+from step_infer.simulate_sweep import break_even, summaries, sweep
+from step_infer.simulate_timing import read_timing
+from step_infer.simulate_traces import read_world
+from step_infer.simulate_world import draw_world
+
+RESULTS_NAME = "simulation.json"
+REPORT_NAME = "simulation.html"
+_MOST_ROWS = 60
+
+
+def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict[str, Any]:
+    """Simulate every configuration, write the results and the report, print the table.
+
+    Raises:
+        InputError: an input cannot be used.
+    """
+    console = console or Console(soft_wrap=True)
+    if config.traces is not None:
+        world = read_world(config.traces, config.scorer)
+    else:
+        world = draw_world(config.world, max(config.num_traces) * config.repeats, config.seed)
+    if config.limit is not None:
+        world = dataclasses.replace(world, questions=world.questions[: config.limit])
+    timing = read_timing(config.timing)
+    checked = None if config.check is None else check(config.check, world, timing)
+    errors = Console(stderr=True, soft_wrap=True)
+
+    def on_task(done: int, count: int) -> None:
+        errors.print(f"simulated {done} of {count} scorers and lengths", highlight=False)
+
+    cells = sweep(config, world, timing, on_task)
+    results = {
+        **run_manifest(kind="step-eval simulate"),
+        "source": world.source,
+        "mean_tokens": world.mean_tokens,
+        "questions": len(world.questions),
+        "settings": dataclasses.asdict(config),
+        "timing": dataclasses.asdict(timing),
+        "cells": summaries(cells, world, config.repeats),
+        "break_even": break_even(cells, world, config.repeats),
+        "check": checked,
+    }
+    out = Path(config.out)
+    write_json(out / RESULTS_NAME, results)
+    write_simulation_report(out / REPORT_NAME, results)
+    _print(results, console)
+    console.print(f"Report: {out / REPORT_NAME}", highlight=False)
+    return results
+
+
+def _print(results: dict[str, Any], console: Console) -> None:
+    console.print(results["source"], highlight=False)
+    table = Table(title="Means per question, simulated", title_justify="left")
+    for heading in ("Method", "Scorer", "N", "KV"):
+        table.add_column(heading)
+    for name in FIGURES:
+        steps = name == "seconds" and results["timing"]["unit"] != "seconds"
+        table.add_column("Engine steps" if steps else HEADINGS[name], justify="right")
+    shown = results["cells"][:_MOST_ROWS]
+    for row in shown:
+        cells = [METHODS[row["method"]][0], row["label"], str(row["num_traces"])]
+        cells.append(f"{row['kv_budget']:g}")
+        for name in FIGURES:
+            found = row["figures"][name]
+            value = number(name, found["value"])
+            if name == "accuracy":
+                value += f"\n[dim]{number_range(name, found['low'], found['high'])}[/dim]"
+            cells.append(value)
+        table.add_row(*cells)
+    console.print(table)
+    if len(shown) < len(results["cells"]):
+        console.print(f"{len(results['cells']) - len(shown)} more rows in the report.")
+    for row in results["break_even"]:
+        words = break_even_words(row)
+        console.print(
+            f"Break-even AUROC, {row['num_traces']} traces, KV budget {row['kv_budget']:g}: "
+            f"{words['words']} (95 %: {words['range']})",
+            highlight=False,
+        )
+    if results["check"] is not None:
+        errors = Table(title="Predicted and measured", title_justify="left")
+        for heading in ("Mean per question", "Method", "Predicted", "Measured", "Error"):
+            errors.add_column(heading)
+        for words in check_rows(results["check"]):
+            errors.add_row(*words.values())
+        console.print(errors)
+        for sentence in check_words(results["check"]):
+            console.print(sentence, highlight=False)

@@ -1,0 +1,190 @@
+"""`step-eval simulate`: worlds, made-up scorers, timing, break-even, report."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from data_gen.features import write_shard
+from data_gen.traces import write_part
+from step_infer import simulate_world
+from step_infer.errors import InputError
+from step_infer.eval_command import command
+from step_infer.manifest import run_manifest, write_manifest
+from step_infer.scorer import load_scorer
+from step_infer.simulate_config import SimulateConfig
+from step_infer.simulate_engine import EngineShape, Pruning
+from step_infer.simulate_question import Setting, figures, run_question
+from step_infer.simulate_scores import tuned_scores, within_auroc
+from step_infer.simulate_sweep import crossing, run_task
+from step_infer.simulate_timing import Timing, read_timing
+from step_infer.simulate_traces import read_world
+from step_infer.simulate_world import Distributions, PoolTrace, draw_world
+
+SCORER = "checkpoints/ledger-5m/scorer/scorer.safetensors"
+SMALL = Distributions(questions=24, right_tokens=200, wrong_tokens=260, step_tokens=20)
+
+
+@pytest.fixture(scope="module")
+def world():
+    return draw_world(SMALL, 16, seed=0)
+
+
+@pytest.mark.parametrize("aggregator", ["mean", "last"])
+@pytest.mark.parametrize("target", [0.5, 0.7, 0.9])
+def test_a_made_up_scorer_has_the_auroc_asked_for(target, aggregator):
+    world = draw_world(dataclasses.replace(SMALL, questions=150), 16, seed=0)
+    scores, reached = tuned_scores(world, target, 0.5, aggregator, seed=1)
+    assert reached == pytest.approx(target, abs=0.05 if target == 0.5 else 0.01)
+    assert within_auroc(world, scores.__getitem__, 0.5, aggregator) == reached
+    late = within_auroc(world, scores.__getitem__, 1.0, aggregator)
+    assert late > reached if target > 0.5 else late == pytest.approx(0.5, abs=0.05)
+
+
+def test_without_an_early_boundary_no_scorer_can_be_tuned(world):
+    with pytest.raises(InputError, match=r"first 0%, found none. Hint: a later --auroc-at"):
+        tuned_scores(world, 0.7, 0.001, "mean", seed=1)
+
+
+def test_length_scale_moves_boundaries_and_keeps_their_scores():
+    text = np.arange(100)
+    trace = PoolTrace(100, (9, 49, 97), "1", True, scores=(0.1, 0.5, 0.9), text=text)
+    question = simulate_world.PoolQuestion("q", 5, (trace,))
+    [longer] = simulate_world.World((question,), "test").scaled(2).questions[0].traces
+    assert (longer.tokens, longer.positions, longer.scores) == (200, (19, 99, 195), trace.scores)
+    assert longer.text.tolist() == np.repeat(text, 2).tolist()
+    [shorter] = simulate_world.World((question,), "test").scaled(0.1).questions[0].traces
+    assert (shorter.tokens, shorter.positions, shorter.scores) == (10, (0, 4), (0.1, 0.5))
+
+
+def test_blocks_are_equal_where_all_text_before_them_is():
+    texts = ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 9, 6], [8, 2, 3, 4, 5, 6])
+    traces = [PoolTrace(6, (), "1", True, text=np.array(t)) for t in texts]
+    assert simulate_world.block_contents(traces, 2, 2) == [
+        [0, 1, 2, 3],
+        [0, 1, 2, 4],
+        [0, 5, 6, 7],
+    ]
+    assert simulate_world.block_contents([*traces, PoolTrace(6, (), "1", True)], 2, 2) is None
+
+
+def test_an_oracle_prunes_wrong_traces_only_while_there_are_any():
+    traces = [PoolTrace(90, tuple(range(4, 88, 5)), "1" if n < 4 else "2", n < 4) for n in range(8)]
+    scores = [[0.5 + 0.01 * n] * 17 for n in range(8)]  # the right ones have the lowest scores
+    for method, pruned in (("oracle", {4, 5, 6, 7}), ("step", {0, 1, 2, 3})):
+        setting = Setting(method, EngineShape(30, 16), Pruning())
+        schedule = run_question(setting, traces, 10, scores)
+        assert len(schedule.pruned) >= 3
+        assert set(schedule.pruned) <= pruned
+        found = figures(schedule, setting, traces, Timing(), scores)
+        assert found["accuracy"] == (method == "oracle")
+
+
+def test_more_auroc_never_costs_accuracy_and_pruning_saves_time(world):
+    config = SimulateConfig("unused", world=SMALL, num_traces=[16], kv_budget=[0.3])
+    timing = Timing(0.01, 0.001, 1e-6, 1e-4, "test", "seconds")
+    [sc] = run_task(config, world, timing, (1.0, None))
+    by_auroc = {}
+    for auroc in (0.5, 0.9):
+        cells = run_task(config, world, timing, (1.0, auroc))
+        by_auroc[auroc] = next(cell for cell in cells if cell.method == "step")
+    means = {auroc: np.mean(cell.figures["accuracy"]) for auroc, cell in by_auroc.items()}
+    assert means[0.9] > means[0.5]
+    assert means[0.9] > np.mean(sc.figures["accuracy"])
+    assert np.mean(by_auroc[0.9].figures["seconds"]) < 0.9 * np.mean(sc.figures["seconds"])
+    assert np.mean(sc.figures["preemptions"]) > 1
+    assert np.sum(by_auroc[0.9].figures["preemptions"]) == 0
+
+
+def test_break_even_is_where_the_gain_crosses_zero():
+    auroc = np.array([0.5, 0.6, 0.7])
+    assert crossing(auroc, np.array([-0.2, -0.1, 0.1])) == pytest.approx(0.65)
+    assert crossing(auroc, np.array([-0.1, -0.2, -0.1])) == np.inf
+    assert crossing(auroc, np.array([0.0, 0.1, 0.2])) == 0.5
+    # A dip behind a gain is taken for noise: both count with their mean.
+    assert crossing(auroc, np.array([-0.3, 0.2, -0.1])) == pytest.approx(0.5 + 0.1 * 0.3 / 0.35)
+
+
+def test_timing_is_four_costs_or_steps():
+    assert read_timing(None).seconds((7, 1, 1, 1)) == 7
+    assert read_timing("1,2,3,4").seconds((1, 10, 100, 1000)) == 4321
+    with pytest.raises(InputError, match=r"STEP,ROW,KV,PREFILL in seconds, found '1,2'"):
+        read_timing("1,2")
+
+
+def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
+    torch.manual_seed(0)
+    counts = [3, 0, 2]
+    hidden = [torch.randn(count, 256).bfloat16() for count in counts]
+    positions = [[4, 9, 14], [], [2, 7]]
+    starts = write_shard(tmp_path / "features" / "shard-00000.safetensors", hidden, positions)
+    rows = [
+        {
+            "question_id": "a",
+            "trace_id": number,
+            "seed": 0,
+            "question": "?",
+            "prompt_token_ids": [1, 2],
+            "token_ids": list(range(20)),
+            "text": "",
+            "finish_reason": "stop" if number else "length",
+            "extracted_answer": str(number),
+            "is_correct": number == 2,
+            "boundary_positions": positions[number],
+            "shard": 0,
+            "row_start": starts[number],
+            "num_steps": counts[number],
+        }
+        for number in (2, 0, 1)
+    ]
+    write_part(tmp_path / "traces" / "part-00000.parquet", rows)
+    part = {
+        "traces": {"file": "traces/part-00000.parquet"},
+        "features": {"file": "features/shard-00000.safetensors"},
+    }
+    write_manifest(tmp_path, run_manifest(kind="traces", parts=[part]))
+    found = read_world(tmp_path, SCORER)
+    scorer, card = load_scorer(SCORER)
+    assert found.aggregator == card.aggregator
+    [question] = found.questions
+    assert question.prompt_tokens == 2
+    assert [t.positions for t in question.traces] == [tuple(p) for p in positions]
+    assert [t.cut for t in question.traces] == [True, False, False]
+    assert [t.answer for t in question.traces] == ["0", "1", "right"]
+    for trace, states in zip(question.traces, hidden, strict=True):
+        expected = torch.sigmoid(scorer(states)).tolist()
+        assert trace.scores == pytest.approx(expected, abs=1e-6)
+    assert not read_world(tmp_path).scored
+
+
+def test_the_command_writes_results_and_a_page_on_its_own(tmp_path, capsys):
+    argv = ["simulate", "--out", str(tmp_path), "--world.questions", "6", "--jobs", "1"]
+    argv += ["--world.right_tokens", "150", "--world.wrong_tokens", "200"]
+    argv += ["--world.step_tokens", "20", "--num-traces", "[8]", "--kv-budget", "[0.3, 0.6]"]
+    command([*argv, "--auroc", "[0.5, 0.9]", "--methods", "sc,step,oracle"])
+    results = json.loads((tmp_path / "simulation.json").read_text())
+    assert len(results["cells"]) == 2 + 2 * 2 * 2
+    assert len(results["break_even"]) == 2
+    page = (tmp_path / "simulation.html").read_text()
+    assert page.count("<svg") == 2
+    assert "Engine steps" in page
+    assert not re.search(r"https?://|src=|@import", page)
+    assert "Break-even AUROC, 8 traces" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": "sc,best"}, r"--methods out of sc, .*, found 'best'"),
+        ({"auroc": [0.4]}, r"--auroc in \[0.5, 0.99\], found 0.4"),
+        ({"kv_budget": []}, r"--kv-budget in \[0.01, 4\], found none"),
+        ({"scorer": "x"}, r"Expected --traces beside --scorer"),
+        ({"check": "x"}, r"Expected --traces and --scorer beside --check"),
+    ],
+)
+def test_bad_settings_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(SimulateConfig("out"), **changes)
