@@ -12,6 +12,7 @@ from step_infer.eval_format import HEADINGS, TO, number, number_range, signed
 from step_infer.files import atomic_write
 from step_infer.report_figures import MUTED, SERIES, draw, legend_above
 from step_infer.report_page import render_page
+from step_infer.simulate_config import METHODS
 from step_infer.simulate_question import FIGURES
 from step_infer.simulate_sweep import RECORDED
 
@@ -46,6 +47,7 @@ def render_simulation_report(results: Mapping[str, Any]) -> str:
         check_rows=[] if check is None else check_rows(check),
         check_words=[] if check is None else check_words(check),
         rows=rows,
+        labels={name: words[0] for name, words in METHODS.items()},
         headings=headings,
         number=number,
         number_range=number_range,
@@ -80,7 +82,7 @@ def check_rows(check: Mapping[str, Any]) -> list[dict[str, str]]:
             rows.append(
                 {
                     "name": HEADINGS[name],
-                    "method": method.upper(),
+                    "method": METHODS[method][0],
                     "predicted": number(name, pair["predicted"]),
                     "measured": number(name, pair["measured"]),
                     "error": error,
@@ -165,7 +167,7 @@ def _against_auroc(rows: Sequence[Mapping[str, Any]], figure: str, label: str, n
                     "--",
                     color=MUTED,
                     linewidth=1.4,
-                    label="score vote, no pruning",
+                    label="no pruning",
                 )
         axes.set_xlabel("within-question AUROC of the scorer")
         axes.set_ylabel(label)
