@@ -120,6 +120,11 @@ def unsupported_features(vllm_config: Any) -> str | None:
         return "pooling models (no generated tokens)"
     if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
         return "batch-sharded sampling (rows in another order)"
+    parallel = vllm_config.parallel_config
+    if parallel.distributed_executor_backend == "external_launcher" and parallel.world_size > 1:
+        return "an external launcher over several ranks (each schedules, only one has scores)"
+    if parallel.prefill_context_parallel_size > 1:
+        return "prefill context parallelism (rows are spread over ranks)"
     if getattr(vllm_config.model_config, "is_diffusion", False):
         return "diffusion language models (no token-by-token generation)"
     return None

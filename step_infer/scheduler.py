@@ -72,6 +72,12 @@ class StepScheduler(AsyncScheduler):
             return
         if options is None:
             return
+        if request.lora_request is not None:
+            logger.warning_once(
+                "Requests with a LoRA adapter are not scored: the scorer belongs to the model "
+                "without it. Merge the adapter into the model and train a scorer for that."
+            )
+            return
         child = child_of(request.request_id)
         if options.group is None and child is not None:
             options = dataclasses.replace(options, group=IMPLICIT_GROUP + child[1])

@@ -1,0 +1,90 @@
+"""What scheduler and worker refuse at start-up, because it could score wrong rows."""
+
+from types import SimpleNamespace
+
+import pytest
+from scheduler_harness import WORD, Engine, Script, check_empty, make_scheduler
+from vllm.lora.request import LoRARequest
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from step_infer import compat
+from step_infer.errors import InputError
+from step_infer.scheduler import StepScheduler
+from step_infer.worker import StepWorker
+
+
+def changed(path, value):
+    """Return a real engine configuration with one field set to another value."""
+    config = make_scheduler(AsyncScheduler, 8).vllm_config
+    *parents, name = path.split(".")
+    kind = config
+    for parent in parents:
+        kind = getattr(kind, parent)
+    copy = SimpleNamespace(**{k: getattr(kind, k, None) for k in dir(kind) if k[:2] != "__"})
+    assert hasattr(kind, name) or name in OPTIONAL
+    setattr(copy, name, value)
+    if not parents:
+        return copy
+    whole = SimpleNamespace(**{k: getattr(config, k) for k in ALL})
+    setattr(whole, parents[0], copy)
+    return whole
+
+
+ALL = ("speculative_config", "model_config", "parallel_config", "additional_config")
+OPTIONAL = {"enable_batch_sharded_sampling", "is_diffusion"}  # not in every version
+REFUSED = [
+    ("model_config.runner_type", "pooling", "pooling models"),
+    ("model_config.is_diffusion", True, "diffusion language models"),
+    ("parallel_config.enable_batch_sharded_sampling", True, "batch-sharded sampling"),
+    ("parallel_config.prefill_context_parallel_size", 2, "prefill context parallelism"),
+]
+
+
+def test_a_plain_configuration_is_not_refused():
+    assert compat.unsupported_features(make_scheduler(AsyncScheduler, 8).vllm_config) is None
+
+
+@pytest.mark.parametrize(("path", "value", "reason"), REFUSED)
+def test_features_that_change_the_rows_are_named(path, value, reason):
+    assert reason in compat.unsupported_features(changed(path, value))
+
+
+def test_speculative_decoding_is_refused():
+    config = changed("model_config.seed", 0)
+    config.speculative_config = object()
+    assert "speculative decoding" in compat.unsupported_features(config)
+
+
+def test_an_external_launcher_is_refused_only_with_several_ranks():
+    config = changed("parallel_config.distributed_executor_backend", "external_launcher")
+    config.parallel_config.world_size = 1
+    assert compat.unsupported_features(config) is None
+    config.parallel_config.world_size = 2
+    assert "external launcher" in compat.unsupported_features(config)
+
+
+def test_the_worker_refuses_before_it_loads_the_model():
+    worker = object.__new__(StepWorker)
+    worker.vllm_config = changed("parallel_config.enable_batch_sharded_sampling", True)
+    with pytest.raises(InputError, match="without batch-sharded sampling"):
+        worker.load_model()
+
+
+def test_the_scheduler_refuses_at_start_up(monkeypatch):
+    monkeypatch.setattr(compat, "unsupported_features", lambda config: "batch-sharded sampling")
+    with pytest.raises(InputError, match="Expected an engine without batch-sharded sampling"):
+        make_scheduler(StepScheduler, 8)
+
+
+def test_a_request_with_a_lora_adapter_is_not_scored_and_never_pruned():
+    engine = Engine(make_scheduler(StepScheduler, 40))
+    script = Script("a", (WORD,) * 3, (WORD, 6, WORD, 6, WORD, 2), options={"group": "g"})
+    engine.runner.scripts["a"] = script
+    engine.tokens["a"] = []
+    request = script.request(1.0)
+    request.lora_request = LoRARequest("tiny", 1, "/nowhere")
+    engine.scheduler.add_request(request)
+    assert not engine.scheduler.live.traces
+    engine.run()
+    assert engine.ended["a"].kv_transfer_params is None
+    check_empty(engine.scheduler)
