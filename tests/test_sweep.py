@@ -1,6 +1,7 @@
 """The sweep: variants against the paper's recipe, paired, resumable, chosen on validation only."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from synthetic_traces import write_traces
 
 from step_infer.errors import InputError
+from step_train.fit import train
 from step_train.sweep import question_ranking, sweep
 from step_train.sweep_compare import compare, gain
 from step_train.sweep_config import COMBINED, PAPER, VARIANTS, SweepConfig, combine, read_variants
@@ -96,6 +98,25 @@ def test_finished_fits_are_only_read(done, monkeypatch):
     config, result = done
     monkeypatch.setattr("step_train.sweep.train", None)
     assert sweep(config) == result
+
+
+def test_an_interrupted_sweep_goes_on_to_the_same_result(done, tmp_path, monkeypatch):
+    config, result = done
+    config = dataclasses.replace(config, out=tmp_path / "sweep")
+    calls = []
+
+    def dies(*arguments):
+        calls.append(arguments)
+        if len(calls) == 4:
+            raise RuntimeError("killed")
+        return train(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("step_train.sweep.train", dies)
+        with pytest.raises(RuntimeError, match="killed"):
+            sweep(config)
+    assert len(list(config.out.glob("fits/*/*/metrics.json"))) == 3
+    assert sweep(config)["variants"] == result["variants"]
 
 
 def test_several_jobs_give_what_one_gives(done, tmp_path):
