@@ -112,7 +112,7 @@ def score_curves(curve: Mapping[str, Any], method: str) -> str:
             label = f"{side}, {points['traces']:,} traces"
             axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
             axes.plot(x, mean, color=colour, marker="o", markersize=4, label=label)
-        _progress_axis(axes)
+        progress_axis(axes)
         axes.set_ylim(0, 1)
         axes.set_ylabel("step score")
         legend_above(axes)
@@ -146,7 +146,7 @@ def auroc_curves(curve: Mapping[str, Any], method: str) -> str:
             va="top",
             color=MUTED,
         )
-        _progress_axis(axes)
+        progress_axis(axes)
         axes.set_ylim(min([0.44, *(v - 0.03 for v in values)]), 1)
         axes.set_ylabel("AUROC of the trace score")
         legend_above(axes)
@@ -255,14 +255,15 @@ def _bars(found: Mapping[str, float]) -> list[list[float]]:
     return [[max(below, 0.0)], [max(above, 0.0)]]
 
 
-def _progress_axis(axes: Axes) -> None:
+def progress_axis(axes: Axes) -> None:
+    """Make the horizontal axis the part of a trace that is generated, 0 to 1."""
     axes.set_xlim(0, 1.01)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_xlabel("part of the trace generated")
 
 
-def legend_above(axes: Axes, empty: str | None = None) -> None:
-    """Put the legend over the plot, where it hides nothing."""
+def legend_above(axes: Axes, empty: str | None = None, columns: int = 3) -> None:
+    """Put the legend over the plot, where it hides nothing; `empty` is said without one."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
@@ -270,7 +271,7 @@ def legend_above(axes: Axes, empty: str | None = None) -> None:
             labels,
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
-            ncols=3,
+            ncols=columns,
             borderaxespad=0.2,
             handletextpad=0.5,
         )

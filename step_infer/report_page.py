@@ -1,4 +1,4 @@
-"""One HTML page from a template of this folder, with the style that all reports share."""
+"""One HTML page from a template, with the style that all reports share."""
 
 from pathlib import Path
 from typing import Any
@@ -6,11 +6,12 @@ from typing import Any
 _STYLE = "report_style.css"
 
 
-def render_page(template: str, **values: Any) -> str:
+def render_page(template: str | Path, **values: Any) -> str:
     """Return a page that needs nothing beside it.
 
     Args:
-        template: file name of the Jinja template; it puts `style` into its head.
+        template: the Jinja template, a name in this folder or a path; it puts `style` into its
+            head.
         values: what the template shows; a name that it lacks is an error.
     """
     from jinja2 import Environment, StrictUndefined
@@ -18,5 +19,6 @@ def render_page(template: str, **values: Any) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.lstrip_blocks = True
     folder = Path(__file__).parent
+    # A path with a root of its own stays as it is.
     page = environment.from_string((folder / template).read_text(encoding="utf-8"))
     return page.render(style=(folder / _STYLE).read_text(encoding="utf-8"), **values)

@@ -37,7 +37,8 @@ DEFINITIONS = {
     "step": "minus the number of the step",
     "confidence": "mean token confidence from the first token to the boundary (DeepConf)",
     "question": "a probe on the prompt's last hidden state: the same for all traces of a question",
-    "shuffled": "the scorer's own recipe, trained on labels shuffled among the traces: chance",
+    "shuffled": "the scorer's own recipe, trained once on labels shuffled among the traces: "
+    "what it gets by chance, on either side of 0.5",
     "logistic": "logistic regression on the same states, each dimension standardised",
     "gain": "the scorer's within-question AUROC minus the baseline's, paired by question",
     "length_note": "at a given part of a trace, its length so far tells how long it will be, which "

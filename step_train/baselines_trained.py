@@ -5,7 +5,6 @@ Axes: Q questions, S steps, H hidden size.
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from step_infer.identity import identify
 from step_train.baselines import Baseline, known_baselines
 from step_train.dataset import TrainingData
 from step_train.feature_blocks import MEBIBYTE, EvaluationBatches, buffer
+from step_train.local_model import local_model
 from step_train.metrics import Floats
 from step_train.trace_facts import read_step_facts, rows_of_traces
 from step_train.trace_table import TraceTable
@@ -141,18 +141,10 @@ def _local_model(data: TrainingData) -> Any:
     from step_train.extract import load_model
 
     name = data.model.model
-    if not Path(name).is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-        # Never a download: models are large, and nobody asked for one.
-        try:
-            snapshot_download(name, local_files_only=True)
-        except (LocalEntryNotFoundError, HFValidationError) as error:
-            raise InputError(f"model {name} is not on this machine") from error
-    if identify(name).config_hash != data.model.config_hash:
+    folder = local_model(name)
+    if identify(folder).config_hash != data.model.config_hash:
         raise InputError(f"model {name} is not the one that made the traces any more")
-    return load_model(name, "auto")
+    return load_model(folder, "auto")
 
 
 def _prompts(directory: TraceDirectory, table: TraceTable) -> dict[int, list[int]]:

@@ -22,7 +22,7 @@ from step_train.baselines_trained import run_baselines
 from step_train.calibration import calibrate
 from step_train.dataset import StepDataModule, TrainingData, read_training_data
 from step_train.evaluate_votes import judge_votes
-from step_train.figure import draw_training
+from step_train.export import export
 from step_train.fit_config import FitConfig
 from step_train.held_out import choose_aggregator, evaluate
 from step_train.loss import StepLoss
@@ -31,8 +31,9 @@ from step_train.module import MONITOR, ScorerModule
 from step_train.normaliser import Normaliser
 from step_train.peak_memory import PeakMemory
 from step_train.record import RECORD_KEY, RECORD_SCHEMA_VERSION
-from step_train.run_directory import FIGURE, RunDirectory
+from step_train.run_directory import REPORT, RunDirectory
 from step_train.trainer import EpochLines, RunCheckpoint, lightning_run, make_trainer
+from step_train.training_report import write_report
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
             _compare(config, data, best, outcome)
     if trainer.is_global_zero:
         _complete_checkpoint(run.best, outcome)
-        draw_training(
-            run.path / FIGURE, outcome["history"], outcome["best_epoch"], outcome["metrics"]
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            card = export(run.best, Path(folder) / "scorer.safetensors", force=True)
+        write_report(run.path / REPORT, data, best.test_score_S, outcome, card, config.seed)
         run.finish(
             outcome,
             seconds=round(time.monotonic() - started, 1),

@@ -1,7 +1,7 @@
 """The directory of one training run: what it holds, and whether it may be gone on with.
 
 manifest.json, split.json (question ids), best.ckpt, last.ckpt, csv/metrics.csv, tensorboard/,
-training.png and, once the run is complete, metrics.json.
+report.html and, once the run is complete, metrics.json.
 """
 
 import json
@@ -16,7 +16,7 @@ KIND = "scorer training"
 """What the manifest calls such a directory."""
 
 BEST, LAST = "best.ckpt", "last.ckpt"
-METRICS, SPLIT, FIGURE = "metrics.json", "split.json", "training.png"
+METRICS, SPLIT, REPORT = "metrics.json", "split.json", "report.html"
 
 
 class RunDirectory:

@@ -83,7 +83,7 @@ def test_a_run_leaves_logs_a_picture_and_its_split(trained, separable):
         lines[0].split(",")
     )
     assert list((run / "tensorboard").glob("events.*"))
-    assert (run / "training.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
     split = json.loads((run / "split.json").read_text())
     ids = [question for name in ("train", "val", "test") for question in split[name]]
     assert len(ids) == len(set(ids)) == 40
