@@ -288,10 +288,11 @@ def test_two_processes_give_what_one_gives(trained, separable, tmp_path):
     assert done.stdout.count("Best of") == 1
     outcome = json.loads((tmp_path / "run" / "metrics.json").read_text())
     for name, value in trained.metrics["steps"]["auroc"].items():
-        assert outcome["metrics"]["steps"]["auroc"][name] == pytest.approx(value, abs=1e-3)
+        assert outcome["metrics"]["steps"]["auroc"][name] == pytest.approx(value, abs=1e-4)
+    # Adam enlarges the rounding of sums where a gradient is almost 0: here to 2e-4 at most.
     both = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
     for name, tensor in weights(trained, "last.ckpt").items():
-        torch.testing.assert_close(both[name], tensor, atol=1e-3, rtol=0)
+        torch.testing.assert_close(both[name], tensor, atol=5e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
