@@ -1,0 +1,208 @@
+"""What scoring costs: throughput of an engine with the adapter over plain vLLM's.
+
+The model has random weights (`load_format="dummy"`) in the shape of a configuration file, by
+default Qwen3-8B's. For each of vLLM's model runners both engines are started side by side and run
+in turn, with CUDA graphs where the device has them: the same number of sequences, each of 1,024
+generated tokens, with a step boundary every 20 tokens on average. Memory is ample: none is pruned.
+
+Every finished run is a line of OUT; a run that is there is not made again.
+
+usage: python benchmarks/adapter_cost.py --out FILE.jsonl [--sequences 64 256] [--runners 0 1]
+
+Two 8B engines with 256 sequences need 120 GiB of GPU memory, with 64 sequences 60 GiB.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from step_infer.boundary import BoundaryRule
+from step_infer.card import ScorerCard
+from step_infer.client import StepLLM
+from step_infer.files import atomic_write, read_json
+from step_infer.identity import identify
+from step_infer.manifest import package_versions
+from step_infer.sampling import Sampling
+from step_infer.scorer import StepScorer, save_scorer
+from step_infer.trace import TracePlan
+
+HERE = Path(__file__).parent
+TOKENIZER = HERE.parent / "checkpoints" / "ledger-5m"
+PROMPT_TOKENS = 32
+BOUNDARY_EVERY = 20
+ENGINES = ("plain", "scoring")
+
+
+def main() -> None:
+    """Make the runs that are missing, one process a runner, then print the cost."""
+    arguments = _parse()
+    if arguments.runner is not None:
+        _run_both(arguments)
+        return
+    for runner in arguments.runners:
+        if _missing(arguments, runner):
+            command = [sys.executable, __file__, *sys.argv[1:], "--runner", str(runner)]
+            environment = {**os.environ, "VLLM_USE_V2_MODEL_RUNNER": str(runner)}
+            subprocess.run(command, env=environment, check=True)
+    print(json.dumps(summary(_read(arguments.out)), indent=2))
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="JSON lines, one a run")
+    add("--config", type=Path, default=HERE / "qwen3_8b.json", help="config.json of the shape")
+    add("--sequences", type=int, nargs="+", default=[64, 256])
+    add("--runners", type=int, nargs="+", default=[0, 1], help="0: vLLM's V1 runner, 1: its V2")
+    add("--tokens", type=int, default=1024, help="generated tokens of a sequence")
+    add("--repeats", type=int, default=3)
+    add("--runner", type=int, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _missing(arguments: argparse.Namespace, runner: int) -> list[tuple[int, int, str]]:
+    """Return the runs to be made in their order: repeat, sequences, engine."""
+    shape = read_json(arguments.config)
+    done = {
+        (run["repeat"], run["sequences"], run["engine"])
+        for run in _read(arguments.out)
+        if (run["runner"], run["tokens"], run["shape"]) == (runner, arguments.tokens, shape)
+    }
+    wanted = [
+        (repeat, sequences, engine)
+        for sequences in arguments.sequences
+        for repeat in range(arguments.repeats)
+        for engine in ENGINES
+    ]
+    return [run for run in wanted if run not in done]
+
+
+def _model(folder: Path, shape: dict[str, Any]) -> Path:
+    """Write a model folder without weights, and a random scorer of its size; return the scorer."""
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((TOKENIZER / name).read_bytes())
+    (folder / "config.json").write_text(json.dumps(shape))
+    model = identify(str(folder))
+    ids = frozenset(range(BOUNDARY_EVERY - 1, shape["vocab_size"], BOUNDARY_EVERY))
+    card = ScorerCard(
+        base_model=str(folder),
+        model_config_hash=model.config_hash,
+        tokenizer_hash=model.tokenizer_hash,
+        hidden_size=model.hidden_size,
+        boundary=BoundaryRule("blank_line", ids, None, pattern="\n\n").to_dict(),
+    )
+    torch.manual_seed(0)
+    scorer = folder / "scorer" / "scorer.safetensors"
+    scorer.parent.mkdir()
+    save_scorer(scorer, StepScorer(card.state_size, card.width), card)
+    return scorer
+
+
+def _run_both(arguments: argparse.Namespace) -> None:
+    """Start both engines in this process and make the missing runs in turn."""
+    shape = read_json(arguments.config)
+    context = PROMPT_TOKENS + arguments.tokens
+    most = max(arguments.sequences)
+    per_token = 4 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"]
+    options = {
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,  # then no token ends a sequence
+        "max_model_len": context,
+        "max_num_seqs": most,
+        # A block more for each sequence, and a tenth to spare: nobody may wait or be pruned.
+        "kv_cache_memory_bytes": int(1.1 * most * (context + 32) * per_token),
+        "gpu_memory_utilization": 0.4,
+        "seed": 0,
+    }
+    with tempfile.TemporaryDirectory() as name:
+        scorer = _model(Path(name), shape)
+        with StepLLM(name, plain=True, **options) as plain, StepLLM(name, scorer, **options) as own:
+            engines = {"plain": plain, "scoring": own}
+            for llm in engines.values():
+                _time(llm, min(8, most), 32)
+            for repeat, sequences, engine in _missing(arguments, arguments.runner):
+                seconds, scored = _time(engines[engine], sequences, arguments.tokens)
+                run = {
+                    "runner": arguments.runner,
+                    "sequences": sequences,
+                    "tokens": arguments.tokens,
+                    "engine": engine,
+                    "repeat": repeat,
+                    "seconds": seconds,
+                    "tokens_per_second": sequences * arguments.tokens / seconds,
+                    "scored_steps": scored,
+                    "device": _device(),
+                    "versions": package_versions(),
+                    "shape": shape,
+                }
+                before = arguments.out.read_bytes() if arguments.out.exists() else b""
+                with atomic_write(arguments.out) as file:
+                    file.write(before + json.dumps(run).encode() + b"\n")
+                shown = f"{run['tokens_per_second']:.1f} tokens/s"
+                print(f"runner {arguments.runner}, {sequences} sequences, {engine}: {shown}")
+
+
+def _time(llm: StepLLM, sequences: int, tokens: int) -> tuple[float, int]:
+    """Generate all sequences at once; return the seconds and the number of scored steps."""
+    sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=tokens)
+    plans = [
+        TracePlan("q", number, tuple(range(10, 10 + PROMPT_TOKENS)), None, sampling, "q")
+        for number in range(sequences)
+    ]
+    start = time.perf_counter()
+    traces = list(llm.stream(plans, max_in_flight=sequences))
+    seconds = time.perf_counter() - start
+    if any(len(trace.token_ids) != tokens for trace in traces):
+        raise RuntimeError("A sequence ended early: the engines did not do the same work.")
+    return seconds, sum(len(trace.step_scores) for trace in traces)
+
+
+def _device() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for each runner and number of sequences, both throughputs and the loss.
+
+    A repeat's loss compares its two runs, which were made one after the other.
+    """
+    rows = []
+    for runner, sequences in sorted({(run["runner"], run["sequences"]) for run in runs}):
+        rates: dict[str, dict[int, float]] = {engine: {} for engine in ENGINES}
+        for run in runs:
+            if (run["runner"], run["sequences"]) == (runner, sequences):
+                rates[run["engine"]][run["repeat"]] = run["tokens_per_second"]
+        both = sorted(rates["plain"].keys() & rates["scoring"].keys())
+        losses = [100 * (1 - rates["scoring"][n] / rates["plain"][n]) for n in both]
+        if losses:
+            rows.append(
+                {
+                    "runner": f"V{runner + 1}",
+                    "sequences": sequences,
+                    "plain_tokens_per_second": statistics.mean(rates["plain"].values()),
+                    "scoring_tokens_per_second": statistics.mean(rates["scoring"].values()),
+                    "loss_percent": statistics.mean(losses),
+                    "loss_percent_of_each_repeat": losses,
+                }
+            )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

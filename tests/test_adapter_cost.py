@@ -1,0 +1,66 @@
+"""benchmarks/adapter_cost.py: its arithmetic, and a run in a tiny shape that goes on."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "benchmarks" / "adapter_cost.py"
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("adapter_cost", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(engine, repeat, rate, runner=0):
+    return {
+        "runner": runner,
+        "sequences": 64,
+        "engine": engine,
+        "repeat": repeat,
+        "tokens_per_second": rate,
+    }
+
+
+def test_the_loss_compares_the_runs_of_one_repeat():
+    runs = [run("plain", 0, 100.0), run("scoring", 0, 99.0), run("plain", 1, 200.0)]
+    runs += [run("scoring", 1, 190.0), run("plain", 2, 100.0), run("plain", 0, 5.0, runner=1)]
+    (row,) = load().summary(runs)
+    assert (row["runner"], row["sequences"]) == ("V1", 64)
+    assert row["loss_percent_of_each_repeat"] == pytest.approx([1.0, 5.0])
+    assert row["loss_percent"] == pytest.approx(3.0)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+def test_a_tiny_shape_runs_and_what_is_done_is_not_done_again(tmp_path):
+    shape = json.loads((ROOT / "benchmarks" / "qwen3_8b.json").read_text())
+    shape |= {"hidden_size": 64, "head_dim": 32, "intermediate_size": 128, "vocab_size": 128}
+    shape |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    (tmp_path / "tiny.json").write_text(json.dumps(shape))
+    out = tmp_path / "cost.jsonl"
+    command = [sys.executable, str(SCRIPT), "--out", str(out), "--config"]
+    command += [str(tmp_path / "tiny.json"), "--runners", "0", "--sequences", "4"]
+    command += ["--tokens", "64", "--repeats", "2"]
+
+    def measure():
+        return subprocess.run(command, capture_output=True, text=True, timeout=400)
+
+    done = measure()
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [run["engine"] for run in runs] == ["plain", "scoring"] * 2
+    assert all(run["scored_steps"] > 0 for run in runs if run["engine"] == "scoring")
+    assert all(run["device"] and run["versions"]["torch"] for run in runs)
+    before = out.read_bytes()
+    again = measure()
+    assert again.returncode == 0
+    assert "tokens/s" not in again.stdout, "a run was made again"
+    assert out.read_bytes() == before
