@@ -4,112 +4,26 @@ One server with a KV cache far too small for many traces; a request alone always
 """
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
+from server_harness import PROMPT, QUESTION, SCORER, Server, serve
 
 from step_infer.aggregate import AGGREGATORS
 from step_infer.scorer import read_card
 
-openai = pytest.importorskip("openai")
 pytestmark = pytest.mark.engine
 
-CHECKPOINT = Path(__file__).parent.parent.resolve() / "checkpoints" / "ledger-5m"
-SCORER = CHECKPOINT / "scorer" / "scorer.safetensors"
-QUESTION = "618+487+934+246+799+358+171+866+529+402+755+183+690 mod 1000 = ?"
-PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n"
 KV_BLOCKS = 97  # one is vLLM's own: 3,072 tokens, less than three long traces
-START_S = 240
-
-
-class Server:
-    """A running step-serve and a client of it."""
-
-    def __init__(self, process: subprocess.Popen, port: int, log: Path) -> None:
-        self.process = process
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = log
-        self.client = openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120
-        )
-
-    def wait(self) -> None:
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                urllib.request.urlopen(f"{self.url}/health", timeout=5)
-                return
-            except OSError:
-                time.sleep(0.5)
-        pytest.fail("the server did not start:\n" + self.log.read_text()[-4000:])
-
-    def chat(self, step: str | None, **options: Any) -> Any:
-        return self.client.chat.completions.create(
-            model="demo",
-            messages=[{"role": "user", "content": QUESTION}],
-            **self.options(step, options),
-        )
-
-    def completion(self, step: str | None, prompt: Any = None, **options: Any) -> Any:
-        prompt = prompt or PROMPT.format(QUESTION)
-        return self.client.completions.create(
-            model="demo", prompt=prompt, **self.options(step, options)
-        )
-
-    @staticmethod
-    def options(step: str | None, options: dict[str, Any]) -> dict[str, Any]:
-        extra_body = {"return_token_ids": True}
-        if step is not None:
-            extra_body["vllm_xargs"] = {"step": step}
-        defaults = {"temperature": 1.0, "max_tokens": 400, "seed": 0, "extra_body": extra_body}
-        return defaults | options
-
-    def gauge(self, name: str) -> float:
-        text = urllib.request.urlopen(f"{self.url}/metrics", timeout=30).read().decode()
-        lines = [line for line in text.splitlines() if line.startswith(f"vllm:{name}{{")]
-        return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "log"
-    command = [sys.executable, "-m", "step_infer.serve", str(CHECKPOINT), "--scorer", str(SCORER)]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"]
-    command += ["--max-model-len", "1600", "--num-gpu-blocks-override", str(KV_BLOCKS)]
-    command += ["--max-num-seqs", "32"]
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            command,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "INFO"},
-            cwd=CHECKPOINT.parent.parent,
-            start_new_session=True,
-        )
-    try:
-        running = Server(process, port, log)
-        running.wait()
+    with serve(tmp_path_factory.mktemp("server"), KV_BLOCKS) as running:
         yield running
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def report(response: Any) -> dict[str, Any]:

