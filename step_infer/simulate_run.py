@@ -79,7 +79,7 @@ def _print(results: dict[str, Any], console: Console) -> None:
         table.add_column("Engine steps" if steps else HEADINGS[name], justify="right")
     shown = results["cells"][:_MOST_ROWS]
     for row in shown:
-        cells = [METHODS[row["method"]][0], row["label"], str(row["num_traces"])]
+        cells = [METHODS[row["method"]][0], row["label"], f"{row['num_traces']}{_length(row)}"]
         cells.append(f"{row['kv_budget']:g}")
         for name in FIGURES:
             found = row["figures"][name]
@@ -94,7 +94,7 @@ def _print(results: dict[str, Any], console: Console) -> None:
     for row in results["break_even"]:
         words = break_even_words(row)
         console.print(
-            f"Break-even AUROC, {row['num_traces']} traces, KV budget {row['kv_budget']:g}: "
+            f"Break-even AUROC, {row['num_traces']} traces{_length(row)}, KV budget {row['kv_budget']:g}: "
             f"{words['words']} (95 %: {words['range']})",
             highlight=False,
         )
@@ -107,3 +107,8 @@ def _print(results: dict[str, Any], console: Console) -> None:
         console.print(errors)
         for sentence in check_words(results["check"]):
             console.print(sentence, highlight=False)
+
+
+def _length(row: dict[str, Any]) -> str:
+    """Return the length scale as it is added to the number of traces; nothing for 1."""
+    return "" if row["length_scale"] == 1 else f" x {row['length_scale']:g} length"
