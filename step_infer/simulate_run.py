@@ -94,8 +94,8 @@ def _print(results: dict[str, Any], console: Console) -> None:
     for row in results["break_even"]:
         words = break_even_words(row)
         console.print(
-            f"Break-even AUROC, {row['num_traces']} traces{_length(row)}, KV budget {row['kv_budget']:g}: "
-            f"{words['words']} (95 %: {words['range']})",
+            f"Break-even AUROC, {row['num_traces']} traces{_length(row)}, "
+            f"KV budget {row['kv_budget']:g}: {words['words']} (95 %: {words['range']})",
             highlight=False,
         )
     if results["check"] is not None:
