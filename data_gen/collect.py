@@ -1,6 +1,6 @@
 """Collect traces: sample, grade and write them, with their states, resumably."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,12 +11,11 @@ from data_gen.collection import Collection
 from data_gen.summary import print_summary, summarise
 from data_gen.trace_writer import TraceWriter
 from step_infer.boundary import BoundaryRule
-from step_infer.errors import InputError
-from step_infer.files import read_json, sha256_file
+from step_infer.files import sha256_file
 from step_infer.grading import Grader
-from step_infer.identity import ModelIdentity, identify, model_file
-from step_infer.prompt import chat_prompt, load_tokenizer
-from step_infer.questions import Question, QuestionSet, load_questions
+from step_infer.identity import ModelIdentity, identify
+from step_infer.prompt import context_length, load_tokenizer, prompt_lengths
+from step_infer.questions import QuestionSet, load_questions
 from step_infer.scorer import load_scorer
 
 if TYPE_CHECKING:
@@ -53,8 +52,9 @@ def collect(
         rule = card.boundary_rule
     else:
         rule = config.boundary.rule(tokenizer)
-    context = _context(config)
-    _check_prompts(config, tokenizer, questions, context)
+    context = context_length(config.model, config.engine.get("max_model_len"))
+    # A prompt that does not fit is found now, not in the middle of the run.
+    prompt_lengths(tokenizer, questions, config.system, context)
     settings = config.deciding() | {
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
@@ -112,24 +112,3 @@ def _described(
 
 def _source(questions: str) -> str:
     return str(Path(questions).resolve()) if Path(questions).exists() else questions
-
-
-def _context(config: CollectConfig) -> int | None:
-    """Return the longest prompt and response together, in tokens, as far as it is known."""
-    model_config = read_json(model_file(config.model, "config.json"))
-    text_config = model_config.get("text_config") or model_config
-    context = config.engine.get("max_model_len") or text_config.get("max_position_embeddings")
-    return context if isinstance(context, int) else None
-
-
-def _check_prompts(
-    config: CollectConfig, tokenizer: Any, questions: Sequence[Question], context: int | None
-) -> None:
-    """Find a prompt that does not fit the context now, not in the middle of the run."""
-    for question in questions:
-        length = len(chat_prompt(tokenizer, question.question, config.system))
-        if context is not None and length >= context:
-            raise InputError(
-                f"Expected prompts shorter than the context ({context} tokens), "
-                f"found {length} tokens for question {question.id}. Hint: shorten or remove it."
-            )

@@ -1,24 +1,49 @@
 """The command line of `step-collect`."""
 
-from step_infer.command import run
+import sys
+from collections.abc import Sequence
 
-DESCRIPTION = (
+from step_infer.command import run
+from step_infer.errors import InputError
+
+COLLECT = (
     "Sample N traces of every question from a model on vLLM, grade them, and write them with the "
     "hidden states at their step boundaries. Interrupted? The same command goes on where it "
-    "stopped."
+    "stopped. `step-collect import` takes over traces that were made elsewhere; it has its own "
+    "--help."
+)
+IMPORT = (
+    "Make a traces directory from responses that were made elsewhere: tokenise them with the "
+    "model's chat template, find the step boundaries, extract and grade the answers. Responses "
+    "without an answer or a thinking part are left out and counted. `step-train extract` then adds "
+    "the hidden states. Interrupted? The same command goes on where it stopped."
 )
 
 
 def main() -> None:
     """Run `step-collect` on the process's arguments."""
-    run(_main)
+    run(lambda: _main(sys.argv[1:]))
 
 
-def _main() -> None:
-    from data_gen.collect_config import CollectConfig
+def _main(argv: Sequence[str]) -> None:
     from step_infer.command_line import parse_config
 
-    config = parse_config(CollectConfig, None, "step-collect", DESCRIPTION)
+    if argv[:1] == ["import"]:
+        from data_gen.import_config import ImportConfig
+
+        importing = parse_config(ImportConfig, argv[1:], "step-collect import", IMPORT)
+        from data_gen.importer import import_traces
+
+        import_traces(importing)
+        return
+    if argv and not argv[0].startswith("-"):
+        raise InputError(
+            f"Expected options, or the subcommand import, found {argv[0]!r}. "
+            "Hint: see step-collect --help."
+        )
+    from data_gen.collect_config import CollectConfig
+
+    config = parse_config(CollectConfig, argv, "step-collect", COLLECT)
     from data_gen.collect import collect
 
     collect(config)

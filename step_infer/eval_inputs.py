@@ -8,9 +8,9 @@ from step_infer.card import ScorerCard
 from step_infer.errors import InputError
 from step_infer.eval_budget import mean_response_tokens
 from step_infer.eval_config import EvalConfig
-from step_infer.files import read_json, sha256_file
-from step_infer.identity import ModelIdentity, identify, model_file
-from step_infer.prompt import chat_prompt, load_tokenizer
+from step_infer.files import sha256_file
+from step_infer.identity import ModelIdentity, identify
+from step_infer.prompt import context_length, load_tokenizer, prompt_lengths
 from step_infer.questions import Question, QuestionSet, load_questions
 from step_infer.scorer import load_scorer
 
@@ -74,29 +74,18 @@ def load_inputs(config: EvalConfig, note: Callable[[str], None]) -> EvalInputs:
     card = None
     if config.scorer is not None:
         _, card = load_scorer(config.scorer, identity, config.allow_mismatch)
+    lengths = prompt_lengths(
+        load_tokenizer(config.model),
+        questions,
+        config.system,
+        context_length(config.model, config.engine.get("max_model_len")),
+    )
     earlier = config.lengths_from if config.needs_lengths else None
     return EvalInputs(
         config,
         found,
         identity,
         card,
-        _mean_prompt(config, questions),
+        sum(lengths) / len(lengths),
         None if earlier is None else mean_response_tokens(earlier),
     )
-
-
-def _mean_prompt(config: EvalConfig, questions: list[Question]) -> float:
-    """Return the mean prompt length in tokens; a prompt that does not fit is found now."""
-    tokenizer = load_tokenizer(config.model)
-    model_config = read_json(model_file(config.model, "config.json"))
-    context = config.engine.get("max_model_len") or model_config.get("max_position_embeddings")
-    total = 0
-    for question in questions:
-        length = len(chat_prompt(tokenizer, question.question, config.system))
-        if isinstance(context, int) and length >= context:
-            raise InputError(
-                f"Expected prompts shorter than the context ({context} tokens), "
-                f"found {length} tokens for question {question.id}. Hint: shorten or remove it."
-            )
-        total += length
-    return total / len(questions)

@@ -1,8 +1,12 @@
 """Tokenizers and chat prompts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from step_infer.errors import InputError
+from step_infer.files import read_json
+from step_infer.identity import model_file
+from step_infer.questions import Question
 
 SYSTEM_PROMPT = r"Please reason step by step, and put your final answer within \boxed{}."
 """The paper's system text (arXiv 2601.09093, section 4.1)."""
@@ -43,3 +47,36 @@ def load_tokenizer(model: str) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"Expected a tokenizer in {model}, found: {reason}") from error
+
+
+def context_length(model: str, limit: int | None = None) -> int | None:
+    """Return a model's longest prompt and response together, in tokens; None where unknown.
+
+    Args:
+        model: model folder or Hugging Face id.
+        limit: the engine's own limit, which wins.
+    """
+    config = read_json(model_file(model, "config.json"))
+    text_config = config.get("text_config") or config
+    found = limit or text_config.get("max_position_embeddings")
+    return found if isinstance(found, int) else None
+
+
+def prompt_lengths(
+    tokenizer: Any, questions: Sequence[Question], system: str, context: int | None
+) -> list[int]:
+    """Return each question's prompt length in tokens.
+
+    Raises:
+        InputError: a prompt leaves no room for a response in the context.
+    """
+    lengths = []
+    for question in questions:
+        length = len(chat_prompt(tokenizer, question.question, system))
+        if context is not None and length >= context:
+            raise InputError(
+                f"Expected prompts shorter than the context ({context} tokens), "
+                f"found {length} tokens for question {question.id}. Hint: shorten or remove it."
+            )
+        lengths.append(length)
+    return lengths

@@ -1,0 +1,275 @@
+"""Import traces that were made elsewhere, resumably: `import_traces(ImportConfig(...))`.
+
+The form is that of the paper's code: an object a line with question, response and ground truth.
+What is made of it is a traces directory like that of a collection, without features; `step-train
+extract` adds them.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+
+from data_gen.import_config import ImportConfig
+from data_gen.summary import print_summary, summarise
+from data_gen.trace_writer import TraceWriter
+from step_infer.answers import extract_boxed
+from step_infer.boundary import THINK_END
+from step_infer.errors import InputError
+from step_infer.grading import Grader
+from step_infer.identity import identify
+from step_infer.progress import TraceProgress
+from step_infer.prompt import chat_prompt, context_length, load_tokenizer
+from step_infer.question_rows import Row, RowSource, short
+from step_infer.questions import read_answer, read_text
+
+THINK_START = "<think>"
+
+NO_SEED = -1
+"""Stands in the table where a trace's sampling seed is not known."""
+
+SKIP_REASONS = ("no answer", "no thinking part", "too long")
+"""Why a response is left out, in the order of asking; one without text has no answer."""
+
+
+@dataclass(frozen=True)
+class Responses:
+    """What one row holds."""
+
+    question: str
+    truth: str
+    texts: list[str]
+
+    @property
+    def question_id(self) -> str:
+        """An id that follows from the question's text."""
+        return "q-" + hashlib.sha256(self.question.encode()).hexdigest()[:16]
+
+
+def import_traces(config: ImportConfig, console: Console | None = None) -> dict[str, Any]:
+    """Tokenise, grade and write traces; go on where an earlier run stopped.
+
+    Args:
+        config: the settings.
+        console: where the counts and the summary go; None is standard output.
+
+    Returns:
+        The summary (see `data_gen.summary.summarise`) with what was left out under "imported".
+
+    Raises:
+        InputError: an input, a setting or the output directory cannot be used, or no response can.
+    """
+    console = console or Console(soft_wrap=True)
+    source = RowSource(config.responses)
+    identity = identify(config.model)
+    maker = TraceMaker(config)
+    settings = config.deciding() | {
+        "responses_sha256": source.sha256(),
+        "model_config_hash": identity.config_hash,
+        "tokenizer_hash": identity.tokenizer_hash,
+        "boundary": maker.rule.to_dict(),
+    }
+    described = {
+        "model": identity.model,
+        "identity": {
+            "config_hash": identity.config_hash,
+            "tokenizer_hash": identity.tokenizer_hash,
+            "hidden_size": identity.hidden_size,
+        },
+        "boundary": maker.rule.to_dict(),
+        "system": config.system,
+        "responses": config.responses,
+    }
+    with Grader(config.grading_workers, config.grading_timeout_s) as grader:
+        rows, bad = check_rows(config, source, grader)
+        with TraceWriter(config.out, settings, **described) as out:
+            imported = _write(config, rows, maker, grader, out)
+            if not out.manifest["parts"]:
+                raise InputError(
+                    f"Expected a response with a thinking part and an answer in "
+                    f"{config.responses}, found none ({_skipped(imported)})."
+                )
+            summary = summarise(out.read(), grader) | {"imported": imported | {"bad_rows": bad}}
+            out.update(complete=True, summary=summary)
+    print_summary(summary, console)
+    console.print(f"Left out: {_skipped(summary['imported'])}\nTraces: {config.out}")
+    return summary
+
+
+def check_rows(config: ImportConfig, source: RowSource, grader: Grader) -> tuple[list[int], int]:
+    """Read all rows once, so that a bad one is found now and not hours later.
+
+    Returns:
+        For each row its number of responses, 0 for one that cannot be used, and how many those are.
+
+    Raises:
+        InputError: a row cannot be used and none may be left out, or two rows give the same
+            question different answers.
+    """
+    counts: list[int] = []
+    truths: dict[str, str] = {}
+    bad = 0
+    for row in source:
+        try:
+            found = read_responses(row, config)
+            truth = truths.setdefault(found.question_id, found.truth)
+            if grader.equal(truth, found.truth) is not True:
+                raise InputError(
+                    f"Expected one right answer for a question, found {found.truth!r} here and "
+                    f"{truth!r} before."
+                )
+            counts.append(len(found.texts))
+        except InputError as error:
+            if not config.skip_bad_lines:
+                raise InputError(
+                    f"{row.place}: {error} Hint: mend it, or leave out such rows with "
+                    "--skip-bad-lines."
+                ) from error
+            bad += 1
+            counts.append(0)
+    if not any(counts):
+        left_out = f" ({bad} bad rows left out)" if bad else ""
+        raise InputError(f"Expected responses in {config.responses}, found none{left_out}.")
+    return counts, bad
+
+
+def read_responses(row: Row, config: ImportConfig) -> Responses:
+    """Return what a row holds.
+
+    Raises:
+        InputError: its question, its answer or its responses cannot be used.
+    """
+    if row.error is not None:
+        raise InputError(row.error)
+    question = read_text(row, (config.question_field,)).strip()
+    truth = read_answer(row, (config.answer_field,))
+    assert truth is not None
+    value = row.values.get(config.response_field)
+    if config.response_field not in row.values:
+        names = ", ".join(repr(name) for name in list(row.values)[:8])
+        raise InputError(f"Expected {config.response_field!r}, found only {names}.")
+    texts = value if isinstance(value, list) else [value]
+    for text in texts:
+        if text is not None and not isinstance(text, str):
+            raise InputError(
+                f"Expected a text or a list of texts under {config.response_field!r}, "
+                f"found {short(text)}."
+            )
+    return Responses(question, truth, [text or "" for text in texts])
+
+
+class TraceMaker:
+    """Makes rows of the traces table from responses."""
+
+    def __init__(self, config: ImportConfig) -> None:
+        self.system = config.system
+        self.tokenizer = load_tokenizer(config.model)
+        self.rule = config.boundary.rule(self.tokenizer)
+        self.context = context_length(config.model)
+        self._asked: tuple[str, list[int], bool] | None = None
+
+    def trace(self, question: str, response: str) -> tuple[dict[str, Any] | None, str | None]:
+        """Return a trace's columns that follow from its text, or why it is left out."""
+        answer = extract_boxed(response)
+        if answer is None:
+            return None, "no answer"
+        prompt_ids, thinks = self._prompt(question)
+        text = response
+        if thinks and text.lstrip().startswith(THINK_START):
+            # The chat template has opened the thinking already.
+            text = text.lstrip().removeprefix(THINK_START).lstrip("\n")
+        thought, end, _ = text.partition(THINK_END)
+        if self.rule.think_end_id is not None and not (
+            end and thought.strip().removeprefix(THINK_START).strip()
+        ):
+            return None, "no thinking part"
+        token_ids = self.tokenizer.encode(text, add_special_tokens=False)
+        if self.context is not None and len(prompt_ids) + len(token_ids) > self.context:
+            return None, "too long"
+        return {
+            "prompt_token_ids": prompt_ids,
+            "token_ids": token_ids,
+            "text": text,
+            "finish_reason": "stop",
+            "extracted_answer": answer,
+            "boundary_positions": self.rule.positions(token_ids),
+        }, None
+
+    def _prompt(self, question: str) -> tuple[list[int], bool]:
+        """Return a question's prompt, and whether it ends by opening the thinking."""
+        if self._asked is None or self._asked[0] != question:
+            token_ids = chat_prompt(self.tokenizer, question, self.system)
+            thinks = self.tokenizer.decode(token_ids[-8:]).rstrip().endswith(THINK_START)
+            self._asked = question, token_ids, thinks
+        return self._asked[1:]
+
+
+def _write(
+    config: ImportConfig,
+    counts: Sequence[int],
+    maker: TraceMaker,
+    grader: Grader,
+    out: TraceWriter,
+) -> dict[str, Any]:
+    """Write what is not written yet; return how far the source is read and what was left out."""
+    imported = out.manifest.get("imported") or {
+        "rows": 0,
+        "skipped": dict.fromkeys(SKIP_REASONS, 0),
+    }
+    skipped = Counter(imported["skipped"])
+    next_id = Counter(question_id for question_id, _ in out.read().keys())  # noqa: SIM118
+    waiting: list[dict[str, Any]] = []
+
+    def flush(rows_read: int) -> dict[str, Any]:
+        state = {"rows": rows_read, "skipped": {name: skipped[name] for name in SKIP_REASONS}}
+        verdicts = grader.grade_many(
+            (trace["extracted_answer"], trace["ground_truth"]) for trace in waiting
+        )
+        graded = [t | {"is_correct": v} for t, v in zip(waiting, verdicts, strict=True)]
+        if graded:
+            out.add_part(graded, None, imported=state)
+            waiting.clear()
+        return state
+
+    before = sum(counts[: imported["rows"]])
+    with TraceProgress(sum(counts), before, "responses") as progress:
+        for number, row in _after(RowSource(config.responses), imported["rows"]):
+            if counts[number]:
+                found = read_responses(row, config)
+                for text in found.texts:
+                    trace, reason = maker.trace(found.question, text)
+                    progress.finished(0 if trace is None else len(trace["token_ids"]))
+                    progress.step()
+                    if trace is None:
+                        skipped[str(reason)] += 1
+                        continue
+                    waiting.append(
+                        {
+                            "question_id": found.question_id,
+                            "trace_id": next_id[found.question_id],
+                            "seed": NO_SEED,
+                            "question": found.question,
+                            "ground_truth": found.truth,
+                            **trace,
+                        }
+                    )
+                    next_id[found.question_id] += 1
+            if len(waiting) >= config.part_traces:
+                flush(number + 1)
+    return flush(len(counts))
+
+
+def _after(source: RowSource, rows: int) -> Iterator[tuple[int, Row]]:
+    for number, row in enumerate(source):
+        if number >= rows:
+            yield number, row
+
+
+def _skipped(imported: dict[str, Any]) -> str:
+    reasons = imported["skipped"] | (
+        {"rows that cannot be used": imported["bad_rows"]} if imported.get("bad_rows") else {}
+    )
+    return ", ".join(f"{count} {reason}" for reason, count in reasons.items())
