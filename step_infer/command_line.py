@@ -46,6 +46,8 @@ def parse_config(
     except argparse.ArgumentError as error:
         reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split()))
         raise InputError(f"{reason.rstrip('.')}. Hint: see {prog} --help.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"Expected YAML in UTF-8 as --config, found: {error}.") from error
     values = {}
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         value = found[field.name]

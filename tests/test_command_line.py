@@ -60,6 +60,15 @@ def test_options_become_settings(argv: list[str], changes: dict[str, Any]) -> No
     assert parse("--name", "n", *argv) == dataclasses.replace(Config("n"), **changes)
 
 
+@pytest.mark.parametrize("content", [b"\xce\xff", b"{", b"[1]", b""])
+def test_a_configuration_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="config") as caught:
+        parse("--name", "n", "--config", str(path))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
