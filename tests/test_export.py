@@ -201,6 +201,16 @@ def test_the_command_exports_and_shows_the_card(command, result, tmp_path):
         assert text in output
 
 
+def test_the_shipped_scorer_shows_its_card_and_has_earned_its_place(command):
+    path = (
+        Path(__file__).parent.parent / "checkpoints" / "ledger-5m" / "scorer" / "scorer.safetensors"
+    )
+    status, output, errors = command("--inspect", path)
+    assert (status, errors) == (0, "")
+    assert "yes: within-question AUROC at half" in " ".join(output.split())
+    assert "within question" in output
+
+
 def test_a_scorer_that_cannot_rank_needs_force_and_says_so(command, useless, tmp_path):
     path = tmp_path / "scorer.safetensors"
     status, _, errors = command(useless.run, "--out", path)
