@@ -264,7 +264,7 @@ def command(*arguments: str, **options: str) -> "subprocess.CompletedProcess[str
         [sys.executable, "-m", "data_gen.commands", *arguments],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
 

@@ -31,7 +31,7 @@ def test_a_recipe_gives_the_papers_settings(name: str, command: str) -> None:
         [sys.executable, "-m", command, *options, "--print-config"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     found = yaml.safe_load(result.stdout)

@@ -156,7 +156,7 @@ def test_a_truncated_scorer_is_one_line_before_anything_starts(tmp_path):
         [sys.executable, "-m", "step_infer.serve", str(CHECKPOINT), "--scorer", str(broken)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 2
     assert done.stdout == ""

@@ -265,7 +265,7 @@ def test_the_command_trains_and_says_what_came_of_it(separable, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "epoch 2/2" in done.stderr
@@ -282,7 +282,7 @@ def test_two_processes_give_what_one_gives(trained, separable, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Best of") == 1
