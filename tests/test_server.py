@@ -96,16 +96,21 @@ def test_requests_of_one_group_compete_and_others_are_left_alone(server):
     def ask(number: int) -> Any:  # the two others and one of the group always fit
         return server.chat(asked[number], max_tokens=900, seed=number)
 
-    with ThreadPoolExecutor(len(asked)) as pool:
-        responses = list(pool.map(ask, range(len(asked))))
-    marks = [report(response)["pruned"] for response in responses[:10]]
-    assert 0 < sum(marks) < 10
-    for response, pruned in zip(responses[:10], marks, strict=True):
-        stop_reason = response.choices[0].stop_reason
-        assert (stop_reason == "pruned") == pruned
-    for response in responses[10:]:
-        assert response.kv_transfer_params is None
-        assert response.choices[0].finish_reason in ("stop", "length")
+    pruned = 0
+    for _ in range(8):  # clients that are slow to send leave nothing to compete for: once more
+        with ThreadPoolExecutor(len(asked)) as pool:
+            responses = list(pool.map(ask, range(len(asked))))
+        marks = [report(response)["pruned"] for response in responses[:10]]
+        assert sum(marks) < 10
+        for response, mark in zip(responses[:10], marks, strict=True):
+            assert (response.choices[0].stop_reason == "pruned") == mark
+        for response in responses[10:]:
+            assert response.kv_transfer_params is None
+            assert response.choices[0].finish_reason in ("stop", "length")
+        pruned += sum(marks)
+        if pruned:
+            break
+    assert pruned > 0
     assert server.gauge("num_preemptions_total") == before
 
 
