@@ -3,13 +3,14 @@
 Axes: N traces, S steps, Q questions.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from step_train.held_out import FRACTIONS, step_ranges, trace_metrics, trace_scores
+from step_train.held_out import FRACTIONS, by_part, trace_metrics, trace_scores
 from step_train.metrics import (
     RESAMPLES,
     Bools,
@@ -20,7 +21,7 @@ from step_train.metrics import (
     within_question,
 )
 from step_train.trace_facts import StepFacts
-from step_train.trace_table import TENTHS, TraceTable
+from step_train.trace_table import TraceTable
 
 LABELS = {
     "length": "trace length so far",
@@ -105,19 +106,10 @@ def compare(
             found[baseline.name] = entry | {"not_computed": baseline.not_computed}
             continue
         values_S = baseline.score_S
+        judge = functools.partial(_auroc, table=table, values_S=values_S, options=options)
         whole = trace_scores(table, values_S, baseline.aggregator)
         found[baseline.name] = entry | {
-            "steps": _auroc(np.ones(table.num_steps, dtype=bool), table, values_S, options),
-            "by_progress": [
-                {"from": tenth / TENTHS, "to": (tenth + 1) / TENTHS}
-                | _auroc(table.tenth_S == tenth, table, values_S, options)
-                for tenth in range(TENTHS)
-            ],
-            "by_step": [
-                {"first": first, "last": last}
-                | _auroc(table.steps_between(first, last), table, values_S, options)
-                for first, last in step_ranges(int(table.steps_N.max()))
-            ],
+            **by_part(table, judge),
             "trace_score": {
                 f"{fraction:.0%}": trace_metrics(table, score_N, options)
                 for fraction, score_N in zip(FRACTIONS, whole, strict=True)

@@ -3,7 +3,7 @@
 Axes: N traces, S steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,17 +65,7 @@ def evaluate(
     options: dict[str, Any] = {"resamples": resamples, "seed": seed}
     return {
         "data": table.summary(),
-        "steps": _slice(np.ones(table.num_steps, dtype=bool), table, score_S, options),
-        "by_progress": [
-            {"from": tenth / TENTHS, "to": (tenth + 1) / TENTHS}
-            | _slice(table.tenth_S == tenth, table, score_S, options)
-            for tenth in range(TENTHS)
-        ],
-        "by_step": [
-            {"first": first, "last": last}
-            | _slice(table.steps_between(first, last), table, score_S, options)
-            for first, last in step_ranges(int(table.steps_N.max()))
-        ],
+        **by_part(table, lambda mask_S: _slice(mask_S, table, score_S, options)),
         "reliability": reliability(table.label_S, score_S),
         "trace_score": {
             name: {
@@ -153,6 +143,28 @@ def choose_aggregator(table: TraceTable, score_S: Floats) -> tuple[str, dict[str
         found[name] = None if None in values else float(np.mean(values))
     ranked = {name: value for name, value in found.items() if value is not None}
     return (max(ranked, key=lambda name: ranked[name]) if ranked else "mean"), found
+
+
+def by_part(
+    table: TraceTable, judge: Callable[[npt.NDArray[np.bool_]], dict[str, Any]]
+) -> dict[str, Any]:
+    """Judge all steps ("steps"), each tenth ("by_progress") and ranges of steps ("by_step").
+
+    Args:
+        table: the split's traces.
+        judge: returns the figures of the steps that a mask [S] chooses.
+    """
+    return {
+        "steps": judge(np.ones(table.num_steps, dtype=bool)),
+        "by_progress": [
+            {"from": tenth / TENTHS, "to": (tenth + 1) / TENTHS} | judge(table.tenth_S == tenth)
+            for tenth in range(TENTHS)
+        ],
+        "by_step": [
+            {"first": first, "last": last} | judge(table.steps_between(first, last))
+            for first, last in step_ranges(int(table.steps_N.max()))
+        ],
+    }
 
 
 def _slice(
