@@ -5,6 +5,7 @@
 #
 #   OUT=runs/gpu SHARDS=3 benchmarks/ledger_gpu.sh
 #
+# LENGTHS names earlier traces (step-collect's directory) for the KV budget; then no statistics are made.
 # SHARDS engines run side by side, each with its part of the questions, SC and STEP one after the other:
 # seconds a question are then those of a shared GPU, the same for both methods.
 set -euo pipefail
@@ -20,10 +21,13 @@ stage() { echo "== $(date +%T) $*"; }
 stage questions
 "$PYTHON" -m data_gen.ledger --split test --count "$QUESTIONS" --out "$OUT/test.jsonl"
 
-stage statistics of the demo model
-"$PYTHON" -m data_gen.commands --model "$model" --questions "$OUT/test.jsonl" --num-traces "$N" \
-    --features false --out "$OUT/model-statistics" "${sampling[@]}" "${engine[@]}" \
-    --engine.max_num_seqs 1024 --engine.gpu_memory_utilization 0.5 --max-in-flight 2048
+if [[ -z ${LENGTHS:-} ]]; then
+    LENGTHS="$OUT/model-statistics"
+    stage statistics of the demo model
+    "$PYTHON" -m data_gen.commands --model "$model" --questions "$OUT/test.jsonl" --num-traces "$N" \
+        --features false --out "$LENGTHS" "${sampling[@]}" "${engine[@]}" \
+        --engine.max_num_seqs 1024 --engine.gpu_memory_utilization 0.5 --max-in-flight 2048
+fi
 
 stage evaluation in "$SHARDS" parts
 share=$(awk "BEGIN { print 0.8 / $SHARDS }")
@@ -32,7 +36,7 @@ for ((i = 0; i < SHARDS; i++)); do
     parts+=("$OUT/part$i")
     "$PYTHON" -m step_infer.eval_command --model "$model" --scorer "$SCORER" \
         --questions "$OUT/test.jsonl" --num-traces "$N" --methods sc,step --kv-budget "$KV_BUDGET" \
-        --lengths-from "$OUT/model-statistics" --shard "$i/$SHARDS" --out "$OUT/part$i" \
+        --lengths-from "$LENGTHS" --shard "$i/$SHARDS" --out "$OUT/part$i" \
         "${sampling[@]}" "${engine[@]}" --engine.max_num_seqs "$N" \
         --engine.gpu_memory_utilization "$share" >"$OUT/part$i.log" 2>&1 &
     pids+=($!)
