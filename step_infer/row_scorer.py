@@ -34,6 +34,8 @@ class StepRows:
     """Confidences float32 [B] of the tokens sampled in this step; None unless asked for.
 
     Mind that a row's score and state belong to its input token, the one before."""
+    failed: bool = False
+    """Scoring failed in the worker, in this step or before; then there are no rows."""
 
     @property
     def count(self) -> int:
@@ -72,6 +74,14 @@ class PendingRows:
         )
 
 
+class FailedRows:
+    """Stands for the rows of each step once scoring has failed."""
+
+    def result(self) -> StepRows:
+        """Return no rows, and word of the failure."""
+        return StepRows(None, failed=True)
+
+
 class RowScorer:
     """Stands in front of a model's `compute_logits` and scores the first call of each step.
 
@@ -103,8 +113,9 @@ class RowScorer:
                 self._pending = self._launch(hidden_states, logits)
             except Exception:
                 # Scoring may never fail a request: switch it off, say so once, carry on.
+                # The scheduler hears of it with this step's output, and stops pruning.
                 self.failed = True
-                logger.exception("Scoring failed and is off from now on; generation goes on.")
+                logger.exception("Scoring failed in the worker.")
         return logits
 
     def arm(self) -> None:
@@ -112,10 +123,10 @@ class RowScorer:
         self._pending = None
         self._armed = not self.failed
 
-    def take(self) -> PendingRows | None:
+    def take(self) -> "PendingRows | FailedRows | None":
         """End a step: return its rows, or None where none were computed."""
         pending, self._pending, self._armed = self._pending, None, False
-        return pending
+        return FailedRows() if self.failed else pending
 
     @torch.inference_mode()
     def _launch(self, hidden_BH: Tensor, logits_BV: Tensor) -> PendingRows:

@@ -6,6 +6,7 @@ the scores of boundaries. What it keeps of a trace lives in `step_infer.live_tra
 """
 
 import dataclasses
+import sys
 from collections.abc import Iterable
 from math import nan
 from typing import Any
@@ -22,7 +23,7 @@ from step_infer.boundary import BoundaryRule
 from step_infer.errors import InputError
 from step_infer.live_traces import LiveTrace, LiveTraces
 from step_infer.reports import IMPLICIT_GROUP, Reports, child_of
-from step_infer.row_scorer import ROWS_ATTRIBUTE
+from step_infer.row_scorer import ROWS_ATTRIBUTE, StepRows
 from step_infer.scorer import read_card
 from step_infer.settings import CONFIG_KEY, RequestOptions, StepSettings
 
@@ -113,10 +114,13 @@ class StepScheduler(AsyncScheduler):
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Keep the step's boundary scores, let vLLM update, then look at the new tokens."""
+        rows = getattr(model_runner_output, ROWS_ATTRIBUTE, None)
+        if rows is not None and rows.failed and not self.disabled:
+            self._disable("Scoring in the worker")
         if self.live.pending:
             try:
                 self.live.take_scores(
-                    getattr(model_runner_output, ROWS_ATTRIBUTE, None),
+                    rows,
                     model_runner_output.req_id_to_index,
                     model_runner_output.sampled_token_ids,
                 )
@@ -125,7 +129,7 @@ class StepScheduler(AsyncScheduler):
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if self.live.traces:
             try:
-                self._follow(outputs, model_runner_output)
+                self._follow(outputs, rows, model_runner_output.req_ids)
             except Exception:
                 self._disable("Scoring")
         if self._pruned_outputs:
@@ -146,13 +150,14 @@ class StepScheduler(AsyncScheduler):
             self.reports.abort(request.request_id)
         return finished
 
-    def _follow(self, outputs: dict[int, EngineCoreOutputs], model_runner_output: Any) -> None:
+    def _follow(
+        self, outputs: dict[int, EngineCoreOutputs], rows: StepRows | None, req_ids: list[str]
+    ) -> None:
         # Runs for each request and step: most tokens are only counted, without a call.
         live, so_far = self.live, self.reports.so_far
         traces, marks, confidences = live.traces, live.marks, None
         if live.confidence:
-            rows = getattr(model_runner_output, ROWS_ATTRIBUTE, None)
-            confidences = live.confidence_of(rows, model_runner_output.req_ids)
+            confidences = live.confidence_of(rows, req_ids)
         for client_outputs in outputs.values():
             for output in client_outputs.outputs:
                 request_id = output.request_id
@@ -246,12 +251,16 @@ class StepScheduler(AsyncScheduler):
         self._pruned_outputs.append((request.client_index, output))
 
     def _disable(self, what: str) -> None:
-        """After an error of ours: say so once, forget all traces, leave vLLM alone from now on."""
+        """After a failure of ours: say so once, forget all traces, leave vLLM alone from now on."""
         self.disabled = True
         self.live.clear()
         self.reports.clear()
         self._pressed_groups.clear()
-        logger.exception("%s failed and is off from now on; generation goes on.", what)
+        logger.error(
+            "%s failed: scoring and pruning are off from now on; generation goes on.",
+            what,
+            exc_info=sys.exc_info()[0] is not None,
+        )
 
 
 def _attach(output: EngineCoreOutput, report: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from step_infer import compat
 from step_infer.errors import InputError
 from step_infer.identity import identify
-from step_infer.row_scorer import ROWS_ATTRIBUTE, PendingRows, RowScorer
+from step_infer.row_scorer import ROWS_ATTRIBUTE, FailedRows, PendingRows, RowScorer
 from step_infer.scorer import StepScorer, load_scorer
 from step_infer.settings import StepSettings
 
@@ -32,7 +32,7 @@ logger = init_logger(f"vllm.{__name__}")
 class ScoredOutput(AsyncModelRunnerOutput):
     """A step's output whose scores are added when the host asks for it."""
 
-    def __init__(self, output: AsyncModelRunnerOutput, rows: PendingRows) -> None:
+    def __init__(self, output: AsyncModelRunnerOutput, rows: PendingRows | FailedRows) -> None:
         self._output = output
         self._rows = rows
 
@@ -92,9 +92,9 @@ class StepWorker(PlatformWorker):
         return output
 
 
-def _attach(output: ModelRunnerOutput, pending: PendingRows) -> None:
+def _attach(output: ModelRunnerOutput, pending: PendingRows | FailedRows) -> None:
     rows = pending.result()
-    if rows.count == len(output.req_ids) > 0:
+    if rows.failed or rows.count == len(output.req_ids) > 0:
         setattr(output, ROWS_ATTRIBUTE, rows)
     elif output.req_ids:
         logger.warning_once("Rows and requests of a step differ in number; not scored.")

@@ -32,7 +32,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from step_infer.boundary import BoundaryRule
-from step_infer.row_scorer import ROWS_ATTRIBUTE, StepRows
+from step_infer.row_scorer import ROWS_ATTRIBUTE, FailedRows, StepRows
 from step_infer.scheduler import StepScheduler
 from step_infer.settings import CONFIG_KEY
 
@@ -167,7 +167,7 @@ class FakeRunner:
         self.confidence: dict[tuple[str, int], float] = {}
         """The confidence that came with each generated token; NaN where none came."""
 
-    def run(self, step, rows_missing: bool = False) -> ModelRunnerOutput:
+    def run(self, step, rows_missing: bool = False, rows_failed: bool = False) -> ModelRunnerOutput:
         """Return the output of one step."""
         for name in step.finished_req_ids:
             self._known.pop(name, None)
@@ -212,7 +212,9 @@ class FakeRunner:
             req_id_to_index={name: row for row, name in enumerate(names)},
             sampled_token_ids=sampled,
         )
-        if not rows_missing:
+        if rows_failed:
+            setattr(output, ROWS_ATTRIBUTE, FailedRows().result())
+        elif not rows_missing:
             scores_B, confidences_B = np.array([scores, confidences], np.float32)
             setattr(output, ROWS_ATTRIBUTE, StepRows(scores_B, confidences_B=confidences_B))
         return output
@@ -246,11 +248,18 @@ class Engine:
         self.aborted.update(names)
         self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
 
-    def step(self, *, rows_missing: bool = False, abort: Iterable[str] = ()) -> tuple:
+    def step(
+        self,
+        *,
+        rows_missing: bool = False,
+        rows_failed: bool = False,
+        abort: Iterable[str] = (),
+    ) -> tuple:
         """Schedule a step, and take in the oldest output if enough are in flight.
 
         Args:
             rows_missing: the worker attaches no scores in this step.
+            rows_failed: the worker's scoring fails in this step.
             abort: requests that go away while the step runs.
 
         Returns:
@@ -260,7 +269,8 @@ class Engine:
         if self.scheduler.has_requests():
             scheduled = self.scheduler.schedule()
             self.preemptions += len(scheduled.preempted_req_ids or ())
-            self._queue.append((scheduled, self.runner.run(scheduled, rows_missing)))
+            output = self.runner.run(scheduled, rows_missing, rows_failed)
+            self._queue.append((scheduled, output))
             if len(self._queue) <= self.in_flight and scheduled.total_num_scheduled_tokens:
                 self.abort(abort)
                 return scheduled, None

@@ -62,8 +62,9 @@ def test_an_error_in_scoring_never_reaches_the_model(scorer):
     wrong = torch.randn(3, 9)
     hook.arm()
     assert torch.equal(hook(wrong), wrong * 2)
-    assert hook.failed
-    assert hook.take() is None
+    assert hook.take().result().failed
     hook.arm()
     hook(torch.randn(3, 8))
-    assert hook.take() is None
+    rows = hook.take().result()
+    assert rows.failed, "the scheduler must hear of it, though one step's output may be lost"
+    assert rows.count == 0

@@ -230,6 +230,26 @@ def test_a_score_that_raises_switches_scoring_off_and_generation_goes_on(caplog)
     assert not engine_.scheduler.requests
 
 
+def test_scoring_that_fails_in_the_worker_stops_pruning_too(caplog):
+    engine_ = engine(40)
+    for n in range(6):
+        engine_.add(trace(f"t{n}", "g"))
+    for _ in range(12):
+        engine_.step()
+    assert any(t.num_scored for t in engine_.scheduler.live.traces.values())
+    assert not any(map(engine_.pruned, engine_.runner.scripts))
+    while engine_.busy:
+        engine_.step(rows_failed=True)
+    assert engine_.scheduler.disabled
+    assert engine_.preemptions > 0
+    for name, script in engine_.runner.scripts.items():
+        assert engine_.tokens[name] == script.generated()
+        assert engine_.ended[name].kv_transfer_params is None
+    assert not engine_.scheduler.live.traces
+    off = [r for r in caplog.records if "off from now on" in r.getMessage()]
+    assert [record.levelname for record in off] == ["ERROR"], "said once"
+
+
 def test_a_policy_that_raises_switches_pruning_off_and_vllm_preempts(monkeypatch):
     engine_ = engine(40)
     monkeypatch.setattr("step_infer.policy.pick_victim", lambda *args: 1 / 0)
