@@ -3,9 +3,13 @@
 Found by feature, never by version number. Each piece says why it is here and when it can go.
 """
 
+import multiprocessing
 from typing import Any
 
+from vllm.compilation.cuda_graph import CUDAGraphStat
 from vllm.utils.math_utils import cdiv
+
+_NEWS = "step:"
 
 
 def held_blocks(kv_cache_manager: Any, request_id: str) -> list[int]:
@@ -150,3 +154,32 @@ def frees_at_once(scheduler: Any, request: Any) -> bool:
     if not getattr(scheduler, "defer_block_free", False):
         return True
     return request.last_sched_seq <= scheduler.processed_step_seq
+
+
+def has_front_end(vllm_config: Any) -> bool:
+    """Say whether `send_news` may reach a front end: one in another process, with room for it.
+
+    Within one process nobody listens, and vLLM's statistics stay exactly its own.
+    """
+    if vllm_config.observability_config.cudagraph_metrics:
+        return False
+    ray = vllm_config.parallel_config.data_parallel_backend == "ray"  # an actor has no parent
+    return ray or multiprocessing.parent_process() is not None
+
+
+def send_news(stats: Any, text: str) -> None:
+    """Put a text into a step's SchedulerStats, to travel to the front end's stat loggers.
+
+    The statistics have no field for plug-ins; this takes one that is empty, and that nobody reads
+    unless vLLM's `cudagraph_metrics` are on. Can go when there is such a field.
+    """
+    if getattr(stats, "cudagraph_stats", text) is None:
+        stats.cudagraph_stats = CUDAGraphStat(0, 0, 0, _NEWS + text)
+
+
+def received_news(stats: Any) -> str | None:
+    """Return the text that `send_news` put into a step's SchedulerStats; None without one."""
+    stat = getattr(stats, "cudagraph_stats", None)
+    if stat is None or not stat.runtime_mode.startswith(_NEWS):
+        return None
+    return stat.runtime_mode.removeprefix(_NEWS)

@@ -14,6 +14,7 @@ import numpy as np
 
 from step_infer.aggregate import RunningScore
 from step_infer.boundary import BoundaryRule
+from step_infer.counters import Counters
 from step_infer.row_scorer import StepRows
 from step_infer.settings import RequestOptions, StepSettings
 
@@ -89,7 +90,14 @@ class LiveTrace:
 class LiveTraces:
     """All running traces that opted in, and the size of their groups."""
 
-    def __init__(self, rule: BoundaryRule, aggregator: str, settings: StepSettings) -> None:
+    def __init__(
+        self,
+        rule: BoundaryRule,
+        aggregator: str,
+        settings: StepSettings,
+        counters: Counters | None = None,
+    ) -> None:
+        self._counters = Counters() if counters is None else counters
         self._rule = rule
         self._aggregator = aggregator
         self._settings = settings
@@ -170,6 +178,10 @@ class LiveTraces:
             if rows is not None and rows.scores_B is not None:
                 score = float(rows.scores_B[row])
             trace.add_score(score)
+            if math.isfinite(score):
+                self._counters.score(score)
+            elif rows is None or rows.scores_B is not None:  # there is a scorer
+                self._counters.drop()
             if trace.capture and rows is not None and rows.hidden_BH is not None:
                 self._dtype = rows.dtype
                 trace.hidden.append(rows.hidden_BH[row].copy())

@@ -6,9 +6,11 @@ the scores of boundaries. What it keeps of a trace lives in `step_infer.live_tra
 """
 
 import dataclasses
+import json
 import sys
+import time
 from collections.abc import Iterable
-from math import nan
+from math import inf, nan
 from typing import Any
 
 from vllm.logger import init_logger
@@ -20,6 +22,7 @@ from vllm.v1.request import Request, RequestStatus
 from step_infer import compat, policy
 from step_infer.admission import held_back
 from step_infer.boundary import BoundaryRule
+from step_infer.counters import Counters
 from step_infer.errors import InputError
 from step_infer.live_traces import LiveTrace, LiveTraces
 from step_infer.reports import IMPLICIT_GROUP, Reports, child_of
@@ -53,7 +56,9 @@ class StepScheduler(AsyncScheduler):
             rule = BoundaryRule.from_dict(settings.boundary)
             aggregator = settings.aggregator or "mean"
         self.settings = settings
-        self.live = LiveTraces(rule, aggregator, settings)
+        self._sends_news = self.log_stats and compat.has_front_end(self.vllm_config)
+        self.counters = Counters(keep_scores=self._sends_news)
+        self.live = LiveTraces(rule, aggregator, settings, self.counters)
         self.reports = Reports(self.live.report)
         self.disabled = False
         self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
@@ -98,6 +103,8 @@ class StepScheduler(AsyncScheduler):
         if not hold:
             return super().schedule(*args, **kwargs)
         with held_back(compat.waiting_queues(self), self._competes) as self._num_held:
+            if self._num_held:
+                self.counters.hold()
             output = super().schedule(*args, **kwargs)
         self._num_held = 0
         return output
@@ -138,6 +145,8 @@ class StepScheduler(AsyncScheduler):
                 _attach(output, self.reports.end(output.request_id, report))
                 outputs.setdefault(client_index, EngineCoreOutputs()).outputs.append(output)
             self._pruned_outputs.clear()
+        if self.counters.changed:
+            self._tell(outputs)
         return outputs
 
     def finish_requests(
@@ -236,23 +245,50 @@ class StepScheduler(AsyncScheduler):
             trace_headers=request.trace_headers,
         )
         _attach(output, {**self.live.report(trace), "pruned": True})
+        self._pressed_groups.add(trace.group)  # type: ignore[arg-type]
+        tokens, free = request.num_computed_tokens, compat.free_blocks(self)
+        # Not self.finish_requests: the report ends when its output is sent, in its order.
+        super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
+        freed = compat.free_blocks(self) - free
+        self.counters.prune(tokens, freed)
         logger.debug(
-            "Pruned %s of group %s: score %.4f after %d steps, %d tokens.",
+            "step_prune request=%s group=%r score=%.4f steps=%d tokens=%d freed_kv_blocks=%d "
+            "free_kv_blocks=%d kept=%d",
             trace.request_id,
             trace.group,
             trace.score,
             trace.num_scored,
             trace.num_tokens,
+            freed,
+            free + freed,
+            self.live.kept[trace.group] - 1,  # type: ignore[index]
         )
-        self._pressed_groups.add(trace.group)  # type: ignore[arg-type]
-        # Not self.finish_requests: the report ends when its output is sent, in its order.
-        super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
         self.live.remove(trace.request_id, survived=False)
         self._pruned_outputs.append((request.client_index, output))
+
+    def _tell(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Send what is new to the front end's metrics, and sum it up in the log now and then."""
+        try:
+            news = self.counters.take_news()
+            for client_outputs in outputs.values() if self._sends_news else ():
+                if client_outputs.scheduler_stats is not None:
+                    compat.send_news(client_outputs.scheduler_stats, json.dumps(news))
+                    break
+            if (line := self.counters.summary(time.monotonic())) is not None:
+                logger.info(line)
+        except Exception:
+            logger.exception("Counting failed; scoring and pruning go on.")
+
+    def shutdown(self) -> None:
+        """Sum up what the log has not told yet, and end."""
+        if (line := self.counters.summary(inf)) is not None:
+            logger.info(line)
+        super().shutdown()
 
     def _disable(self, what: str) -> None:
         """After a failure of ours: say so once, forget all traces, leave vLLM alone from now on."""
         self.disabled = True
+        self.counters.disable()
         self.live.clear()
         self.reports.clear()
         self._pressed_groups.clear()

@@ -70,6 +70,16 @@ class Server:
             urllib.request.urlopen(f"{self.url}/metrics", timeout=30).read().decode().splitlines()
         )
 
+    def step_metrics(self) -> dict[str, float]:
+        """Return the adapter's metrics: sums over engines, and the histogram's series."""
+        values: dict[str, float] = {}
+        for line in self.metrics():
+            if line.startswith("step_"):
+                series, _, value = line.rpartition(" ")
+                for name in {series, series.partition("{")[0]}:
+                    values[name] = values.get(name, 0.0) + float(value)
+        return values
+
     def gauge(self, name: str) -> float:
         lines = [line for line in self.metrics() if line.startswith(f"vllm:{name}{{")]
         return sum(float(line.rpartition(" ")[2]) for line in lines)

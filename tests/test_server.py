@@ -211,3 +211,28 @@ def test_several_prompts_return_the_first_ones_scores(server):
     rule = read_card(SCORER).boundary_rule
     assert len(response.choices) == 2
     assert report(response)["positions"] == rule.positions(response.choices[0].token_ids)
+
+
+def test_metrics_stand_beside_vllms_own(server):
+    before = server.step_metrics()
+    assert before, "vLLM does not find our entry point: is this environment older than it?"
+    generated = server.gauge("generation_tokens_total")
+    response = server.chat("{}", n=12, max_tokens=1300)
+    choices = report(response)["choices"]
+    server.chat(None, max_tokens=50)  # a step later, the last one's news have come
+    after = server.step_metrics()
+    assert server.gauge("generation_tokens_total") > generated
+    grown = {name: after[name] - before[name] for name in after}
+    scores = [score for choice in choices for score in choice["scores"]]
+    assert grown["step_pruned_total"] == sum(choice["pruned"] for choice in choices) > 0
+    assert grown["step_scored_steps_total"] == grown["step_score_count"] == len(scores)
+    assert grown["step_score_sum"] == pytest.approx(sum(scores), abs=1e-3 * len(scores))
+    low = 'step_score_bucket{engine="0",le="0.5",model_name="demo"}'
+    assert grown[low] == sum(score <= 0.5 for score in scores)
+    lost = [len(c.token_ids) for c in response.choices if c.stop_reason == "pruned"]
+    assert grown["step_freed_tokens_total"] >= sum(lost)
+    assert (
+        0 < 32 * grown["step_freed_kv_blocks_total"] <= grown["step_freed_tokens_total"] + 32 * 12
+    )
+    assert after["step_dropped_scores_total"] == after["step_disabled"] == 0
+    assert "Step scoring: " in server.log.read_text()

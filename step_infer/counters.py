@@ -1,0 +1,124 @@
+"""What the scheduler counts: totals since its start, and what is new since it last told of them.
+
+Plain data, no vLLM import.
+"""
+
+import dataclasses
+from typing import Any
+
+SUMMARY_INTERVAL_S = 10.0
+BUCKETS = 10
+
+
+@dataclasses.dataclass(slots=True)
+class Totals:
+    """Totals of one scheduler."""
+
+    pruned: int = 0
+    """Traces stopped for their score."""
+    scored_steps: int = 0
+    """Finite step scores."""
+    dropped_scores: int = 0
+    """Step scores that were missing or not finite."""
+    freed_tokens: int = 0
+    """Tokens of pruned traces, prompt included, that were computed or in flight."""
+    freed_kv_blocks: int = 0
+    """KV blocks that pruning made free; blocks that other requests share stay in use."""
+    held_steps: int = 0
+    """Engine steps in which waiting traces were held back for lack of memory."""
+    disabled: int = 0
+    """1 once scoring and pruning are off after a failure."""
+
+
+class Counters:
+    """The totals, a histogram of step scores, and when the next summary line is due."""
+
+    def __init__(self, keep_scores: bool = False) -> None:
+        """`keep_scores`: keep each new score until `take_news`."""
+        self.totals = Totals()
+        self.histogram = [0] * BUCKETS
+        """Step scores by tenths of [0, 1]."""
+        self.score_sum = 0.0
+        self.changed = False
+        """Whether there is news that `take_news` has not returned yet."""
+        self._keep_scores = keep_scores
+        self._new_scores: list[float] = []
+        self._told = Totals()
+        self._summed_up = Totals()
+        self._summary_due_s = 0.0
+
+    def score(self, score: float) -> None:
+        """Count a finite step score in [0, 1]."""
+        self.changed = True
+        self.totals.scored_steps += 1
+        self.score_sum += score
+        self.histogram[min(int(score * BUCKETS), BUCKETS - 1)] += 1
+        if self._keep_scores:
+            self._new_scores.append(score)
+
+    def drop(self) -> None:
+        """Count a step score that was missing or not finite."""
+        self.changed = True
+        self.totals.dropped_scores += 1
+
+    def prune(self, tokens: int, kv_blocks: int) -> None:
+        """Count a pruned trace, and what it leaves free."""
+        self.changed = True
+        self.totals.pruned += 1
+        self.totals.freed_tokens += tokens
+        self.totals.freed_kv_blocks += kv_blocks
+
+    def hold(self) -> None:
+        """Count an engine step in which traces were held back."""
+        self.changed = True
+        self.totals.held_steps += 1
+
+    def disable(self) -> None:
+        """Note that scoring and pruning are off."""
+        self.changed = True
+        self.totals.disabled = 1
+
+    def take_news(self) -> dict[str, Any]:
+        """Return what each total grew by since the last call, and the new step scores."""
+        news: dict[str, Any] = _difference(self.totals, self._told)
+        if self._new_scores:
+            news["scores"] = [round(score, 4) for score in self._new_scores]
+            self._new_scores.clear()
+        self._told = dataclasses.replace(self.totals)
+        self.changed = False
+        return news
+
+    def summary(self, now_s: float) -> str | None:
+        """Return a line on all totals; None where nothing is new or the last line is too young.
+
+        Args:
+            now_s: seconds of `time.monotonic()`; infinity takes any age.
+        """
+        new = _difference(self.totals, self._summed_up) if now_s >= self._summary_due_s else None
+        if not new:
+            return None
+        self._summary_due_s = now_s + SUMMARY_INTERVAL_S
+        self._summed_up = dataclasses.replace(self.totals)
+        totals = self.totals
+        line = (
+            f"Step scoring: {totals.scored_steps:,} steps scored "
+            f"(+{new.get('scored_steps', 0):,}), {totals.pruned:,} traces pruned "
+            f"(+{new.get('pruned', 0):,}), which freed {totals.freed_tokens:,} tokens and "
+            f"{totals.freed_kv_blocks:,} KV blocks"
+        )
+        if totals.scored_steps:
+            line += f", mean step score {self.score_sum / totals.scored_steps:.2f}"
+        if totals.held_steps:
+            line += f", traces held back in {totals.held_steps:,} engine steps"
+        if totals.dropped_scores:
+            line += f", {totals.dropped_scores:,} scores dropped"
+        return line + ("; it is OFF after a failure." if totals.disabled else ".")
+
+
+def _difference(new: Totals, old: Totals) -> dict[str, int]:
+    """Return by how much each field grew, without those that did not."""
+    return {
+        field.name: grown
+        for field in dataclasses.fields(Totals)
+        if (grown := getattr(new, field.name) - getattr(old, field.name))
+    }
