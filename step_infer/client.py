@@ -37,6 +37,9 @@ _ENGINE_ENVIRONMENT = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     # FlashInfer's sampler is compiled at the first start, for minutes; vLLM's own is not.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # A forked engine waits for ever if this process has threads: torch has some as soon as it has
+    # read a scorer.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
 _METRICS = {
     "vllm:kv_cache_usage_perc": "kv_use",
