@@ -17,6 +17,7 @@ from step_infer.answers import extract_boxed
 from step_infer.boundary import BoundaryRule
 from step_infer.engine_guard import EngineGuard
 from step_infer.errors import InputError
+from step_infer.event_log import event_log_path
 from step_infer.grading import Grader
 from step_infer.identity import identify
 from step_infer.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer
@@ -104,6 +105,7 @@ class StepLLM:
         aggregator: str | None = None,
         capture: bool = False,
         confidence: bool = False,
+        event_log: str | Path | None = None,
         boundary: BoundaryRule | None = None,
         kv_budget_tokens: int | None = None,
         allow_mismatch: Collection[str] = (),
@@ -121,6 +123,7 @@ class StepLLM:
             aggregator: trace aggregator; None takes the scorer card's.
             capture: also return the hidden states at the boundaries (`Trace.hidden_SH`).
             confidence: also return the token confidence (`Trace.step_confidences`).
+            event_log: file that gets a JSON line for each trace that ends.
             boundary: boundary rule without a scorer; None is a blank line.
             kv_budget_tokens: size of the KV cache in tokens; None takes what memory gives.
             allow_mismatch: scorer card fields that may differ from the model.
@@ -137,6 +140,8 @@ class StepLLM:
         self.model = model
         self.identity = identity
         self.plain = plain or (scorer is None and not capture and not confidence)
+        if self.plain and event_log is not None:
+            raise InputError("Expected a scorer with event_log, found none: nothing is scored.")
         self.capture = capture
         self.tokenizer = load_tokenizer(model)
         self.rule = (
@@ -155,6 +160,7 @@ class StepLLM:
                     aggregator=aggregator,
                     capture=capture,
                     confidence=confidence,
+                    event_log=None if event_log is None else event_log_path(event_log),
                     boundary=self.rule.to_dict() if scorer is None else None,
                     allow_mismatch=tuple(allow_mismatch),
                 )

@@ -13,8 +13,10 @@ DESCRIPTION = (
     "vLLM engine per method. Interrupted? The same command goes on where it stopped. "
     '"step-eval merge DIR... --out DIR" joins runs that shared the questions (--shard); '
     '"step-eval report DIR" makes results.json and report.html again from the records; '
-    '"step-eval simulate --out DIR" predicts time and accuracy without an engine.'
+    '"step-eval simulate --out DIR" predicts time and accuracy without an engine; '
+    '"step-eval events FILE... --out FILE" draws the event log of a server or an engine.'
 )
+COMMANDS = [["events"], ["merge"], ["report"], ["run"], ["simulate"]]
 SIMULATE = (
     "Predict seconds, tokens, preemptions, pruned traces and accuracy of SC and STEP by simulating "
     "vLLM's scheduler, for every combination of the lists given, on recorded traces or on drawn "
@@ -44,6 +46,16 @@ class ReportConfig:
     """How traces vote; see step-eval --help."""
 
 
+@dataclass(frozen=True)
+class EventsConfig:
+    """What `step-eval events` can be told."""
+
+    logs: list[str] = field(default_factory=list)
+    """Event logs of one server or run; with data parallelism one for each engine."""
+    out: str = "events.html"
+    """HTML file to write."""
+
+
 def main() -> None:
     """Run `step-eval` on the process's arguments."""
     run(lambda: command(sys.argv[1:]))
@@ -61,7 +73,7 @@ def command(argv: Sequence[str]) -> None:
 
     argv = list(argv)
     console = Console(soft_wrap=True)
-    name = argv[0] if argv[:1] in (["merge"], ["report"], ["run"], ["simulate"]) else "run"
+    name = argv[0] if argv[:1] in COMMANDS else "run"
     if argv[:1] == [name]:
         argv = argv[1:]
     if name == "simulate":
@@ -71,6 +83,15 @@ def command(argv: Sequence[str]) -> None:
         from step_infer.simulate_run import simulate_all
 
         simulate_all(simulating, console)
+        return
+    if name == "events":
+        drawing = parse_config(
+            EventsConfig, _with_positionals(argv, "logs"), "step-eval events", DESCRIPTION
+        )
+        from step_infer.event_report import write_event_report
+
+        write_event_report(drawing.logs, drawing.out)
+        console.print(f"Report: {drawing.out}", highlight=False)
         return
     if name == "merge":
         from step_infer.eval_merge import merge
@@ -115,7 +136,7 @@ def _with_positionals(argv: list[str], option: str) -> list[str]:
     if count == 0:
         return argv
     values = argv[:count]
-    value = json.dumps(values) if option == "runs" else " ".join(values)
+    value = " ".join(values) if option == "run" else json.dumps(values)
     return [f"--{option}={value}", *argv[count:]]
 
 

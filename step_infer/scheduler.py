@@ -23,7 +23,8 @@ from step_infer import compat, policy
 from step_infer.admission import held_back
 from step_infer.boundary import BoundaryRule
 from step_infer.counters import Counters
-from step_infer.errors import InputError
+from step_infer.errors import InputError, logged_errors
+from step_infer.event_log import EventLog
 from step_infer.live_traces import LiveTrace, LiveTraces
 from step_infer.reports import IMPLICIT_GROUP, Reports, child_of
 from step_infer.row_scorer import ROWS_ATTRIBUTE, StepRows
@@ -44,6 +45,10 @@ class StepScheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        with logged_errors(logger):
+            self._start()
+
+    def _start(self) -> None:
         reason = compat.unsupported_features(self.vllm_config)
         if reason is not None:
             raise InputError(f"Expected an engine without {reason}, which step scoring refuses.")
@@ -61,6 +66,10 @@ class StepScheduler(AsyncScheduler):
         self.live = LiveTraces(rule, aggregator, settings, self.counters)
         self.reports = Reports(self.live.report)
         self.disabled = False
+        self.events: EventLog | None = None
+        if settings.event_log is not None:
+            rank = self.vllm_config.parallel_config.data_parallel_index
+            self.events = EventLog(settings.event_log, rank)
         self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
         self._pressed_groups: set[str] = set()
         self._num_held = 0
@@ -155,6 +164,9 @@ class StepScheduler(AsyncScheduler):
         """Finish requests from outside (aborts, errors, pruning) and forget their traces."""
         finished = super().finish_requests(request_ids, finished_status)
         for request in finished:
+            trace = self.live.traces.get(request.request_id)
+            if trace is not None and self.events is not None:
+                self.events.write("abort", trace, self.kv_cache_manager.usage)
             self.live.remove(request.request_id, survived=False)
             self.reports.abort(request.request_id)
         return finished
@@ -183,6 +195,9 @@ class StepScheduler(AsyncScheduler):
                     known = len(tokens) == 1
                     trace.confidence_sum += confidences.get(request_id, nan) if known else nan
                 if (reason := output.finish_reason) is not None:
+                    if self.events is not None:
+                        usage = self.kv_cache_manager.usage
+                        self.events.write("finish", trace, usage, reason=str(reason))
                     _attach(output, self.reports.end(request_id, live.report(trace)))
                     failed = reason in (FinishReason.ABORT, FinishReason.ERROR)
                     live.remove(request_id, survived=not failed)
@@ -251,6 +266,9 @@ class StepScheduler(AsyncScheduler):
         super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
         freed = compat.free_blocks(self) - free
         self.counters.prune(tokens, freed)
+        if self.events is not None:
+            usage = self.kv_cache_manager.usage
+            self.events.write("prune", trace, usage, freed_kv_blocks=freed)
         logger.debug(
             "step_prune request=%s group=%r score=%.4f steps=%d tokens=%d freed_kv_blocks=%d "
             "free_kv_blocks=%d kept=%d",
@@ -283,6 +301,8 @@ class StepScheduler(AsyncScheduler):
         """Sum up what the log has not told yet, and end."""
         if (line := self.counters.summary(inf)) is not None:
             logger.info(line)
+        if self.events is not None:
+            self.events.close()
         super().shutdown()
 
     def _disable(self, what: str) -> None:

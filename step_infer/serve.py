@@ -58,6 +58,7 @@ from step_infer.client import (
 )
 from step_infer.command import run
 from step_infer.errors import InputError
+from step_infer.event_log import event_log_path
 from step_infer.identity import identify
 from step_infer.scorer import load_scorer
 from step_infer.settings import CONFIG_KEY, StepSettings
@@ -128,6 +129,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "0 to 1 (default: %(default)s)",
     )
     add(
+        "--event-log",
+        metavar="FILE",
+        help="append a JSON line for each scored trace that ends; step-eval events draws it",
+    )
+    add(
         "--allow-mismatch",
         metavar="FIELD",
         action="append",
@@ -166,6 +172,7 @@ def _settings(own: argparse.Namespace) -> StepSettings:
         min_steps=own.min_steps,
         aggregator=own.aggregator,
         resume_free=own.resume_free,
+        event_log=None if own.event_log is None else event_log_path(own.event_log),
         allow_mismatch=tuple(own.allow_mismatch),
     )
 

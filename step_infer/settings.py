@@ -37,6 +37,8 @@ class StepSettings:
     """Return the hidden states at the boundaries of requests that ask for them (offline only)."""
     confidence: bool = False
     """Also report each trace's token confidence (see `step_infer.confidence`)."""
+    event_log: str | None = None
+    """File that gets a JSON line for each scored trace that ends (see `step_infer.event_log`)."""
     boundary: dict[str, Any] | None = None
     """Boundary rule (`BoundaryRule.to_dict`) where no scorer card gives one."""
     allow_mismatch: tuple[str, ...] = ()

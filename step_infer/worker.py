@@ -14,7 +14,7 @@ from vllm.platforms import current_platform
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from step_infer import compat
-from step_infer.errors import InputError
+from step_infer.errors import InputError, logged_errors
 from step_infer.identity import identify
 from step_infer.row_scorer import ROWS_ATTRIBUTE, FailedRows, PendingRows, RowScorer
 from step_infer.scorer import StepScorer, load_scorer
@@ -50,11 +50,14 @@ class StepWorker(PlatformWorker):
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then put the scorer in front of its `compute_logits`."""
-        reason = compat.unsupported_features(self.vllm_config)
-        if reason is not None:
-            raise InputError(f"Expected an engine without {reason}, which step scoring refuses.")
-        settings = StepSettings.from_additional_config(self.vllm_config.additional_config)
-        scorer = self._load_scorer(settings)
+        with logged_errors(logger, self.rank == 0):  # every rank has the same reason
+            reason = compat.unsupported_features(self.vllm_config)
+            if reason is not None:
+                raise InputError(
+                    f"Expected an engine without {reason}, which step scoring refuses."
+                )
+            settings = StepSettings.from_additional_config(self.vllm_config.additional_config)
+            scorer = self._load_scorer(settings)
         super().load_model(*args, **kwargs)
         if not (get_pp_group().is_last_rank and get_tp_group().is_first_rank):
             return  # only the rank whose output the engine reads needs to score

@@ -26,10 +26,11 @@ START_S = 240
 class Server:
     """A running step-serve and a client of it."""
 
-    def __init__(self, process: subprocess.Popen, port: int, log: Path) -> None:
+    def __init__(self, process: subprocess.Popen, port: int, directory: Path) -> None:
         self.process = process
         self.url = f"http://127.0.0.1:{port}"
-        self.log = log
+        self.log = directory / "log"
+        self.events = directory / "events.jsonl"
         self.client = openai.OpenAI(
             base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120
         )
@@ -91,12 +92,12 @@ def serve(directory: Path, kv_blocks: int, *flags: str) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    log = directory / "log"
     command = [sys.executable, "-m", "step_infer.serve", str(CHECKPOINT), "--scorer", str(SCORER)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"]
     command += ["--max-model-len", "1600", "--num-gpu-blocks-override", str(kv_blocks)]
     command += ["--max-num-seqs", "32", *flags]
-    with log.open("w") as file:
+    command += ["--event-log", str(directory / "events.jsonl")]
+    with (directory / "log").open("w") as file:
         process = subprocess.Popen(
             command,
             stdout=file,
@@ -106,7 +107,7 @@ def serve(directory: Path, kv_blocks: int, *flags: str) -> Iterator[Server]:
             start_new_session=True,
         )
     try:
-        running = Server(process, port, log)
+        running = Server(process, port, directory)
         running.wait()
         yield running
     finally:

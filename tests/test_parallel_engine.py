@@ -18,6 +18,7 @@ from server_harness import CHECKPOINT, QUESTION, SCORER, serve
 
 from step_infer.client import StepLLM
 from step_infer.direct_forward import DirectForward
+from step_infer.event_log import read_events
 from step_infer.sampling import Sampling
 from step_infer.scorer import load_scorer
 
@@ -131,9 +132,13 @@ def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkey
         for number in range(4):  # both engines step once more, and their last news come
             server.chat(None, max_tokens=20, seed=number)
         metrics = server.step_metrics()
+        logs = [server.events, server.events.with_suffix(".1.jsonl")]
+        events, _ = read_events(logs)
     pruned = [r.kv_transfer_params["step"]["pruned"] for r in responses]
     assert 0 < sum(pruned) < 12
     assert metrics["step_pruned_total"] == sum(pruned)
+    assert [e["event"] for e in events].count("prune") == sum(pruned)
+    assert {event["engine"] for event in events} == {0, 1}
     scored = [metrics[f'step_score_count{{engine="{n}",model_name="demo"}}'] for n in (0, 1)]
     assert min(scored) > 0
     steps = (response.kv_transfer_params["step"] for response in responses)

@@ -65,6 +65,7 @@ def test_an_external_launcher_is_refused_only_with_several_ranks():
 
 def test_the_worker_refuses_before_it_loads_the_model():
     worker = object.__new__(StepWorker)
+    worker.rank = 0
     worker.vllm_config = changed("parallel_config.enable_batch_sharded_sampling", True)
     with pytest.raises(InputError, match="without batch-sharded sampling"):
         worker.load_model()

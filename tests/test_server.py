@@ -13,6 +13,7 @@ import pytest
 from server_harness import PROMPT, QUESTION, SCORER, Server, serve
 
 from step_infer.aggregate import AGGREGATORS
+from step_infer.event_log import read_events
 from step_infer.scorer import read_card
 
 pytestmark = pytest.mark.engine
@@ -234,5 +235,11 @@ def test_metrics_stand_beside_vllms_own(server):
     assert (
         0 < 32 * grown["step_freed_kv_blocks_total"] <= grown["step_freed_tokens_total"] + 32 * 12
     )
+    parent = response.id
+    events = [event for event in read_events([server.events])[0] if parent in event["request"]]
+    assert sorted(event["score"] for event in events) == pytest.approx(
+        sorted(choice["score"] for choice in choices), abs=1e-4
+    )
+    assert sum(event["event"] == "prune" for event in events) == len(lost)
     assert after["step_dropped_scores_total"] == after["step_disabled"] == 0
     assert "Step scoring: " in server.log.read_text()

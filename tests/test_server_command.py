@@ -89,6 +89,13 @@ def test_the_users_additional_config_is_merged(flags):
     assert merged["step"]["scorer"] == str(SCORER)
 
 
+def test_the_event_log_is_named_by_its_whole_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert step_settings(command("--event_log", "e.jsonl"))["event_log"] == str(
+        tmp_path / "e.jsonl"
+    )
+
+
 def test_the_cpu_engine_gets_its_defaults():
     words = command()
     assert value_of(words, "--block-size") == "32"
@@ -128,6 +135,7 @@ def test_whole_prefills_fit_into_a_long_context():
         (["--min-keep", "many"], "invalid int value: 'many'"),
         (["--aggregator", "median"], "aggregator out of mean"),
         (["--resume-free", "2"], r"resume_free in \[0, 1\]"),
+        (["--event-log", "/nowhere/events.jsonl"], "a file to write events to at /nowhere/"),
     ],
 )
 def test_a_flag_that_cannot_be_is_refused(flags, message):

@@ -1,0 +1,151 @@
+"""The event log: one JSON line for each scored trace that ends, written by the scheduler.
+
+    {"time": 1764046000.123, "event": "prune", "request": "3_cmpl-1", "group": "q7", "score": 0.31,
+     "steps": 12, "tokens": 431, "kv_use": 0.97, "freed_kv_blocks": 14}
+
+`event` is "prune", "finish" (with `reason`: "stop", "length", …) or "abort" (by the client, or at a
+stop string). `time` is in seconds since 1970, `score` the trace score (null before the first step
+score), `steps` the number of its finite step scores, `tokens` of generated tokens, `kv_use` the
+part of the KV cache in use once the trace has gone, `group` null for a trace of its own.
+No vLLM import.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from step_infer.errors import InputError
+from step_infer.live_traces import LiveTrace
+
+logger = logging.getLogger("vllm.step_infer")
+
+EVENTS = ("prune", "finish", "abort")
+
+
+def event_log_path(path: Path | str) -> str:
+    """Return a log's absolute path, before an engine is started with it.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    log = EventLog(Path(path).resolve())
+    log.close()
+    return str(log.path)
+
+
+class EventLog:
+    """A file that lines are appended to; it never stops the engine."""
+
+    def __init__(self, path: Path | str, rank: int = 0) -> None:
+        """Open the file, or make it.
+
+        Args:
+            path: the file; its folder must be there.
+            rank: of this engine among data-parallel ones; those above 0 have files of their own,
+                NAME.RANK.SUFFIX.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        path = Path(path)
+        self.path = path if rank == 0 else path.with_suffix(f".{rank}{path.suffix}")
+        try:
+            # Without a buffer each line is one write, which several servers may append.
+            self._file: Any = self.path.open("ab", buffering=0)
+            self._at_line_start = self._ends_with_newline()
+        except OSError as error:
+            raise InputError(
+                f"Expected a file to write events to at {self.path}, found: {error.strerror}. "
+                "Hint: make its folder, or change its permissions."
+            ) from error
+
+    def write(self, event: str, trace: LiveTrace, kv_use: float, **more: Any) -> None:
+        """Append one event; the first failure is logged and ends the log."""
+        if self._file is None:
+            return
+        line = {
+            "time": round(time.time(), 3),
+            "event": event,
+            "request": trace.request_id,
+            "group": trace.group,
+            "score": None if trace.score is None else round(trace.score, 4),
+            "steps": trace.num_scored,
+            "tokens": trace.num_tokens,
+            "kv_use": round(kv_use, 4),
+            **more,
+        }
+        text = json.dumps(line, separators=(",", ":")) + "\n"
+        data = (text if self._at_line_start else "\n" + text).encode()
+        try:
+            if self._file.write(data) != len(data):
+                raise OSError("only a part of a line was written; is the disk full?")
+            self._at_line_start = True
+        except OSError as error:
+            logger.warning("The event log %s ends here: %s", self.path, error)
+            self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def _ends_with_newline(self) -> bool:
+        """Say whether the file is empty or its last line is whole, as it is not after a crash."""
+        if not self.path.is_file():
+            return True  # a pipe or a device
+        with self.path.open("rb") as file:
+            if file.seek(0, 2) == 0:
+                return True
+            file.seek(-1, 2)
+            return file.read(1) == b"\n"
+
+
+def read_events(paths: Iterable[Path | str]) -> tuple[list[dict[str, Any]], int]:
+    """Read event logs; return the events in the order of their times, and the lines left out.
+
+    Each event gets the number of its file as `engine`. A line that a crash or a full disk cut off
+    is left out.
+
+    Raises:
+        InputError: a file cannot be read, or holds no event.
+    """
+    events: list[dict[str, Any]] = []
+    left_out = 0
+    for engine, path in enumerate(paths):
+        before = len(events)
+        try:
+            with Path(path).open("rb") as file:
+                for line in file:
+                    event = _parse(line)
+                    if event is None:
+                        left_out += bool(line.strip())
+                    else:
+                        events.append({**event, "engine": engine})
+        except OSError as error:
+            raise InputError(
+                f"Expected an event log at {path}, found: {error.strerror}."
+            ) from error
+        if len(events) == before:
+            raise InputError(
+                f"Expected events in {path}, found none. Hint: step-serve --event-log FILE writes "
+                "them when scored requests end."
+            )
+    events.sort(key=lambda event: event["time"])
+    return events, left_out
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """Return a line's event; None where the line is not one."""
+    try:
+        event = json.loads(line)
+        numbers = [event[name] for name in ("time", "steps", "tokens", "kv_use")]
+        if event["score"] is not None:
+            numbers.append(event["score"])
+        good = event["event"] in EVENTS and all(isinstance(n, int | float) for n in numbers)
+        return event if good and {"request", "group"} <= event.keys() else None
+    except (ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,170 @@
+"""The event log that the scheduler writes, and the page that step-eval events makes of it."""
+
+import json
+
+import pytest
+from scheduler_harness import BOUNDARY, EOS, WORD, Engine, Script, check_empty, make_scheduler
+
+from step_infer.errors import InputError
+from step_infer.eval_command import command
+from step_infer.event_log import EventLog, read_events
+from step_infer.event_report import group_rows
+from step_infer.live_traces import LiveTrace
+from step_infer.scheduler import StepScheduler
+from step_infer.settings import RequestOptions, StepSettings
+
+STEP = (WORD, WORD, WORD, BOUNDARY)
+
+
+def script(name, group, steps=10):
+    options = {} if group is None else {"group": group}
+    return Script(name, (WORD,) * 3, (WORD + len(name), *STEP * steps, EOS), options=options)
+
+
+def trace(name="t", group="g", scores=(0.25, 0.75)):
+    made = LiveTrace(name, RequestOptions(group), StepSettings(scorer="x"), "mean")
+    made.num_tokens = 9
+    for score in scores:
+        made.add_score(score)
+    return made
+
+
+@pytest.fixture
+def engine(tmp_path):
+    """An engine that is short of memory, with its log."""
+    path = tmp_path / "events.jsonl"
+    engine = Engine(make_scheduler(StepScheduler, 40, event_log=str(path)))
+    for number in range(6):
+        engine.add(script(f"t{number}", "g"))
+    engine.add(script("alone", None, steps=2))
+    engine.add(Script("none", (WORD,) * 3, (*STEP, EOS)))
+    return engine
+
+
+def test_each_scored_trace_leaves_one_line_at_its_end(engine):
+    for _ in range(12):
+        engine.step()
+    engine.abort(["t5"])
+    engine.run()
+    scheduler = engine.scheduler
+    events, left_out = read_events([scheduler.events.path])
+    assert left_out == 0
+    assert sorted(event["request"] for event in events) == ["alone", *(f"t{n}" for n in range(6))]
+    for event in events:
+        name = event["request"]
+        assert event["group"] == (None if name == "alone" else "g")
+        assert 0 <= event["kv_use"] <= 1
+        if name == "t5":
+            assert event["event"] == "abort"
+            continue
+        report = engine.report(name)
+        assert event["score"] == pytest.approx(report["score"], abs=1e-4)
+        assert event["steps"] == sum(score is not None for score in report["scores"])
+        assert event["tokens"] == len(engine.tokens[name])
+        if engine.pruned(name):
+            assert event["event"] == "prune"
+            assert event["freed_kv_blocks"] > 0
+        else:
+            assert (event["event"], event["reason"]) == ("finish", "stop")
+    pruned = [event for event in events if event["event"] == "prune"]
+    assert len(pruned) == scheduler.counters.totals.pruned > 0
+    total = sum(event["freed_kv_blocks"] for event in pruned)
+    assert total == scheduler.counters.totals.freed_kv_blocks
+    check_empty(scheduler)
+
+
+def test_a_full_disk_ends_the_log_with_one_warning_and_nothing_else(caplog):
+    engine = Engine(make_scheduler(StepScheduler, 40, event_log="/dev/full"))
+    for number in range(6):
+        engine.add(script(f"t{number}", "g"))
+    engine.run()
+    assert not engine.scheduler.disabled
+    assert sum(map(engine.pruned, engine.ended)) > 1
+    warnings = [r for r in caplog.records if "The event log /dev/full ends here" in r.getMessage()]
+    assert len(warnings) == 1
+    assert "No space left" in warnings[0].getMessage()
+    engine.scheduler.shutdown()
+
+
+def test_a_log_goes_on_after_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "e.jsonl"
+    for _ in range(2):
+        log = EventLog(path)
+        log.write("finish", trace(), 0.5, reason="stop")
+        log.close()
+    path.write_bytes(path.read_bytes()[:-20])
+    log = EventLog(path)
+    log.write("prune", trace("u", None, ()), 0.5, freed_kv_blocks=3)
+    log.write("prune", trace("v"), 0.5, freed_kv_blocks=3)
+    log.close()
+    events, left_out = read_events([path])
+    assert [event["request"] for event in events] == ["t", "u", "v"]
+    assert left_out == 1
+    assert events[1]["score"] is None
+
+
+def test_each_data_parallel_engine_has_a_file_of_its_own(tmp_path):
+    for rank in range(3):
+        log = EventLog(tmp_path / "e.jsonl", rank)
+        log.write("finish", trace(f"r{rank}"), 0.5)
+        log.close()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["e.1.jsonl", "e.2.jsonl", "e.jsonl"]
+
+
+def test_a_log_that_cannot_be_written_stops_the_start(tmp_path):
+    with pytest.raises(InputError, match="Expected a file to write events to at .*nowhere.*Hint"):
+        make_scheduler(StepScheduler, 40, event_log=str(tmp_path / "nowhere" / "e.jsonl"))
+
+
+def test_groups_are_told_apart_and_counted():
+    base = {"time": 1.0, "steps": 1, "tokens": 5, "kv_use": 0.5}
+    events = [
+        {**base, "event": "finish", "request": "a", "group": "g", "score": 0.8},
+        {**base, "event": "finish", "request": "b", "group": "h", "score": 0.6},
+        {**base, "event": "prune", "request": "c", "group": "h", "score": 0.2},
+        {**base, "event": "prune", "request": "d", "group": "h", "score": 0.4},
+        {**base, "event": "abort", "request": "e", "group": None, "score": None},
+    ]
+    first, *others = group_rows(events)
+    assert (first["name"], first["traces"], first["prune"], first["finish"]) == ("h", 3, 2, 1)
+    assert first["pruned_score"] == pytest.approx(0.3)
+    assert first["finished_score"] == 0.6
+    assert [row["name"] for row in others] == ["g", "no group"]
+    assert others[1]["finished_score"] is None
+
+
+def test_step_eval_events_draws_a_log(engine, tmp_path, capsys):
+    engine.run()
+    log, out = engine.scheduler.events.path, tmp_path / "page" / "events.html"
+    with log.open("a") as file:
+        file.write('{"time": 1, "event": "prune"}\nhalf a li')
+    command(["events", str(log), "--out", str(out)])
+    assert str(out) in capsys.readouterr().out.replace("\n", "")
+    page = out.read_text()
+    pruned = engine.scheduler.counters.totals.pruned
+    assert f"pruned: {pruned}" in page
+    assert f"finished: {7 - pruned}" in page
+    assert "What became of 7 scored traces" in page
+    assert "Left out: 2 lines" in page
+    assert page.count("<svg") == 4
+    assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "Expected an event log at .*, found: No such file"),
+        ("", "Expected events in .*, found none"),
+        ('{"event": "prune"}\n[]\n7\n"x"\n', "Expected events in .*, found none"),
+        (json.dumps({"event": "prune", "time": "now"}), "Expected events in .*, found none"),
+    ],
+)
+def test_a_file_without_events_is_refused(tmp_path, text, message):
+    path = tmp_path / "e.jsonl"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        command(["events", str(path), "--out", str(tmp_path / "out.html")])
+    with pytest.raises(InputError, match="Expected an event log, found none"):
+        command(["events"])
