@@ -27,17 +27,13 @@ from typing import Any
 import torch
 
 from step_infer.boundary import BoundaryRule
-from step_infer.card import ScorerCard
 from step_infer.client import StepLLM
-from step_infer.files import atomic_write, read_json
-from step_infer.identity import identify
+from step_infer.files import atomic_write
 from step_infer.manifest import package_versions
 from step_infer.sampling import Sampling
-from step_infer.scorer import StepScorer, save_scorer
+from step_infer.shapes import NO_WEIGHTS, read_shape, write_model, write_scorer
 from step_infer.trace import TracePlan
 
-HERE = Path(__file__).parent
-TOKENIZER = HERE.parent / "checkpoints" / "ledger-5m"
 PROMPT_TOKENS = 32
 BOUNDARY_EVERY = 20
 ENGINES = ("plain", "scoring")
@@ -61,7 +57,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, required=True, help="JSON lines, one a run")
-    add("--config", type=Path, default=HERE / "qwen3_8b.json", help="config.json of the shape")
+    add("--shape", default="qwen3-8b", help="name of a shape, or a config.json")
     add("--sequences", type=int, nargs="+", default=[64, 256])
     add("--runners", type=int, nargs="+", default=[0, 1], help="0: vLLM's V1 runner, 1: its V2")
     add("--tokens", type=int, default=1024, help="generated tokens of a sequence")
@@ -76,7 +72,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 def _missing(arguments: argparse.Namespace, runner: int) -> list[tuple[int, int, str]]:
     """Return the runs to be made in their order: repeat, sequences, engine."""
-    shape = read_json(arguments.config)
+    shape = read_shape(arguments.shape)
     done = {
         (run["repeat"], run["sequences"], run["engine"])
         for run in _read(arguments.out)
@@ -93,34 +89,22 @@ def _missing(arguments: argparse.Namespace, runner: int) -> list[tuple[int, int,
 
 def _model(folder: Path, shape: dict[str, Any]) -> Path:
     """Write a model folder without weights, and a random scorer of its size; return the scorer."""
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((TOKENIZER / name).read_bytes())
-    (folder / "config.json").write_text(json.dumps(shape))
-    model = identify(str(folder))
+    write_model(folder, shape)
     ids = frozenset(range(BOUNDARY_EVERY - 1, shape["vocab_size"], BOUNDARY_EVERY))
-    card = ScorerCard(
-        base_model=str(folder),
-        model_config_hash=model.config_hash,
-        tokenizer_hash=model.tokenizer_hash,
-        hidden_size=model.hidden_size,
-        boundary=BoundaryRule("blank_line", ids, None, pattern="\n\n").to_dict(),
-    )
-    torch.manual_seed(0)
+    rule = BoundaryRule("blank_line", ids, None, pattern="\n\n")
     scorer = folder / "scorer" / "scorer.safetensors"
-    scorer.parent.mkdir()
-    save_scorer(scorer, StepScorer(card.state_size, card.width), card)
+    write_scorer(scorer, folder, str(folder), rule)
     return scorer
 
 
 def _run_both(arguments: argparse.Namespace) -> None:
     """Start both engines in this process and make the missing runs in turn."""
-    shape = read_json(arguments.config)
+    shape = read_shape(arguments.shape)
     context = PROMPT_TOKENS + arguments.tokens
     most = max(arguments.sequences)
     per_token = 4 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"]
     options = {
-        "load_format": "dummy",
-        "skip_tokenizer_init": True,  # then no token ends a sequence
+        **NO_WEIGHTS,
         "max_model_len": context,
         "max_num_seqs": most,
         # A block more for each sequence, and a tenth to spare: nobody may wait or be pruned.

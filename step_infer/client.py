@@ -110,6 +110,7 @@ class StepLLM:
         kv_budget_tokens: int | None = None,
         allow_mismatch: Collection[str] = (),
         plain: bool = False,
+        replay: bool = False,
         **engine_args: Any,
     ) -> None:
         """Check the model and the scorer, then start the engine.
@@ -128,6 +129,8 @@ class StepLLM:
             kv_budget_tokens: size of the KV cache in tokens; None takes what memory gives.
             allow_mismatch: scorer card fields that may differ from the model.
             plain: start stock vLLM, without the adapter; the baseline of comparisons.
+            replay: take the signals of traces from their orders (`TracePlan.replay`), not from the
+                model; for measuring time.
             engine_args: passed on to `vllm.LLM`.
 
         Raises:
@@ -161,6 +164,7 @@ class StepLLM:
                     capture=capture,
                     confidence=confidence,
                     event_log=None if event_log is None else event_log_path(event_log),
+                    replay=replay,
                     boundary=self.rule.to_dict() if scorer is None else None,
                     allow_mismatch=tuple(allow_mismatch),
                 )
@@ -366,7 +370,10 @@ class StepLLM:
         sampling = order.sampling
         extra_args = None
         if not self.plain:
-            extra_args = {CONFIG_KEY: {"group": order.group, "capture": self.capture}}
+            options: dict[str, Any] = {"group": order.group, "capture": self.capture}
+            if order.replay is not None:
+                options["replay"] = order.replay
+            extra_args = {CONFIG_KEY: options}
         params = SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,

@@ -15,6 +15,8 @@ import numpy as np
 from step_infer.aggregate import RunningScore
 from step_infer.boundary import BoundaryRule
 from step_infer.counters import Counters
+from step_infer.errors import InputError
+from step_infer.recorded_steps import RecordedSteps
 from step_infer.row_scorer import StepRows
 from step_infer.settings import RequestOptions, StepSettings
 
@@ -36,6 +38,7 @@ class LiveTrace:
         "num_tokens",
         "positions",
         "prune",
+        "recorded",
         "request_id",
         "scores",
         "thinking",
@@ -52,6 +55,11 @@ class LiveTrace:
         self.aggregator = options.aggregator or aggregator
         self._score = RunningScore(self.aggregator)
         self.capture = options.capture and settings.capture
+        self.recorded: RecordedSteps | None = None
+        if options.replay is not None:
+            if not settings.replay:
+                raise InputError("Expected step option replay with the engine setting replay only.")
+            self.recorded = RecordedSteps.from_option(options.replay)
         self.num_tokens = 0
         self.thinking = True
         self.positions: list[int] = []
@@ -107,7 +115,7 @@ class LiveTraces:
         ends = set() if rule.think_end_id is None else {rule.think_end_id}
         self.marks: Container[int] = rule.token_ids | ends
         """Token ids that `see_tokens` must see; of others it is enough to count them."""
-        if rule.kind == "stride":
+        if rule.kind == "stride" or settings.replay:
             self.marks = range(sys.maxsize)  # every token
         self._live: dict[str, int] = {}
         self.traces: dict[str, LiveTrace] = {}
@@ -146,6 +154,10 @@ class LiveTraces:
         """Note a trace's newly sampled tokens, and whether the newest one ends a step."""
         self.pending.pop(trace.request_id, None)
         trace.num_tokens += len(token_ids)
+        if trace.recorded is not None:
+            if trace.recorded.ends_step(trace.num_tokens - 1):
+                self.pending[trace.request_id] = trace
+            return
         if not trace.thinking:
             return
         if self._rule.think_end_id is not None and self._rule.think_end_id in token_ids:
@@ -177,6 +189,8 @@ class LiveTraces:
             score = math.nan
             if rows is not None and rows.scores_B is not None:
                 score = float(rows.scores_B[row])
+            if trace.recorded is not None:
+                score = trace.recorded.score(trace.num_tokens - 1)
             trace.add_score(score)
             if math.isfinite(score):
                 self._counters.score(score)

@@ -96,7 +96,11 @@ class StepScheduler(AsyncScheduler):
         child = child_of(request.request_id)
         if options.group is None and child is not None:
             options = dataclasses.replace(options, group=IMPLICIT_GROUP + child[1])
-        self.live.add(request.request_id, options)
+        try:
+            self.live.add(request.request_id, options)
+        except InputError as error:  # recorded signals that cannot be used
+            logger.warning("Request %s is not scored. %.300s", request.request_id, error)
+            return
         self.reports.add(self.live.traces[request.request_id], bool(params.stop))
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -193,7 +197,10 @@ class StepScheduler(AsyncScheduler):
                 if confidences is not None and tokens:
                     # One row speaks for one token; of tokens that vLLM discards there is no output.
                     known = len(tokens) == 1
-                    trace.confidence_sum += confidences.get(request_id, nan) if known else nan
+                    confidence = confidences.get(request_id, nan) if known else nan
+                    if trace.recorded is not None:
+                        confidence = trace.recorded.confidence(trace.num_tokens - 1)
+                    trace.confidence_sum += confidence
                 if (reason := output.finish_reason) is not None:
                     if self.events is not None:
                         usage = self.kv_cache_manager.usage

@@ -39,6 +39,9 @@ class StepSettings:
     """Also report each trace's token confidence (see `step_infer.confidence`)."""
     event_log: str | None = None
     """File that gets a JSON line for each scored trace that ends (see `step_infer.event_log`)."""
+    replay: bool = False
+    """Take boundaries, scores and confidences from requests that bring recorded ones
+    (`step-eval replay`): for measuring time, where the text means nothing."""
     boundary: dict[str, Any] | None = None
     """Boundary rule (`BoundaryRule.to_dict`) where no scorer card gives one."""
     allow_mismatch: tuple[str, ...] = ()
@@ -120,6 +123,8 @@ class RequestOptions:
     min_steps: int | None = None
     aggregator: str | None = None
     capture: bool = False
+    replay: dict[str, Any] | None = None
+    """Recorded signals (`RecordedSteps`), for an engine with the setting replay."""
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> "RequestOptions | None":
@@ -159,6 +164,8 @@ class RequestOptions:
             )
         if options.capture and as_text:  # over HTTP options are texts, and states are not JSON
             raise InputError("Expected step option capture in offline requests only.")
+        if options.replay is not None and as_text:
+            raise InputError("Expected step option replay in offline requests only.")
         for name in ("min_keep", "min_steps"):
             number = getattr(options, name)
             good = number is None or _whole(number, 1)

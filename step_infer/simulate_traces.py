@@ -4,6 +4,7 @@ Reads the tables and shards by their file contract (checkpoints/README.md): this
 import the package that writes them, and needs a few columns only.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from step_infer.eval_records import QuestionRecord, TraceRecord
 from step_infer.eval_results import KIND as EVAL_KIND
 from step_infer.eval_results import read_run
 from step_infer.manifest import read_manifest
+from step_infer.recorded_table import pool_trace, read_table
 from step_infer.scorer import StepScorer, load_scorer
 from step_infer.simulate_world import PoolQuestion, PoolTrace, World
 
@@ -30,6 +32,9 @@ _COLUMNS = [
     "is_correct",
     "boundary_positions",
     "step_scores",
+    "step_confidences",
+    "mean_token_confidence",
+    "ground_truth",
     "row_start",
     "num_steps",
 ]
@@ -39,13 +44,21 @@ def read_world(path: Path | str, scorer: Path | str | None = None) -> World:
     """Read recorded traces, and score their steps where a scorer is given.
 
     Args:
-        path: a directory of step-collect; or one of step-eval, whose traces of the method sc are
-            taken (their boundaries are recorded, their states are not).
+        path: a directory of step-collect; one of step-eval, whose traces of the method sc are
+            taken (their boundaries are recorded, their states are not); or a Parquet file of
+            `recorded_table`.
         scorer: scorer file for the stored hidden states; None takes recorded step scores, if any.
 
     Raises:
         InputError: the directory or the scorer cannot be used.
     """
+    if Path(path).is_file():
+        if scorer is not None:
+            raise InputError(
+                f"Expected a directory of step-collect for --scorer, found the file {path}, "
+                "which holds no hidden states."
+            )
+        return read_table(path)
     manifest = read_manifest(path)
     if manifest.get("kind") == EVAL_KIND:
         if scorer is not None:
@@ -60,24 +73,20 @@ def read_world(path: Path | str, scorer: Path | str | None = None) -> World:
             "Hint: make them with step-collect."
         )
     net, card = load_scorer(scorer) if scorer is not None else (None, None)
-    by_question: dict[str, list[tuple[int, int, PoolTrace]]] = {}
+    by_question: dict[str, list[tuple[dict[str, Any], PoolTrace]]] = {}
     for part in manifest["parts"]:
         for row in _rows(Path(path), part, net, card):
-            trace = PoolTrace(
-                len(row["token_ids"]),
-                tuple(row["boundary_positions"]),
-                "right" if row["is_correct"] else row["extracted_answer"],
-                bool(row["is_correct"]),
-                row["finish_reason"] == "length",
-                tuple(row["step_scores"] or ()),
-                np.array(row["token_ids"], dtype=np.int64),
-            )
-            item = (row["trace_id"], len(row["prompt_token_ids"]), trace)
-            by_question.setdefault(row["question_id"], []).append(item)
+            row["num_tokens"] = len(row["token_ids"])
+            text_T = np.array(row["token_ids"], dtype=np.int64)
+            trace = dataclasses.replace(pool_trace(row), text=text_T)
+            by_question.setdefault(row["question_id"], []).append((row, trace))
     questions = []
     for question_id, items in by_question.items():
-        items.sort(key=lambda item: item[0])
-        questions.append(PoolQuestion(question_id, items[0][1], tuple(i[2] for i in items)))
+        items.sort(key=lambda item: item[0]["trace_id"])
+        first = items[0][0]
+        traces = tuple(trace for _, trace in items)
+        prompt_tokens = len(first["prompt_token_ids"])
+        questions.append(PoolQuestion(question_id, prompt_tokens, traces, first["ground_truth"]))
     about = f"recorded traces of {path}: {len(questions)} questions"
     if scorer is not None:
         about += f", scored by {scorer}"
@@ -142,6 +151,7 @@ def eval_world(path: Path | str) -> World:
             question_id,
             group[0].prompt_tokens,
             tuple(trace for record in group for trace in record_traces(record)),
+            group[0].truth,
         )
         for question_id, group in by_id.items()
     )

@@ -34,6 +34,10 @@ class PoolTrace:
     text: np.ndarray | None = None
     """Numbers [T] that are equal where two traces of the question wrote the same tokens up to
     there; None where that is not known."""
+    confidences: tuple[float | None, ...] = ()
+    """Mean token confidence up to and with each boundary [S], or empty where not recorded."""
+    confidence: float | None = None
+    """Mean token confidence of the whole trace."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class PoolQuestion:
     question_id: str
     prompt_tokens: int
     traces: tuple[PoolTrace, ...]
+    truth: str | None = None
+    """The right answer, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,12 @@ class World:
     def scored(self) -> bool:
         """Whether the traces carry step scores."""
         return any(trace.scores for question in self.questions for trace in question.traces)
+
+    @property
+    def mean_response_tokens(self) -> float:
+        """Mean over traces of generated tokens."""
+        lengths = [trace.tokens for question in self.questions for trace in question.traces]
+        return sum(lengths) / len(lengths)
 
     @property
     def mean_tokens(self) -> float:
@@ -94,6 +106,7 @@ def _scaled(trace: PoolTrace, factor: float) -> PoolTrace:
         positions=tuple(last),
         text=None if trace.text is None else trace.text[_places(tokens, factor, trace.tokens)],
         scores=tuple(trace.scores[index] for index in last.values()) if trace.scores else (),
+        confidences=tuple(trace.confidences[i] for i in last.values()) if trace.confidences else (),
     )
 
 

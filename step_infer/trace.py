@@ -1,7 +1,7 @@
 """One sampled response, and the order for one."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from step_infer.sampling import Sampling
 
@@ -22,6 +22,8 @@ class TracePlan:
     sampling: Sampling
     group: str | None = None
     """Traces of one group compete with each other when memory is short; None is not prunable."""
+    replay: dict[str, Any] | None = None
+    """Recorded signals that stand for the engine's own (`step_infer.recorded_steps`)."""
 
 
 @dataclass

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from step_infer.shapes import read_shape
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "adapter_cost.py"
 
@@ -41,12 +43,12 @@ def test_the_loss_compares_the_runs_of_one_repeat():
 @pytest.mark.engine
 @pytest.mark.slow
 def test_a_tiny_shape_runs_and_what_is_done_is_not_done_again(tmp_path):
-    shape = json.loads((ROOT / "benchmarks" / "qwen3_8b.json").read_text())
+    shape = read_shape("qwen3-8b")
     shape |= {"hidden_size": 64, "head_dim": 32, "intermediate_size": 128, "vocab_size": 128}
     shape |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
     (tmp_path / "tiny.json").write_text(json.dumps(shape))
     out = tmp_path / "cost.jsonl"
-    command = [sys.executable, str(SCRIPT), "--out", str(out), "--config"]
+    command = [sys.executable, str(SCRIPT), "--out", str(out), "--shape"]
     command += [str(tmp_path / "tiny.json"), "--runners", "0", "--sequences", "4"]
     command += ["--tokens", "64", "--repeats", "2"]
 
