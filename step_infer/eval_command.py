@@ -1,4 +1,4 @@
-"""The command line of `step-eval`: run, merge, report, simulate."""
+"""The command line of `step-eval`: run, merge, report, simulate, replay, record."""
 
 import sys
 from collections.abc import Sequence
@@ -17,11 +17,37 @@ DESCRIPTION = (
     '"step-eval events FILE... --out FILE" draws the event log of a server or an engine.'
 )
 COMMANDS = [["events"], ["merge"], ["report"], ["run"], ["simulate"]]
+    '"step-eval replay --traces FILE --out DIR" measures time at real size without weights, on '
+    'recorded traces that "step-eval record --traces DIR --out FILE" keeps without their text.'
+)
+COMMANDS = ("run", "merge", "report", "simulate", "replay", "record")
 SIMULATE = (
     "Predict seconds, tokens, preemptions, pruned traces and accuracy of SC and STEP by simulating "
     "vLLM's scheduler, for every combination of the lists given, on recorded traces or on drawn "
     "ones; and the AUROC that a scorer needs before pruning pays."
 )
+REPLAY = (
+    "Run recorded traces on real engines in the shape of a real model, with random weights: "
+    "length, boundaries, scores and answers are the recorded ones, time, preemptions and pruning "
+    "are the engine's. Interrupted? The same command goes on where it stopped."
+)
+RECORD = "Keep recorded traces without their text in one small Parquet file."
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What `step-eval record` can be told."""
+
+    traces: str
+    """Directory of step-collect, or of step-eval with the method sc."""
+    out: str
+    """Parquet file to write."""
+    scorer: str | None = None
+    """Scorer file for the hidden states stored with --traces; without it, recorded step scores are
+    kept."""
+    aggregator: str | None = None
+    """Trace aggregator that the scores are meant for: mean, last, min or ema; none given, the
+    scorer card's."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +100,7 @@ def command(argv: Sequence[str]) -> None:
     argv = list(argv)
     console = Console(soft_wrap=True)
     name = argv[0] if argv[:1] in COMMANDS else "run"
+    name = argv[0] if argv and argv[0] in COMMANDS else "run"
     if argv[:1] == [name]:
         argv = argv[1:]
     if name == "simulate":
@@ -92,6 +119,13 @@ def command(argv: Sequence[str]) -> None:
 
         write_event_report(drawing.logs, drawing.out)
         console.print(f"Report: {drawing.out}", highlight=False)
+    if name == "record":
+        recording = parse_config(RecordConfig, argv, "step-eval record", RECORD)
+        from step_infer.recorded_table import record
+
+        console.print(
+            record(recording.traces, recording.out, recording.scorer, recording.aggregator)
+        )
         return
     if name == "merge":
         from step_infer.eval_merge import merge
@@ -101,6 +135,14 @@ def command(argv: Sequence[str]) -> None:
         )
         results = merge(merging.runs, merging.out, merging.vote)
         out = merging.out
+    elif name == "replay":
+        from step_infer.replay_config import ReplayConfig
+
+        replaying = parse_config(ReplayConfig, argv, "step-eval replay", REPLAY)
+        from step_infer.replay import replay
+
+        results = replay(replaying, console)
+        out = replaying.out
     elif name == "report":
         from step_infer.eval_results import write_results
 

@@ -62,6 +62,9 @@ class EvalConfig(QuestionOptions):
     """Fields of the scorer card that may differ from the model."""
     shard: str = "0/1"
     """Take part I of K of the questions, written I/K with I from 0; join with step-eval merge."""
+    turns: str | None = None
+    """Lock file for runs that share a device: their engines start together, then each question has
+    the device to itself."""
     kv_series_questions: int = 3
     """Questions of the file whose KV use over time is kept for the report."""
     sample_seconds: float = 0.05

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from step_infer.eval_budget import Budget, fraction_budget
 from step_infer.eval_config import EvalConfig
-from step_infer.eval_inputs import load_inputs
+from step_infer.eval_inputs import EvalInputs, load_inputs
 from step_infer.eval_manifest import earlier_manifest, make_manifest
 from step_infer.eval_measure import measure
 from step_infer.eval_methods import METHODS
@@ -21,6 +21,7 @@ from step_infer.progress import TraceProgress
 from step_infer.questions import Question
 from step_infer.sampling import Sampling
 from step_infer.trace import TracePlan
+from step_infer.turns import turn
 
 if TYPE_CHECKING:
     from step_infer.client import StepLLM
@@ -36,6 +37,7 @@ class Evaluation:
         config: EvalConfig,
         start_engine: "Callable[..., StepLLM] | None" = None,
         console: Console | None = None,
+        inputs: EvalInputs | None = None,
     ) -> None:
         """Read and check all inputs; no engine starts here.
 
@@ -43,6 +45,7 @@ class Evaluation:
             config: the settings.
             start_engine: makes an engine, called like `StepLLM`; None is `StepLLM`.
             console: where notes go; None is standard output.
+            inputs: what the settings name, if it has been read already.
 
         Raises:
             InputError: an input cannot be used.
@@ -50,7 +53,7 @@ class Evaluation:
         self.config = config
         self.console = console or Console(soft_wrap=True)
         self._start_engine = start_engine
-        self.inputs = load_inputs(config, self.console.print)
+        self.inputs = inputs or load_inputs(config, self.console.print)
         self.store = RecordStore(config.out)
 
     def run(self) -> dict[str, Any]:
@@ -129,27 +132,31 @@ class Evaluation:
         method = METHODS[name]
         shown = {question.id for question in self.inputs.questions[: config.kv_series_questions]}
         vote_by = vote_name(name, config.vote)
+        with turn(config.turns, alone=False):
+            engine = self._engine(method.engine_options(config), budget.tokens)
         with (
-            self._engine(method.engine_options(config), budget.tokens) as llm,
+            engine as llm,
             TraceProgress(
                 len(missing) * config.num_traces, label=f"{method.label} traces"
             ) as progress,
         ):
-            self._warm_up(llm)
+            with turn(config.turns, alone=False):
+                self._warm_up(llm)
             for repeat, question in missing:
-                record = measure(
-                    llm,
-                    name,
-                    repeat,
-                    question,
-                    self._plans(llm, question, repeat),
-                    grader,
-                    sample_seconds=config.sample_seconds,
-                    keep_series=repeat == 0 and question.id in shown,
-                    keep_text=config.keep_text,
-                    on_trace=lambda trace: progress.finished(len(trace.token_ids)),
-                    on_step=progress.step,
-                )
+                with turn(config.turns, alone=True):
+                    record = measure(
+                        llm,
+                        name,
+                        repeat,
+                        question,
+                        self._plans(llm, question, repeat),
+                        grader,
+                        sample_seconds=config.sample_seconds,
+                        keep_series=repeat == 0 and question.id in shown,
+                        keep_text=config.keep_text,
+                        on_trace=lambda trace: progress.finished(len(trace.token_ids)),
+                        on_step=progress.step,
+                    )
                 self.store.append(record)
                 progress.question(outcome(record, vote_by).right)
 

@@ -5,9 +5,11 @@ What a replay needs of a trace: its length, boundaries, step scores, confidences
 traces table can be read as well.
 """
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
+from step_infer.aggregate import AGGREGATORS
 from step_infer.errors import InputError
 from step_infer.files import atomic_path
 from step_infer.simulate_world import PoolQuestion, PoolTrace, World
@@ -72,6 +74,32 @@ def write_table(path: Path | str, world: World) -> None:
     )
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
+
+
+def record(
+    traces: Path | str,
+    out: Path | str,
+    scorer: Path | str | None = None,
+    aggregator: str | None = None,
+) -> str:
+    """Write recorded traces to one file, and say in a line what it holds.
+
+    Raises:
+        InputError: the traces or the scorer cannot be used, or there is no such aggregator.
+    """
+    from step_infer.simulate_traces import read_world
+
+    if aggregator is not None and aggregator not in AGGREGATORS:
+        raise InputError(
+            f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {aggregator!r}."
+        )
+    world = read_world(traces, scorer)
+    write_table(out, dataclasses.replace(world, aggregator=aggregator or world.aggregator))
+    count = sum(len(question.traces) for question in world.questions)
+    return (
+        f"{out}: {count:,} traces of {len(world.questions)} questions, "
+        f"{'with' if world.scored else 'without'} step scores"
+    )
 
 
 def read_table(path: Path | str) -> World:

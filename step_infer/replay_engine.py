@@ -1,0 +1,185 @@
+"""An engine whose traces go as recorded ones went: a `StepLLM` on a model without weights.
+
+Length, boundaries, scores, confidences and answer of a trace are the recorded ones; its tokens are
+noise. What the engine does in which time is its own.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from step_infer.sampling import Sampling
+from step_infer.settings import AdapterConfig
+from step_infer.simulate_world import PoolQuestion, PoolTrace, World, pick
+from step_infer.trace import Trace, TracePlan
+
+if TYPE_CHECKING:
+    from step_infer.client import EngineStats, StepLLM
+
+_WARM_UP_PROMPT = 32
+
+
+class ReplayEngine:
+    """What an evaluation uses of a `StepLLM`, on recorded traces."""
+
+    def __init__(self, llm: "StepLLM", world: World, vocabulary: int, first_seed: int) -> None:
+        """Take over a running engine.
+
+        Args:
+            llm: the engine, started with `replay`, or a plain one.
+            world: the recorded traces, scaled.
+            vocabulary: tokens of the model's vocabulary.
+            first_seed: seed of the first repeat; each further repeat has the next.
+        """
+        self._llm = llm
+        self._questions = {question.question_id: question for question in world.questions}
+        self._vocabulary = vocabulary
+        self._first_seed = first_seed
+        self._chosen: dict[tuple[str, int], tuple[PoolTrace, int]] = {}
+        self.kv_capacity_tokens = llm.kv_capacity_tokens
+
+    def __enter__(self) -> "ReplayEngine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._llm.close()
+
+    def stats(self) -> "EngineStats":
+        """Return vLLM's own counters as of the last step."""
+        return self._llm.stats()
+
+    def plan(
+        self,
+        question_id: str,
+        question: str,
+        n: int,
+        sampling: Sampling,
+        seed: int,
+        system: str,
+        first_trace_id: int = 0,
+    ) -> list[TracePlan]:
+        """Return the orders for `n` recorded traces of a question, or for noise without a record.
+
+        The traces sample without seeds of their own, whose generators would cost time.
+        """
+        from step_infer.client import trace_seed
+
+        numbers = range(first_trace_id, first_trace_id + n)
+        found = self._questions.get(question_id)
+        if found is None:
+            prompt = self._prompt(question_id, _WARM_UP_PROMPT)
+            return [TracePlan(question_id, i, prompt, None, sampling) for i in numbers]
+        prompt = self._prompt(question_id, found.prompt_tokens)
+        key = [self._first_seed, zlib.crc32(question_id.encode())]
+        chosen = pick(found, first_trace_id + n, seed - self._first_seed, key)
+        plans = []
+        for number in numbers:
+            trace = found.traces[chosen[number]]
+            self._chosen[question_id, number] = trace, trace_seed(seed, question_id, number)
+            length = dataclasses.replace(sampling, max_tokens=trace.tokens)
+            plans.append(
+                TracePlan(question_id, number, prompt, None, length, question_id, signals(trace))
+            )
+        return plans
+
+    def _prompt(self, question_id: str, tokens: int) -> tuple[int, ...]:
+        """Return a prompt of its own for a question: no two share a block of the prefix cache."""
+        return tuple(
+            zlib.crc32(f"{question_id}/{number}".encode()) % self._vocabulary
+            for number in range(tokens)
+        )
+
+    def stream(
+        self,
+        plans: Sequence[TracePlan],
+        max_in_flight: int,
+        on_step: Callable[[], None] | None = None,
+    ) -> Iterator[Trace]:
+        """Let the engine generate, and yield each trace as it was recorded, when it ends.
+
+        Raises:
+            RuntimeError: a trace came out with another length, or with other scores.
+        """
+        for trace in self._llm.stream(plans, max_in_flight, on_step):
+            chosen = self._chosen.get((trace.question_id, trace.trace_id))
+            yield trace if chosen is None else self._recorded(trace, *chosen)
+
+    def _recorded(self, trace: Trace, recorded: PoolTrace, seed: int) -> Trace:
+        count = len(trace.boundary_positions)
+        own: dict[str, Any] = {}
+        if self._llm.plain:
+            own["boundary_positions"] = list(recorded.positions)
+        elif recorded.scores and tuple(trace.boundary_positions) != recorded.positions[:count]:
+            raise RuntimeError(f"Trace {trace.trace_id} had other boundaries than the recorded.")
+        ended = trace.finish_reason in ("stop", "length")
+        if ended:
+            if len(trace.token_ids) != recorded.tokens:
+                raise RuntimeError(
+                    f"Trace {trace.trace_id} of {trace.question_id} had {len(trace.token_ids)} "
+                    f"tokens where {recorded.tokens} were recorded."
+                )
+            if not self._llm.plain and recorded.scores and count != len(recorded.positions):
+                raise RuntimeError(f"Trace {trace.trace_id} missed recorded boundaries.")
+            own["finish_reason"] = "length" if recorded.cut else "stop"
+        return dataclasses.replace(
+            trace,
+            seed=seed,
+            # One number a trace in the place of noise: the same under every method.
+            token_ids=[trace.trace_id] * len(trace.token_ids),
+            text="",
+            answer=recorded.answer if ended else None,
+            **own,
+        )
+
+
+def signals(trace: PoolTrace) -> dict[str, Any] | None:
+    """Return a recorded trace's signals as the scheduler takes them; None without scores.
+
+    Confidences are recorded as means from the first token on; each step's own follows from two.
+    """
+    if not trace.scores and not trace.confidences:
+        return None
+    found: dict[str, Any] = {
+        "positions": list(trace.positions),
+        "scores": list(trace.scores) or [None] * len(trace.positions),
+    }
+    if trace.confidences:
+        ends = [(0, 0.0)] + [
+            (position + 1, None if mean is None else mean * (position + 1))
+            for position, mean in zip(trace.positions, trace.confidences, strict=True)
+        ]
+        whole = None if trace.confidence is None else trace.confidence * trace.tokens
+        ends.append((trace.tokens, whole))
+        steps = [
+            None if before is None or after is None else (after - before) / (end - start)
+            for (start, before), (end, after) in pairwise(ends)
+        ]
+        found["confidences"], found["tail_confidence"] = steps[:-1], steps[-1]
+    return found
+
+
+def as_answered(question: PoolQuestion) -> PoolQuestion:
+    """Return a question whose right traces answer with the truth, in its own words."""
+    traces = tuple(
+        dataclasses.replace(trace, answer=question.truth) if trace.right else trace
+        for trace in question.traces
+    )
+    return dataclasses.replace(question, traces=traces)
+
+
+def starter(world: World, vocabulary: int, first_seed: int) -> Callable[..., Any]:
+    """Return what starts an engine on recorded traces, called like `StepLLM`."""
+
+    def start(model: str, **options: Any) -> ReplayEngine:
+        from step_infer.client import StepLLM
+
+        if options.get("plain"):
+            # The same key as the other engines', whose compiled model it can then use.
+            options["additional_config"] = AdapterConfig({})
+        else:
+            options["replay"] = True
+        return ReplayEngine(StepLLM(model, **options), world, vocabulary, first_seed)
+
+    return start

@@ -1,0 +1,37 @@
+"""Engines that share a device take turns: one answers a question while the others stand still."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from step_infer.errors import InputError
+
+
+@contextmanager
+def turn(path: Path | str | None, alone: bool) -> Iterator[None]:
+    """Hold a lock file, alone or together with others that do not ask to be alone.
+
+    Args:
+        path: the file, made where it is missing; None waits for nobody.
+        alone: True to measure; False to start an engine, which several may do at once.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    if path is None:
+        yield
+        return
+    try:
+        file = Path(path).open("a")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise InputError(
+            f"Expected a writable lock file at {path}, found: {error.strerror}."
+        ) from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        try:
+            yield
+        finally:
+            # By word: an engine process that was forked meanwhile holds the file open as well.
+            fcntl.flock(file, fcntl.LOCK_UN)
