@@ -40,7 +40,9 @@ class ReplayInputs(EvalInputs):
 
     def settings(self) -> dict[str, Any]:
         """Return everything that must agree when a run goes on, flat and JSON-ready."""
-        return super().settings() | self.decided
+        settings = super().settings() | self.decided
+        settings.pop("scorer_sha256", None)  # the file is written anew for each run
+        return settings
 
 
 def read_traces(config: ReplayConfig) -> tuple[World, float]:
@@ -119,7 +121,11 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, World]:
         None if scorer is None else read_card(scorer),
         sum(prompts) / len(prompts),
         world.mean_response_tokens,
-        {"replay.shape": config_hash(shape), "replay.factor": factor},
+        {
+            "replay.shape": config_hash(shape),
+            "replay.factor": factor,
+            "replay.scorer": config.scorer and sha256_file(config.scorer),
+        },
     )
     return inputs, world
 
