@@ -31,7 +31,7 @@ from step_infer.client import StepLLM
 from step_infer.files import atomic_write
 from step_infer.manifest import package_versions
 from step_infer.sampling import Sampling
-from step_infer.shapes import NO_WEIGHTS, read_shape, write_model, write_scorer
+from step_infer.shapes import NO_WEIGHTS, kv_bytes_per_token, read_shape, write_model, write_scorer
 from step_infer.trace import TracePlan
 
 PROMPT_TOKENS = 32
@@ -102,7 +102,7 @@ def _run_both(arguments: argparse.Namespace) -> None:
     shape = read_shape(arguments.shape)
     context = PROMPT_TOKENS + arguments.tokens
     most = max(arguments.sequences)
-    per_token = 4 * shape["num_hidden_layers"] * shape["num_key_value_heads"] * shape["head_dim"]
+    per_token = kv_bytes_per_token(shape)
     options = {
         **NO_WEIGHTS,
         "max_model_len": context,

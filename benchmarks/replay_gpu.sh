@@ -9,14 +9,41 @@
 #   OUT=runs/replay SECONDS_EACH=150 benchmarks/replay_gpu.sh
 #
 # The engines of a set, one a method, start side by side and then take turns (--turns): while a question
-# is measured, the others stand still. After SECONDS_EACH from the first answer no further question
-# begins; what has begun ends.
+# is measured, the others stand still. Each set has SECONDS_EACH, the start of its engines included.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/replay} PYTHON=${PYTHON:-python3} SETS=${SETS:-hmmt25 demo}
-METHODS=${METHODS:-sc step random deepconf-low} QUESTIONS=${QUESTIONS:-8} SECONDS_EACH=${SECONDS_EACH:-150}
-SHAPE=${SHAPE:-qwen3-8b} N=${N:-64} KV_BUDGET=${KV_BUDGET:-0.25}
-TRACES=${TRACES:-benchmarks/recorded/ledger.parquet} START_SECONDS=${START_SECONDS:-300}
+METHODS=${METHODS:-sc step} QUESTIONS=${QUESTIONS:-8} SECONDS_EACH=${SECONDS_EACH:-280}
+SHAPE=${SHAPE:-qwen3-8b} N=${N:-64} KV_BUDGET=${KV_BUDGET:-0.25} ENGINE=${ENGINE:-}
+TRACES=${TRACES:-benchmarks/recorded/ledger.parquet}
 read -ra methods <<<"$METHODS"
+read -ra engine <<<"$ENGINE"
 share=$(awk "BEGIN { print 0.9 / ${#methods[@]} }")
 stage() { echo "== $(date +%T) $*"; }
+mkdir -p "$OUT"
+
+for set in $SETS; do
+    stage "$set: ${#methods[@]} engines"
+    scale=()
+    [[ $set == hmmt25 ]] && scale=(--mean-tokens 1870)
+    pids=() done=()
+    for method in "${methods[@]}"; do
+        timeout -k 10 "$SECONDS_EACH" "$PYTHON" -m step_infer.eval_command replay --methods "$method" \
+            --traces "$TRACES" --shape "$SHAPE" --num-traces "$N" --kv-budget "$KV_BUDGET" \
+            --limit "$QUESTIONS" "${scale[@]}" --turns "$OUT/turns.lock" --out "$OUT/$set-$method" \
+            --engine.gpu_memory_utilization "$share" "${engine[@]}" \
+            >>"$OUT/$set-$method.log" 2>&1 &
+        pids+=($!)
+    done
+    for pid in "${pids[@]}"; do wait "$pid" || true; done
+    for method in "${methods[@]}"; do
+        if [[ -s $OUT/$set-$method/records/$method-r0.jsonl ]]; then
+            done+=("$OUT/$set-$method")
+        else
+            echo "$method has no result; see $OUT/$set-$method.log"
+        fi
+    done
+    [[ ${#done[@]} -eq 0 ]] && continue
+    stage "$set: results"
+    "$PYTHON" -m step_infer.eval_command merge "${done[@]}" --out "$OUT/$set"
+done

@@ -145,7 +145,5 @@ def replay(config: ReplayConfig, console: Console | None = None) -> dict[str, An
         f"{config.shape} with random weights: time is real, text is not.",
         highlight=False,
     )
-    shape = read_shape(config.shape)
-    vocabulary = int((shape.get("text_config") or shape)["vocab_size"])
-    start = starter(world, vocabulary, config.seed)
+    start = starter(read_shape(config.shape), world, config.seed)
     return Evaluation(inputs.config, start, console, inputs).run()

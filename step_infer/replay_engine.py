@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from step_infer.sampling import Sampling
 from step_infer.settings import AdapterConfig
+from step_infer.shapes import kv_bytes_per_token
 from step_infer.simulate_world import PoolQuestion, PoolTrace, World, pick
 from step_infer.trace import Trace, TracePlan
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from step_infer.client import EngineStats, StepLLM
 
 _WARM_UP_PROMPT = 32
+_KV_ROOM = 1.1
+"""Memory for the KV cache over that of its budget: whole blocks, and vLLM's own."""
 
 
 class ReplayEngine:
@@ -169,12 +172,19 @@ def as_answered(question: PoolQuestion) -> PoolQuestion:
     return dataclasses.replace(question, traces=traces)
 
 
-def starter(world: World, vocabulary: int, first_seed: int) -> Callable[..., Any]:
+def starter(shape: dict[str, Any], world: World, first_seed: int) -> Callable[..., Any]:
     """Return what starts an engine on recorded traces, called like `StepLLM`."""
+    vocabulary = int((shape.get("text_config") or shape)["vocab_size"])
+    bytes_per_token = kv_bytes_per_token(shape)
 
     def start(model: str, **options: Any) -> ReplayEngine:
         from step_infer.client import StepLLM
 
+        tokens = options.get("kv_budget_tokens")
+        if tokens is not None and bytes_per_token is not None:
+            # Without it, vLLM measures free memory while other engines start beside it.
+            room = int(_KV_ROOM * tokens * bytes_per_token)
+            options.setdefault("kv_cache_memory_bytes", room)
         if options.get("plain"):
             # The same key as the other engines', whose compiled model it can then use.
             options["additional_config"] = AdapterConfig({})

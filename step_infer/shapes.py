@@ -50,6 +50,21 @@ def read_shape(name: str | Path) -> dict[str, Any]:
     return {**shape, "eos_token_id": None}
 
 
+def kv_bytes_per_token(shape: dict[str, Any]) -> int | None:
+    """Return the bytes of KV cache that a token takes; None where the shape does not tell.
+
+    Of models with one key and one value vector per KV head and layer, in the model's own format.
+    """
+    found = shape.get("text_config") or shape
+    try:
+        heads = found["num_attention_heads"]
+        width = found.get("head_dim") or found["hidden_size"] // heads
+        values = 2 * found["num_hidden_layers"] * found.get("num_key_value_heads", heads) * width
+        return int(values) * (4 if found.get("dtype") == "float32" else 2)
+    except KeyError:
+        return None
+
+
 def write_model(folder: Path | str, shape: dict[str, Any]) -> None:
     """Write what an engine reads of a model without weights: configuration and a tokenizer.
 

@@ -1,11 +1,14 @@
 """Engines that share a device take turns: one answers a question while the others stand still."""
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from step_infer.errors import InputError
+
+_PAUSE_S = 0.05
 
 
 @contextmanager
@@ -35,3 +38,5 @@ def turn(path: Path | str | None, alone: bool) -> Iterator[None]:
         finally:
             # By word: an engine process that was forked meanwhile holds the file open as well.
             fcntl.flock(file, fcntl.LOCK_UN)
+    if alone:
+        time.sleep(_PAUSE_S)  # else the others, who wait, would seldom come first
