@@ -14,13 +14,11 @@ DESCRIPTION = (
     '"step-eval merge DIR... --out DIR" joins runs that shared the questions (--shard); '
     '"step-eval report DIR" makes results.json and report.html again from the records; '
     '"step-eval simulate --out DIR" predicts time and accuracy without an engine; '
-    '"step-eval events FILE... --out FILE" draws the event log of a server or an engine.'
-)
-COMMANDS = [["events"], ["merge"], ["report"], ["run"], ["simulate"]]
+    '"step-eval events FILE... --out FILE" draws the event log of a server or an engine; '
     '"step-eval replay --traces FILE --out DIR" measures time at real size without weights, on '
     'recorded traces that "step-eval record --traces DIR --out FILE" keeps without their text.'
 )
-COMMANDS = ("run", "merge", "report", "simulate", "replay", "record")
+COMMANDS = ("run", "events", "merge", "report", "simulate", "replay", "record")
 SIMULATE = (
     "Predict seconds, tokens, preemptions, pruned traces and accuracy of SC and STEP by simulating "
     "vLLM's scheduler, for every combination of the lists given, on recorded traces or on drawn "
@@ -99,7 +97,6 @@ def command(argv: Sequence[str]) -> None:
 
     argv = list(argv)
     console = Console(soft_wrap=True)
-    name = argv[0] if argv[:1] in COMMANDS else "run"
     name = argv[0] if argv and argv[0] in COMMANDS else "run"
     if argv[:1] == [name]:
         argv = argv[1:]
@@ -119,6 +116,7 @@ def command(argv: Sequence[str]) -> None:
 
         write_event_report(drawing.logs, drawing.out)
         console.print(f"Report: {drawing.out}", highlight=False)
+        return
     if name == "record":
         recording = parse_config(RecordConfig, argv, "step-eval record", RECORD)
         from step_infer.recorded_table import record
