@@ -209,6 +209,20 @@ def test_growth_of_a_long_prefill_that_is_alone_is_not_underrated():
     engine_.run()
 
 
+def check_disabled_once(engine_, caplog, cause):
+    """Check that scoring is off and that the log says so once, with the error that caused it."""
+    assert engine_.scheduler.disabled
+    assert engine_.scheduler.counters.totals.disabled == 1
+    (record,) = [r for r in caplog.records if "off from now on" in r.getMessage()]
+    assert record.levelname == "ERROR"
+    assert (cause in record.exc_text) if cause else not record.exc_info
+    # Nobody who asks later is scored or stopped.
+    engine_.add(trace("later", "g"))
+    assert not engine_.scheduler.live.traces
+    engine_.run()
+    assert engine_.tokens.pop("later") == engine_.runner.scripts.pop("later").generated()
+
+
 def test_a_score_that_raises_switches_scoring_off_and_generation_goes_on(caplog):
     engine_ = engine(60)
     scripts = [trace(f"t{n}", "g") for n in range(6)]
@@ -222,7 +236,7 @@ def test_a_score_that_raises_switches_scoring_off_and_generation_goes_on(caplog)
 
     engine_.scheduler.live.take_scores = broken
     engine_.run()
-    assert engine_.scheduler.disabled
+    check_disabled_once(engine_, caplog, "RuntimeError: broken")
     for script in scripts:
         assert engine_.tokens[script.name] == script.generated()
         assert engine_.ended[script.name].finish_reason == FinishReason.STOP
@@ -240,23 +254,21 @@ def test_scoring_that_fails_in_the_worker_stops_pruning_too(caplog):
     assert not any(map(engine_.pruned, engine_.runner.scripts))
     while engine_.busy:
         engine_.step(rows_failed=True)
-    assert engine_.scheduler.disabled
+    check_disabled_once(engine_, caplog, None)
     assert engine_.preemptions > 0
     for name, script in engine_.runner.scripts.items():
         assert engine_.tokens[name] == script.generated()
         assert engine_.ended[name].kv_transfer_params is None
     assert not engine_.scheduler.live.traces
-    off = [r for r in caplog.records if "off from now on" in r.getMessage()]
-    assert [record.levelname for record in off] == ["ERROR"], "said once"
 
 
-def test_a_policy_that_raises_switches_pruning_off_and_vllm_preempts(monkeypatch):
+def test_a_policy_that_raises_switches_pruning_off_and_vllm_preempts(monkeypatch, caplog):
     engine_ = engine(40)
     monkeypatch.setattr("step_infer.policy.pick_victim", lambda *args: 1 / 0)
     for n in range(6):
         engine_.add(trace(f"t{n}", "g"))
     engine_.run()
-    assert engine_.scheduler.disabled
+    check_disabled_once(engine_, caplog, "ZeroDivisionError")
     assert engine_.preemptions > 0
     for name, script in engine_.runner.scripts.items():
         assert engine_.tokens[name] == script.generated()

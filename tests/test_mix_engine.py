@@ -1,0 +1,116 @@
+"""Twenty questions at once in a real engine that is short of memory; then its scoring fails."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from server_harness import CHECKPOINT, PROMPT, SCORER
+
+from step_infer.event_log import read_events
+
+pytestmark = pytest.mark.engine
+
+QUESTIONS, TRACES, MIN_KEEP = 20, 4, 2
+
+
+def prompts():
+    random_ = random.Random(0)
+    for _ in range(QUESTIONS):
+        numbers = (str(random_.randint(100, 999)) for _ in range(13))
+        yield PROMPT.format("+".join(numbers) + " mod 1000 = ?")
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    """An engine with a log of its events and of its preemptions."""
+    from vllm import LLM
+
+    log = tmp_path_factory.mktemp("mix") / "events.jsonl"
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # to break the worker
+        llm = LLM(
+            str(CHECKPOINT),
+            scheduler_cls="watched_scheduler.WatchedScheduler",
+            worker_cls="step_infer.worker.StepWorker",
+            additional_config={"step": {"scorer": str(SCORER), "event_log": str(log)}},
+            enforce_eager=True,
+            block_size=32,
+            kv_cache_memory_bytes=2**29,
+            num_gpu_blocks_override=49,  # 1,536 tokens
+            max_model_len=512,
+            max_num_batched_tokens=512,
+            max_num_seqs=32,
+            disable_log_stats=False,
+        )
+        yield llm, log
+        llm.llm_engine.engine_core.shutdown()
+
+
+def ask(llm, questions, max_tokens=300):
+    """Sample traces of questions, all at once; return the requests, question by question."""
+    from vllm import SamplingParams
+
+    texts, params = [], []
+    for number, prompt in questions:
+        options = {"step": {"group": f"q{number}", "min_keep": MIN_KEEP}}
+        texts += [prompt] * TRACES
+        params += [
+            SamplingParams(temperature=1.0, max_tokens=max_tokens, extra_args=options)
+        ] * TRACES
+    return llm.generate(texts, params, use_tqdm=False)
+
+
+def watched(log):
+    return [json.loads(line) for line in Path(f"{log}.watched").read_text().splitlines()]
+
+
+def test_each_question_keeps_its_traces_and_nothing_that_could_be_pruned_is_preempted(engine):
+    llm, log = engine
+    requests = ask(llm, list(enumerate(prompts())))
+    marks = [request.kv_transfer_params["step"]["pruned"] for request in requests]
+    assert sum(marks) > QUESTIONS, "memory was not short: the test shows nothing"
+    for number in range(QUESTIONS):
+        assert sum(marks[number * TRACES : (number + 1) * TRACES]) <= TRACES - MIN_KEEP
+    preempted = [line for line in watched(log) if "preempted" in line]
+    assert [line for line in preempted if line["instead_of"] is not None] == []
+    events, _ = read_events([log])
+    kept = Counter(event["group"] for event in events if event["event"] == "finish")
+    assert min(kept.values()) >= MIN_KEEP
+    assert sum(kept.values()) == len(marks) - sum(marks)
+
+
+def test_no_question_ends_later_than_one_by_one_in_engine_steps(engine):
+    llm, log = engine
+    ends = []
+    for rounds in ([list(enumerate(prompts()))], [[pair] for pair in enumerate(prompts())]):
+        before = [line["step"] for line in watched(log) if "ended" in line]
+        for questions in rounds:
+            ask(llm, questions, 150)
+        steps = [line["step"] for line in watched(log) if "ended" in line][len(before) :]
+        assert len(steps) == QUESTIONS * TRACES
+        # The last of a question's traces is the last of four, one by one; at once it is not later.
+        ends.append([step - max(before, default=0) for step in steps[TRACES - 1 :: TRACES]])
+    assert all(at_once <= one_by_one for at_once, one_by_one in zip(*ends, strict=True))
+    assert ends[0][-1] < ends[1][-1] / 2
+
+
+def broken(worker):
+    def fail(hidden):
+        raise RuntimeError("broken on purpose")
+
+    worker.row_scorer._scorer = fail
+
+
+def test_scoring_that_fails_in_the_worker_stops_pruning_and_nothing_else(engine):
+    llm, log = engine
+    questions = list(enumerate(prompts()))[:3]
+    before = read_events([log])[0]
+    assert all(request.kv_transfer_params for request in ask(llm, questions, 60))
+    llm.collective_rpc(broken)
+    for _ in range(2):
+        requests = ask(llm, questions)
+        assert {request.outputs[0].finish_reason for request in requests} <= {"length", "stop"}
+        assert [request.kv_transfer_params for request in requests] == [None] * len(requests)
+    assert len(read_events([log])[0]) == len(before) + len(questions) * TRACES
