@@ -6,7 +6,10 @@
 # Makes OUT/SET/results.json and OUT/SET/report.html. Started again, it goes on where it stopped; each
 # question is on disk as soon as it is answered, so that a run that is cut keeps what was measured.
 #
-#   OUT=runs/replay SECONDS_EACH=150 benchmarks/replay_gpu.sh
+#   OUT=runs/replay SECONDS_EACH=280 benchmarks/replay_gpu.sh
+#
+# Foreseen by step-eval simulate at 4.5 ms a step: a question of hmmt25 takes 30 s with SC and 14 to 17 s with
+# a method that prunes, one of demo 14 s and 7 to 8 s.
 #
 # The engines of a set, one a method, start side by side and then take turns (--turns): while a question
 # is measured, the others stand still. Each set has SECONDS_EACH, the start of its engines included.
@@ -16,6 +19,7 @@ OUT=${OUT:-runs/replay} PYTHON=${PYTHON:-python3} SETS=${SETS:-hmmt25 demo}
 METHODS=${METHODS:-sc step} QUESTIONS=${QUESTIONS:-8} SECONDS_EACH=${SECONDS_EACH:-280}
 SHAPE=${SHAPE:-qwen3-8b} N=${N:-64} KV_BUDGET=${KV_BUDGET:-0.25} ENGINE=${ENGINE:-}
 TRACES=${TRACES:-benchmarks/recorded/ledger.parquet}
+CONTEXT=${CONTEXT:-4096} # the same in both sets, so that the second finds the model compiled
 read -ra methods <<<"$METHODS"
 read -ra engine <<<"$ENGINE"
 share=$(awk "BEGIN { print 0.9 / ${#methods[@]} }")
@@ -31,7 +35,8 @@ for set in $SETS; do
         timeout -k 10 "$SECONDS_EACH" "$PYTHON" -m step_infer.eval_command replay --methods "$method" \
             --traces "$TRACES" --shape "$SHAPE" --num-traces "$N" --kv-budget "$KV_BUDGET" \
             --limit "$QUESTIONS" "${scale[@]}" --turns "$OUT/turns.lock" --out "$OUT/$set-$method" \
-            --engine.gpu_memory_utilization "$share" "${engine[@]}" \
+            --engine.gpu_memory_utilization "$share" --engine.max_model_len "$CONTEXT" \
+            "${engine[@]}" \
             >>"$OUT/$set-$method.log" 2>&1 &
         pids+=($!)
     done

@@ -22,7 +22,7 @@ from step_infer.questions import Question, QuestionSet
 from step_infer.replay_config import ReplayConfig
 from step_infer.replay_engine import as_answered, starter
 from step_infer.scorer import read_card
-from step_infer.shapes import NO_WEIGHTS, read_shape, write_model, write_scorer
+from step_infer.shapes import NO_WEIGHTS, model_folder, read_shape, write_model, write_scorer
 from step_infer.simulate_traces import read_world
 from step_infer.simulate_world import World
 
@@ -89,13 +89,13 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, World]:
             f"Expected traces of at most {limit} tokens with their prompt, found {longest}. "
             "Hint: lower --scale or --mean-tokens."
         )
-    out = Path(config.out)
-    model = out / "model"
+    model = model_folder(shape)
     write_model(model, shape)
     aggregator = config.aggregator or world.aggregator or "mean"
     scorer = None
     if world.scored:
-        scorer = out / "scorer" / "scorer.safetensors"
+        size = sha256_file(config.scorer)[:16] if config.scorer else "random"
+        scorer = model.parent / f"{size}-{aggregator}.safetensors"
         write_scorer(scorer, model, config.shape, _ANY_STEP, aggregator, config.scorer)
     engine = {
         **NO_WEIGHTS,

@@ -4,6 +4,7 @@ A shape is the `config.json` of a Hugging Face model. Engines read it with `load
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from step_infer.boundary import BoundaryRule
 from step_infer.card import ScorerCard
 from step_infer.errors import InputError
 from step_infer.files import atomic_write, read_json
-from step_infer.identity import identify
+from step_infer.identity import config_hash, identify
 from step_infer.scorer import StepScorer, load_scorer, save_scorer
 
 FOLDER = Path(__file__).parent / "shapes"
@@ -48,6 +49,15 @@ def read_shape(name: str | Path) -> dict[str, Any]:
     if not isinstance(shape, dict) or not isinstance(shape.get("hidden_size"), int):
         raise InputError(f"Expected a model configuration with hidden_size in {path}, found none.")
     return {**shape, "eos_token_id": None}
+
+
+def model_folder(shape: dict[str, Any]) -> Path:
+    """Return the folder of a shape in the user's cache.
+
+    One place for all runs: the path is part of the key by which vLLM finds a compiled model again.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "step_infer" / "shapes" / config_hash(shape)[:16] / "model"
 
 
 def kv_bytes_per_token(shape: dict[str, Any]) -> int | None:

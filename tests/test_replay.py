@@ -17,11 +17,23 @@ from step_infer.replay import prepare, read_traces
 from step_infer.replay_config import ReplayConfig
 from step_infer.replay_engine import signals
 from step_infer.scorer import load_scorer
-from step_infer.shapes import read_shape, shape_names, write_model, write_scorer
+from step_infer.shapes import (
+    kv_bytes_per_token,
+    read_shape,
+    shape_names,
+    write_model,
+    write_scorer,
+)
 from step_infer.simulate_world import PoolQuestion, PoolTrace, World
 
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "benchmarks" / "recorded" / "ledger.parquet"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory, monkeypatch):
+    """Keep the shapes' folders out of the user's cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def config(out, **changes):
@@ -41,6 +53,12 @@ def test_the_shapes_have_the_sizes_of_the_models_they_are_named_for():
         words = found.vocab_size * found.hidden_size * (1 if found.tie_word_embeddings else 2)
         sizes[name] = round((found.num_hidden_layers * layer + words) / 1e9, 1)
     assert sizes == {"qwen3-4b": 4.0, "qwen3-8b": 8.2, "phi-4-15b": 14.7}
+
+
+def test_the_memory_of_a_token_follows_from_the_shape():
+    found = {name: kv_bytes_per_token(read_shape(name)) for name in shape_names()}
+    assert found == {"qwen3-4b": 147_456, "qwen3-8b": 147_456, "phi-4-15b": 204_800}
+    assert kv_bytes_per_token({"hidden_size": 64}) is None
 
 
 def test_a_model_without_weights_can_be_identified_and_has_a_scorer_of_its_width(tmp_path):
@@ -168,3 +186,4 @@ def test_a_directory_of_another_command_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text(json.dumps({"schema_version": 1, "kind": "traces"}))
     options = ("--traces", RECORDED, "--out", tmp_path)
     assert "another command's" in refused(*options)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []

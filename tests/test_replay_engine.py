@@ -1,5 +1,6 @@
 """A replay on real engines: lengths, scores and victims as foreseen; killed and resumed."""
 
+import os
 import subprocess
 import sys
 import time
@@ -30,7 +31,11 @@ def run(tmp_path_factory):
     options += ["--traces", RECORDED, "--out", out, "--limit", QUESTIONS, "--kv-budget", "0.4"]
     options += ["--num-traces", NUM_TRACES, "--methods", "sc,step"]
     command = [sys.executable, "-m", "step_infer.eval_command", "replay", *map(str, options)]
-    killed = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    cache = str(tmp_path_factory.getbasetemp() / "cache")
+    environment = {**os.environ, "XDG_CACHE_HOME": cache}
+    killed = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     first = out / "records" / "step-r0.jsonl"
     deadline = time.monotonic() + 400
     while not first.exists() or not first.read_bytes():
@@ -41,7 +46,7 @@ def run(tmp_path_factory):
     killed.wait()
     before = {path.name: path.read_bytes() for path in first.parent.iterdir()}
     assert before["step-r0.jsonl"].count(b"\n") < QUESTIONS
-    found = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert found.returncode == 0, found.stderr[-3000:]
     return out, before, found
 
