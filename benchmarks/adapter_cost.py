@@ -31,6 +31,7 @@ from step_infer.client import StepLLM
 from step_infer.files import atomic_write
 from step_infer.manifest import package_versions
 from step_infer.sampling import Sampling
+from step_infer.scorer import read_card
 from step_infer.shapes import NO_WEIGHTS, kv_bytes_per_token, read_shape, write_model, write_scorer
 from step_infer.trace import TracePlan
 
@@ -114,7 +115,11 @@ def _run_both(arguments: argparse.Namespace) -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         scorer = _model(Path(name), shape)
-        with StepLLM(name, plain=True, **options) as plain, StepLLM(name, scorer, **options) as own:
+        rule = read_card(scorer).boundary_rule  # the made-up tokenizer has no blank line
+        with (
+            StepLLM(name, plain=True, boundary=rule, **options) as plain,
+            StepLLM(name, scorer, **options) as own,
+        ):
             engines = {"plain": plain, "scoring": own}
             for llm in engines.values():
                 _time(llm, min(8, most), 32)

@@ -6,6 +6,7 @@ Shapes: B rows (one a scheduled request), H hidden size. No vLLM import: the wor
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from step_infer.confidence import token_confidence
 from step_infer.scorer import StepScorer
 
 logger = logging.getLogger("vllm.step_infer")
+
+T = TypeVar("T")
 
 ROWS_ATTRIBUTE = "step_rows"
 """Attribute of a `ModelRunnerOutput` that carries its `StepRows`."""
@@ -44,28 +47,62 @@ class StepRows:
         return next((len(column) for column in columns if column is not None), 0)
 
 
+class HostCopy:
+    """A tensor on its way from the device to the host, on the stream that is current."""
+
+    def __init__(self, tensor: Tensor | None) -> None:
+        self._device = tensor
+        self._host = None if tensor is None else tensor.to("cpu", non_blocking=True)
+        self._event = None
+        if tensor is not None and tensor.is_cuda:
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def wait(self) -> Tensor | None:
+        """Wait for the copy and return it."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host
+
+
+class SideStream:
+    """A CUDA stream beside the model's, so that scoring runs while the GPU computes logits.
+
+    What the stream reads is kept until `join`: the model's stream would use its memory again.
+    """
+
+    def __init__(self) -> None:
+        self._stream = torch.cuda.Stream()
+        self._read: Tensor | None = None
+
+    def run(self, work: Callable[[Tensor], T], hidden_BH: Tensor) -> T:
+        """Queue work on rows that the model's stream has computed, or will have."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        self._read = hidden_BH
+        with torch.cuda.stream(self._stream):
+            return work(hidden_BH)
+
+    def join(self) -> None:
+        """Let the model's stream go on only after the work that was queued."""
+        if self._read is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            self._read = None
+
+
 class PendingRows:
     """Rows on their way from the device to the host."""
 
-    def __init__(
-        self,
-        scores_B: Tensor | None,
-        hidden_BH: Tensor | None,
-        confidences_B: Tensor | None = None,
-    ) -> None:
-        """Start the copies; the device tensors are kept until `result`."""
-        self._device = (scores_B, hidden_BH, confidences_B)
-        on_cuda = any(tensor is not None and tensor.is_cuda for tensor in self._device)
-        self._host = [None if t is None else t.to("cpu", non_blocking=True) for t in self._device]
-        self._event = torch.cuda.Event() if on_cuda else None
-        if self._event is not None:
-            self._event.record()
+    def __init__(self, scores_B: Tensor | None, hidden_BH: Tensor | None) -> None:
+        """Start the copies; the device tensors are kept until the rows are dropped."""
+        self._copies = [HostCopy(scores_B), HostCopy(hidden_BH), HostCopy(None)]
+
+    def add_confidences(self, confidences_B: Tensor) -> None:
+        """Start the copy of the rows' token confidences, which come later in a step."""
+        self._copies[2] = HostCopy(confidences_B)
 
     def result(self) -> StepRows:
         """Wait for the copies and return the rows."""
-        if self._event is not None:
-            self._event.synchronize()
-        scores_B, hidden_BH, confidences_B = self._host
+        scores_B, hidden_BH, confidences_B = (copy.wait() for copy in self._copies)
         return StepRows(
             None if scores_B is None else scores_B.numpy(),
             None if hidden_BH is None else hidden_BH.view(torch.uint16).numpy(),
@@ -102,34 +139,52 @@ class RowScorer:
         self._confidence = confidence
         self._armed = False
         self._pending: PendingRows | None = None
+        self._side: SideStream | None = None
         self.failed = False
 
     def __call__(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Do what the model does, and score the rows if a step waits for it."""
+        armed, self._armed = self._armed, False
+        if armed:  # before the logits, so that the GPU can do both at once
+            self._pending = self._safely(self._launch, hidden_states)
         logits = self._compute_logits(hidden_states, *args, **kwargs)
-        if self._armed:
-            self._armed = False
-            try:
-                self._pending = self._launch(hidden_states, logits)
-            except Exception:
-                # Scoring may never fail a request: switch it off, say so once, carry on.
-                # The scheduler hears of it with this step's output, and stops pruning.
-                self.failed = True
-                logger.exception("Scoring failed in the worker.")
+        if armed and self._confidence and self._pending is not None:
+            # On the model's stream: what comes next may change the logits in place.
+            self._safely(self._add_confidences, logits)
         return logits
 
     def arm(self) -> None:
         """Begin a step: its first `compute_logits` call will be scored."""
         self._pending = None
         self._armed = not self.failed
+        if self._side is not None:
+            self._side.join()
 
     def take(self) -> "PendingRows | FailedRows | None":
         """End a step: return its rows, or None where none were computed."""
         pending, self._pending, self._armed = self._pending, None, False
         return FailedRows() if self.failed else pending
 
+    def _safely(self, work: Callable[[Tensor], T], tensor: Tensor) -> T | None:
+        """Scoring may never fail a request: after an error, say so once and do no more of it.
+
+        The scheduler hears of it with the step's output, and stops pruning.
+        """
+        try:
+            return work(tensor)
+        except Exception:
+            self.failed = True
+            logger.exception("Scoring failed in the worker.")
+            return None
+
+    def _launch(self, hidden_BH: Tensor) -> PendingRows:
+        if not hidden_BH.is_cuda:
+            return self._score(hidden_BH)
+        self._side = self._side or SideStream()
+        return self._side.run(self._score, hidden_BH)
+
     @torch.inference_mode()
-    def _launch(self, hidden_BH: Tensor, logits_BV: Tensor) -> PendingRows:
+    def _score(self, hidden_BH: Tensor) -> PendingRows:
         scores_B = None
         if self._scorer is not None:
             scores_B = torch.sigmoid(self._scorer(hidden_BH))
@@ -137,5 +192,9 @@ class RowScorer:
         if self._capture:
             is_half = hidden_BH.dtype in (torch.bfloat16, torch.float16)
             kept_BH = hidden_BH.clone() if is_half else hidden_BH.to(torch.bfloat16)
-        confidences_B = token_confidence(logits_BV) if self._confidence else None
-        return PendingRows(scores_B, kept_BH, confidences_B)
+        return PendingRows(scores_B, kept_BH)
+
+    @torch.inference_mode()
+    def _add_confidences(self, logits_BV: Tensor) -> None:
+        assert self._pending is not None
+        self._pending.add_confidences(token_confidence(logits_BV))

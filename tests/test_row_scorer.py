@@ -68,3 +68,30 @@ def test_an_error_in_scoring_never_reaches_the_model(scorer):
     rows = hook.take().result()
     assert rows.failed, "the scheduler must hear of it, though one step's output may be lost"
     assert rows.count == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_rows_are_scored_beside_the_models_stream(scorer):
+    """The model's stream is busy and its memory is used again: the scores are those of the rows."""
+    torch.manual_seed(1)
+    scorer = scorer.cuda()
+    busy = torch.randn(4096, 4096, device="cuda")
+    hook = RowScorer(doubled, scorer, capture=True, confidence=True)
+    for _ in range(20):
+        for _ in range(5):
+            busy = torch.nn.functional.normalize(busy @ busy)
+        rows = torch.randn(64, 8).pin_memory()
+        hidden = rows.to("cuda", torch.bfloat16, non_blocking=True) * 1
+        hook.arm()
+        logits = hook(hidden)
+        pending = hook.take()
+        expected = torch.sigmoid(scorer(hidden.clone())).detach()
+        confidences = token_confidence(logits.clone())
+        logits.zero_()
+        kept = hidden.cpu()
+        del hidden, logits
+        torch.full((64, 8), 9.0, device="cuda", dtype=torch.bfloat16)
+        found = pending.result()
+        np.testing.assert_allclose(found.scores_B, expected.cpu(), rtol=1e-4)
+        np.testing.assert_allclose(found.confidences_B, confidences.cpu(), rtol=1e-4)
+        assert torch.equal(torch.from_numpy(found.hidden_BH).view(torch.bfloat16), kept)
