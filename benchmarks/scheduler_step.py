@@ -13,30 +13,24 @@ import gc
 import platform
 import random
 import statistics
+import sys
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import vllm
-from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
-from vllm.sampling_params import SamplingParams
-from vllm.utils.hashing import sha256
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
-from vllm.v1.request import Request
-from vllm.v1.structured_output import StructuredOutputManager
 
+from step_infer import compat
 from step_infer.row_scorer import ROWS_ATTRIBUTE, StepRows
 from step_infer.scheduler import StepScheduler
 
-CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
-SCORER = CHECKPOINT / "scorer" / "scorer.safetensors"
-BOUNDARY, WORD = 6, 10
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # they make the same schedulers
+from scheduler_harness import BOUNDARY, WORD, Script, make_scheduler  # noqa: E402
+
 PROMPT_TOKENS = 128
 BLOCK_SIZE = 16
 BATCHED_TOKENS = 8192
@@ -44,45 +38,21 @@ TRACES_PER_GROUP = 50
 WARM_UP_STEPS = 50
 
 
-def make_scheduler(kind: type[AsyncScheduler], requests: int, num_blocks: int) -> AsyncScheduler:
+def start(kind: type[AsyncScheduler], requests: int, num_blocks: int) -> AsyncScheduler:
     """Return a scheduler with all requests added; `num_blocks` KV blocks can be used."""
-    config = VllmConfig(
-        model_config=ModelConfig(model=str(CHECKPOINT), dtype="bfloat16", max_model_len=4096),
-        cache_config=CacheConfig(block_size=BLOCK_SIZE, enable_prefix_caching=True),
-        scheduler_config=SchedulerConfig(
-            max_num_seqs=requests,
-            max_num_batched_tokens=BATCHED_TOKENS,
-            max_model_len=4096,
-            is_encoder_decoder=False,
-            async_scheduling=True,
-        ),
-        additional_config={"step": {"scorer": str(SCORER)}},
-    )
-    config.cache_config.num_gpu_blocks = num_blocks + 1
-    spec = FullAttentionSpec(
-        block_size=BLOCK_SIZE, num_kv_heads=2, head_size=64, dtype=torch.bfloat16
-    )
-    scheduler = kind(
-        vllm_config=config,
-        kv_cache_config=KVCacheConfig(
-            num_blocks=num_blocks + 1,
-            kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
-        ),
-        structured_output_manager=StructuredOutputManager(config),
+    scheduler = make_scheduler(
+        kind,
+        num_blocks,
+        max_num_seqs=requests,
+        max_num_batched_tokens=BATCHED_TOKENS,
         block_size=BLOCK_SIZE,
-        log_stats=True,
+        max_model_len=4096,
     )
-    init_none_hash(sha256)
-    hasher = get_request_block_hasher(BLOCK_SIZE, sha256)
     for number in range(requests):
         group = number // TRACES_PER_GROUP
         prompt = random.Random(group).choices(range(WORD, 100), k=PROMPT_TOKENS - number % 16)
-        params = SamplingParams(
-            max_tokens=3900, ignore_eos=True, extra_args={"step": {"group": f"g{group}"}}
-        )
-        request = Request(f"r{number}", prompt, params, None, block_hasher=hasher)
-        scheduler.add_request(request)
+        script = Script(f"r{number}", tuple(prompt), (), 3900, {"group": f"g{group}"})
+        scheduler.add_request(script.request(number, BLOCK_SIZE))
     return scheduler
 
 
@@ -159,7 +129,8 @@ def main() -> None:
     steps = WARM_UP_STEPS + options.steps + 20
     need = options.requests * (steps + PROMPT_TOKENS) // BLOCK_SIZE + 4 * BATCHED_TOKENS
     kinds = (AsyncScheduler, StepScheduler)
-    sides = [Side(make_scheduler(kind, options.requests, need)) for kind in kinds]
+    compat.has_front_end = lambda config: True  # as in a server: with news for its metrics
+    sides = [Side(start(kind, options.requests, need)) for kind in kinds]
     gc.collect()
     gc.freeze()  # as vLLM's engine does after start-up
     order = random.Random(0)

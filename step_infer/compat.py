@@ -3,6 +3,7 @@
 Found by feature, never by version number. Each piece says why it is here and when it can go.
 """
 
+import math
 import multiprocessing
 from typing import Any
 
@@ -35,8 +36,15 @@ def growth_blocks(scheduler: Any) -> int:
     max_model_len, step = scheduler.max_model_len, scheduler.current_step + 1
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     sizes = [manager.block_size for manager in managers]
+    grain = math.gcd(*sizes)
+    running = scheduler.running
+    # A request in decode needs a block only where the last one is full: no look at the others,
+    # unless the budget may run out before a later one's turn.
+    growing = [r for r in running if r.is_prefill_chunk or r.num_computed_tokens % grain == 0]
+    if len(running) > budget or any(request.is_prefill_chunk for request in growing):
+        growing = running
     needed = 0
-    for request in scheduler.running:
+    for request in growing:
         if budget <= 0:
             break
         computed, placeholders = request.num_computed_tokens, request.num_output_placeholders

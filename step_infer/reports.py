@@ -65,6 +65,8 @@ class Reports:
     def __init__(self, report: Callable[[LiveTrace], dict[str, Any]]) -> None:
         self._report = report
         self._members: dict[str, _Member] = {}
+        self.early: set[str] = set()
+        """Requests whose every output carries the report so far; `so_far` is for them."""
         self._families: dict[str, _Family] = {}
         self._empty: OrderedDict[str, None] = OrderedDict()
 
@@ -83,12 +85,12 @@ class Reports:
             family.live.add(index)
             family.brief[index] = {"index": index, "score": None, "pruned": False}
         self._members[trace.request_id] = _Member(trace, index, family, stops)
+        if stops:
+            self.early.add(trace.request_id)
 
-    def so_far(self, request_id: str) -> dict[str, Any] | None:
-        """Return the report for an output that does not end the trace; None where none is due."""
-        member = self._members.get(request_id)
-        if member is None or not member.stops:
-            return None
+    def so_far(self, request_id: str) -> dict[str, Any]:
+        """Return the report for an output that does not end the trace, one of `early`."""
+        member = self._members[request_id]
         if len(member.trace.scores) != member.num_scores:
             # vLLM sends outputs from another thread: what was handed over must not change.
             report = self._report(member.trace)
@@ -106,6 +108,7 @@ class Reports:
         member = self._members.pop(request_id, None)
         if member is None:
             return report
+        self.early.discard(request_id)
         family = member.family
         if family is not None:
             own = {name: value for name, value in report.items() if not name.startswith("hidden")}
@@ -127,7 +130,7 @@ class Reports:
 
     def clear(self) -> None:
         """Forget everything."""
-        for table in (self._members, self._families, self._empty):
+        for table in (self._members, self.early, self._families, self._empty):
             table.clear()  # type: ignore[attr-defined]
 
     def _with_choices(self, member: _Member, report: dict[str, Any]) -> dict[str, Any]:

@@ -179,7 +179,7 @@ class StepScheduler(AsyncScheduler):
         self, outputs: dict[int, EngineCoreOutputs], rows: StepRows | None, req_ids: list[str]
     ) -> None:
         # Runs for each request and step: most tokens are only counted, without a call.
-        live, so_far = self.live, self.reports.so_far
+        live, early = self.live, self.reports.early
         traces, marks, confidences = live.traces, live.marks, None
         if live.confidence:
             confidences = live.confidence_of(rows, req_ids)
@@ -208,8 +208,8 @@ class StepScheduler(AsyncScheduler):
                     _attach(output, self.reports.end(request_id, live.report(trace)))
                     failed = reason in (FinishReason.ABORT, FinishReason.ERROR)
                     live.remove(request_id, survived=not failed)
-                elif (report := so_far(request_id)) is not None:
-                    _attach(output, report)
+                elif request_id in early:
+                    _attach(output, self.reports.so_far(request_id))
 
     def _make_room(self) -> bool:
         """Prune until this step's growth fits; return whether waiting traces stay so."""

@@ -44,16 +44,16 @@ MAX_MODEL_LEN = 512
 
 
 @functools.cache
-def _config(max_num_seqs: int, max_num_batched_tokens: int, policy: str) -> VllmConfig:
+def _config(
+    max_num_seqs: int, max_num_batched_tokens: int, policy: str, block_size: int, longest: int
+) -> VllmConfig:
     return VllmConfig(
-        model_config=ModelConfig(
-            model=str(MODEL), dtype="bfloat16", max_model_len=MAX_MODEL_LEN, seed=0
-        ),
-        cache_config=CacheConfig(block_size=BLOCK_SIZE, enable_prefix_caching=True),
+        model_config=ModelConfig(model=str(MODEL), dtype="bfloat16", max_model_len=longest, seed=0),
+        cache_config=CacheConfig(block_size=block_size, enable_prefix_caching=True),
         scheduler_config=SchedulerConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
-            max_model_len=MAX_MODEL_LEN,
+            max_model_len=longest,
             is_encoder_decoder=False,
             enable_chunked_prefill=True,
             async_scheduling=True,
@@ -71,10 +71,14 @@ def make_scheduler(
     policy: str = "fcfs",
     v2_runner: bool = False,
     long_prefill: int = 0,
+    block_size: int = BLOCK_SIZE,
+    max_model_len: int = MAX_MODEL_LEN,
     **settings: object,
 ) -> AsyncScheduler:
     """Return a scheduler as EngineCore builds it, with `num_blocks` usable KV blocks."""
-    config = copy.copy(_config(max_num_seqs, max_num_batched_tokens, policy))
+    config = copy.copy(
+        _config(max_num_seqs, max_num_batched_tokens, policy, block_size, max_model_len)
+    )
     config.cache_config = copy.copy(config.cache_config)
     config.cache_config.num_gpu_blocks = num_blocks + 1  # one is vLLM's null block
     config.scheduler_config = copy.copy(config.scheduler_config)
@@ -83,7 +87,7 @@ def make_scheduler(
         CONFIG_KEY: {"aggregator": "mean", "boundary": RULE.to_dict(), **settings}
     }
     spec = FullAttentionSpec(
-        block_size=BLOCK_SIZE, num_kv_heads=2, head_size=64, dtype=torch.bfloat16
+        block_size=block_size, num_kv_heads=2, head_size=64, dtype=torch.bfloat16
     )
     scheduler = kind(
         vllm_config=config,
@@ -93,7 +97,7 @@ def make_scheduler(
             kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
         ),
         structured_output_manager=StructuredOutputManager(config),
-        block_size=BLOCK_SIZE,
+        block_size=block_size,
         log_stats=True,
     )
     scheduler.use_v2_model_runner = v2_runner
@@ -112,7 +116,7 @@ class Script:
     """The step options; None does not opt in."""
     priority: int = 0
 
-    def request(self, arrival_time: float) -> Request:
+    def request(self, arrival_time: float, block_size: int = BLOCK_SIZE) -> Request:
         """Return the request as EngineCore hands it to the scheduler."""
         extra = None if self.options is None else {CONFIG_KEY: self.options}
         params = SamplingParams(max_tokens=self.max_tokens, extra_args=extra)
@@ -124,7 +128,7 @@ class Script:
             pooling_params=None,
             arrival_time=arrival_time,
             priority=self.priority,
-            block_hasher=_block_hasher(),
+            block_hasher=_block_hasher(block_size),
         )
 
     def generated(self) -> list[int]:
@@ -140,9 +144,9 @@ class Script:
 
 
 @functools.cache
-def _block_hasher():
+def _block_hasher(block_size: int):
     init_none_hash(sha256)
-    return get_request_block_hasher(BLOCK_SIZE, sha256)
+    return get_request_block_hasher(block_size, sha256)
 
 
 def row_score(name: str, position: int) -> float:

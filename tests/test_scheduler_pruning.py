@@ -1,5 +1,8 @@
 """The real StepScheduler when memory is short: who is stopped, who waits, and what is left."""
 
+import dataclasses
+import random
+
 import pytest
 from scheduler_harness import (
     BOUNDARY,
@@ -207,6 +210,41 @@ def test_growth_of_a_long_prefill_that_is_alone_is_not_underrated():
         if was_running and scheduler.running:
             assert free - compat.free_blocks(scheduler) == growth
     engine_.run()
+
+
+@pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
+@pytest.mark.parametrize("budget", [16, 64])
+def test_growth_is_what_the_running_requests_then_take(in_flight, budget):
+    random_ = random.Random(budget)
+    engine_ = engine(400, in_flight, max_num_batched_tokens=budget, prune=False)
+    scheduler = engine_.scheduler
+
+    def held(names):
+        blocks = scheduler.kv_cache_manager
+        return sum(sum(compat.held_blocks(blocks, name)) for name in names)
+
+    grown = 0
+    for number in range(900):
+        if number < 100 and random_.random() < 0.4:
+            prompt = tuple(random_.choices(range(WORD, 90), k=random_.randint(1, 40)))
+            script = trace(f"t{number}", "g", random_.randint(1, 12), prompt)
+            engine_.add(dataclasses.replace(script, max_tokens=random_.choice([5, 9, 10_000])))
+        names = [request.request_id for request in scheduler.running]
+        growth, before = compat.growth_blocks(scheduler), held(names)
+        schedule = scheduler.schedule
+
+        def watched(names=names, growth=growth, before=before, schedule=schedule):
+            output = schedule()
+            assert held(names) - before == growth
+            return output
+
+        scheduler.schedule = watched
+        engine_.step()
+        del scheduler.schedule
+        grown += growth
+    assert not engine_.busy
+    assert grown > 80
+    assert engine_.preemptions == 0
 
 
 def check_disabled_once(engine_, caplog, cause):

@@ -40,7 +40,8 @@ class Server:
 
     @property
     def size(self):
-        tables = (self.reports._members, self.reports._families, self.reports._empty)
+        reports = self.reports
+        tables = (reports._members, reports.early, reports._families, reports._empty)
         return sum(len(table) for table in tables)
 
 
@@ -57,7 +58,7 @@ def test_a_childs_id_is_its_number_and_its_parent():
 
 def test_a_lone_trace_reports_itself(server):
     server.add("a", score=0.25)
-    assert server.reports.so_far("a") is None
+    assert not server.reports.early
     assert server.end("a") == {
         "positions": [0],
         "scores": [0.25],
@@ -101,6 +102,7 @@ def test_an_aborted_child_stands_among_the_choices(server):
 
 def test_with_stop_strings_every_output_reports_so_far(server):
     server.add("a", stops=True)
+    assert server.reports.early == {"a"}
     assert server.reports.so_far("a")["score"] is None
     server.score("a", 0.5)
     first = server.reports.so_far("a")
