@@ -38,8 +38,9 @@ DEFINITIONS = {
     "step": "minus the number of the step",
     "confidence": "mean token confidence from the first token to the boundary (DeepConf)",
     "question": "a probe on the prompt's last hidden state: the same for all traces of a question",
-    "shuffled": "the scorer's own recipe, trained once on labels shuffled among the traces: "
-    "what it gets by chance, on either side of 0.5",
+    "shuffled": "the scorer's own recipe, trained on labels shuffled among the traces, several "
+    "times: what it gets by chance, on either side of 0.5; value is the mean of the shuffles, "
+    "deviation that of their values, low and high the widest of their intervals",
     "logistic": "logistic regression on the same states, each dimension standardised",
     "gain": "the scorer's within-question AUROC minus the baseline's, paired by question",
     "length_note": "at a given part of a trace, its length so far tells how long it will be, which "
@@ -55,6 +56,8 @@ class Baseline:
     """One of `LABELS`."""
     score_S: Floats | None
     """Higher means more likely right [S]; any scale."""
+    repeats: tuple[Floats, ...] = ()
+    """The same of further runs that differ by chance; figures are the mean of all runs."""
     aggregator: str = "last"
     """How its step scores make a trace score."""
     not_computed: str = ""
@@ -105,21 +108,68 @@ def compare(
         if baseline.score_S is None:
             found[baseline.name] = entry | {"not_computed": baseline.not_computed}
             continue
-        values_S = baseline.score_S
-        judge = functools.partial(_auroc, table=table, values_S=values_S, options=options)
-        whole = trace_scores(table, values_S, baseline.aggregator)
-        found[baseline.name] = entry | {
-            **by_part(table, judge),
-            "trace_score": {
-                f"{fraction:.0%}": trace_metrics(table, score_N, options)
-                for fraction, score_N in zip(FRACTIONS, whole, strict=True)
-            },
-            "gain": {
-                f"{fraction:.0%}": _gain(table, scorer_N, score_N, options)
-                for fraction, scorer_N, score_N in zip(FRACTIONS, scorer, whole, strict=True)
-            },
-        }
+        runs = [
+            _judge(table, values_S, baseline.aggregator, scorer, options)
+            for values_S in (baseline.score_S, *baseline.repeats)
+        ]
+        if baseline.repeats:
+            entry |= {"label": f"{entry['label']}, mean of {len(runs)}", "runs": len(runs)}
+        found[baseline.name] = entry | mean_of_runs(runs)
     return found
+
+
+def _judge(
+    table: TraceTable,
+    values_S: Floats,
+    aggregator: str,
+    scorer: Sequence[Floats],
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Judge one run of a baseline, and the gain of the scorer's trace scores over it."""
+    judge = functools.partial(_auroc, table=table, values_S=values_S, options=options)
+    whole = trace_scores(table, values_S, aggregator)
+    return {
+        **by_part(table, judge),
+        "trace_score": {
+            f"{fraction:.0%}": trace_metrics(table, score_N, options)
+            for fraction, score_N in zip(FRACTIONS, whole, strict=True)
+        },
+        "gain": {
+            f"{fraction:.0%}": _gain(table, scorer_N, score_N, options)
+            for fraction, scorer_N, score_N in zip(FRACTIONS, scorer, whole, strict=True)
+        },
+    }
+
+
+def mean_of_runs(runs: Sequence[Any]) -> Any:
+    """Return figures of one shape with their mean over runs for "value".
+
+    "deviation" is added, the standard deviation of the runs' values, and the interval is the widest
+    of the runs'. One run is returned as it is.
+    """
+    first = runs[0]
+    if len(runs) == 1:
+        return first
+    if isinstance(first, list):
+        return [mean_of_runs(entries) for entries in zip(*runs, strict=True)]
+    if not isinstance(first, dict):
+        return first
+    if first.get("value") is None and "value" in first:
+        return first
+    if "value" in first:
+        values = [run["value"] for run in runs]
+        merged = first | {
+            "value": float(np.mean(values)),
+            "deviation": float(np.std(values, ddof=1)),
+        }
+        if first["low"] is not None:
+            ends = {
+                "low": min(run["low"] for run in runs),
+                "high": max(run["high"] for run in runs),
+            }
+            merged |= ends
+        return merged
+    return {name: mean_of_runs([run[name] for run in runs]) for name in first}
 
 
 def _auroc(

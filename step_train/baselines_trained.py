@@ -1,6 +1,6 @@
 """The baselines that learn from the training questions, and which of them a run computes.
 
-Axes: Q questions, S steps, H hidden size.
+Axes: Q questions, S steps, R of them, H hidden size.
 """
 
 import dataclasses
@@ -34,6 +34,7 @@ def run_baselines(
     aggregator: str,
     memory_mib: int,
     seed: int,
+    shuffles: int,
     retrain: Callable[[TrainingData], Floats],
 ) -> list[Baseline]:
     """Return the baselines of a training run's test questions.
@@ -44,6 +45,7 @@ def run_baselines(
         aggregator: the scorer's trace aggregator.
         memory_mib: bound on features in memory, MiB.
         seed: of the shuffled labels and of sub-samples.
+        shuffles: how many times to shuffle the labels and train on them.
         retrain: trains by the run's own recipe on other labels, and scores the test steps.
     """
     if which == "none":
@@ -56,16 +58,20 @@ def run_baselines(
         return baselines + [
             Baseline(name, None, not_computed=skipped) for name in ("question", "shuffled")
         ]
+    first, *others = (retrain(shuffle_labels(data, seed, number)) for number in range(shuffles))
     return [
         *baselines,
         question_baseline(data),
-        Baseline("shuffled", retrain(shuffle_labels(data, seed)), aggregator),
+        Baseline("shuffled", first, tuple(others), aggregator),
     ]
 
 
-def shuffle_labels(data: TrainingData, seed: int) -> TrainingData:
-    """Return the data with labels shuffled among the training traces, and the validation traces."""
-    generator = np.random.default_rng([seed, 3])
+def shuffle_labels(data: TrainingData, seed: int, number: int) -> TrainingData:
+    """Return the data with labels shuffled among the training traces, and the validation traces.
+
+    The seed and the number of the shuffle say how.
+    """
+    generator = np.random.default_rng([seed, 3, number])
     shuffled = {
         name: dataclasses.replace(
             data.splits[name], correct_N=generator.permutation(data.splits[name].correct_N)
@@ -83,24 +89,24 @@ def logistic_baseline(data: TrainingData, memory_mib: int, aggregator: str, seed
     """
     train = data.splits["train"]
     most = min(_MOST_ROWS, memory_mib * MEBIBYTE // (3 * 4 * data.rows.hidden_size))
-    step_S = np.arange(train.num_steps)
-    if most < train.num_steps:
-        drawn = np.random.default_rng([seed, 2]).permutation(train.num_steps)[:most]
-        step_S = np.sort(drawn)
-    if len(np.unique(train.label_S[step_S])) < 2:
-        reason = f"memory_mib {memory_mib} holds {len(step_S)} steps, of one class only"
+    count = min(most, train.num_steps)
+    drawn = np.random.default_rng([seed, 2]).choice(train.num_steps, count, replace=False)
+    step_R = np.sort(drawn)
+    trace_R = train.traces_of(step_R)
+    label_R = train.correct_N[trace_R]
+    if len(np.unique(label_R)) < 2:
+        reason = f"memory_mib {memory_mib} holds {count} steps, of one class only"
         return Baseline("logistic", None, not_computed=reason)
-    trace = train.trace_S[step_S]
-    rows = data.rows.of_traces(train)[trace] + train.step_S[step_S]
+    rows = data.rows.of_traces(train)[trace_R] + step_R - train.first_step_N[trace_R]
     hidden_RH = buffer(len(rows), data.rows)
     data.rows.gather(rows, hidden_RH)
     probe = _Probe(_WEAK, balanced=True)
-    probe.fit(hidden_RH.float().numpy(), train.label_S[step_S], np.ones(len(rows)))
+    probe.fit(hidden_RH.float().numpy(), label_R, np.ones(len(rows)))
     test = data.splits["test"]
     score_S = np.empty(test.num_steps)
     for hidden_BH, step_B in EvaluationBatches(data.rows, test):
         score_S[step_B.numpy()] = probe.score(hidden_BH.float().numpy())
-    return Baseline("logistic", score_S, aggregator)
+    return Baseline("logistic", score_S, aggregator=aggregator)
 
 
 def question_baseline(data: TrainingData) -> Baseline:

@@ -131,13 +131,11 @@ def score_steps(scorer: StepScorer, rows: FeatureRows, table: TraceTable) -> Flo
     Raises:
         InputError: a state is not finite.
     """
-    score_S = torch.empty(table.num_steps, dtype=torch.float64)
+    logits_S = torch.empty(table.num_steps, dtype=torch.float64)
     with torch.inference_mode():
         for hidden_BH, step_B in EvaluationBatches(rows, table):
-            score_S[step_B] = torch.sigmoid(scorer(hidden_BH).double())
-    if not torch.isfinite(score_S).all():
-        raise InputError(
-            "Expected finite hidden states, found NaN or infinity in "
-            f"{rows.locate_non_finite()}. Hint: collect or extract the features again."
-        )
-    return np.asarray(score_S.numpy())
+            logits_S[step_B] = scorer(hidden_BH).double()
+    if not torch.isfinite(logits_S).all():
+        rows.require_finite()
+        raise InputError("Expected a scorer with finite logits, found NaN or infinity.")
+    return np.asarray(torch.sigmoid(logits_S).numpy())

@@ -85,16 +85,23 @@ class FeatureRows:
                 local = torch.from_numpy(rows[start:stop] - first)
                 torch.index_select(shard.hidden(), 0, local, out=out[start:stop])
 
-    def locate_non_finite(self) -> str | None:
-        """Return the file and row of the first state that is not finite, or None; reads all."""
+    def require_finite(self) -> None:
+        """Look at every state; reads all.
+
+        Raises:
+            InputError: one is not finite; the message names the first one's file and row.
+        """
         chunk = max(1, _EVALUATION_BYTES // self.row_bytes)
         for shard in self._shards:
             for start in range(0, shard.rows, chunk):
                 bad = ~torch.isfinite(shard.hidden(start, min(start + chunk, shard.rows)))
                 if bad.any():
                     row = start + int(bad.any(dim=1).nonzero()[0])
-                    return f"{shard.path}, row {row}"
-        return None
+                    raise InputError(
+                        f"Expected finite hidden states, found NaN or infinity in {shard.path}, "
+                        f"row {row}. Hint: collect or extract the features again, in bfloat16 or "
+                        "float32."
+                    )
 
 
 def buffer(rows: int, like: FeatureRows) -> Tensor:
@@ -223,7 +230,7 @@ class EvaluationBatches:
     def __iter__(self) -> Iterator[EvaluationBatch]:
         for start in self._starts():
             step_S = np.arange(start, min(start + self._chunk, self.table.num_steps))
-            trace = np.searchsorted(self.table.first_step_N, step_S, side="right") - 1
+            trace = self.table.traces_of(step_S)
             rows = self._first_row_N[trace] + step_S - self.table.first_step_N[trace]
             hidden_BH = buffer(len(rows), self.rows)
             self.rows.gather(rows, hidden_BH)

@@ -261,7 +261,7 @@ def _compare(
     directory = TraceDirectory(data.path)
     outcome["metrics"]["votes"] = judge_votes(directory, test, score_S, aggregator, config.seed)
     baselines = run_baselines(
-        data, config.baselines, aggregator, config.memory_mib, config.seed, retrain
+        data, config.baselines, aggregator, config.memory_mib, config.seed, config.shuffles, retrain
     )
     outcome["baselines"] = compare(test, score_S, aggregator, baselines, seed=config.seed)
 

@@ -16,6 +16,7 @@ _FREE_TO_CHANGE = (
     "devices",
     "progress",
     "baselines",
+    "shuffles",
 )
 """Settings that may differ when a run goes on: they do not decide what comes out."""
 
@@ -84,13 +85,15 @@ class FitConfig:
     """Devices to train on; a scorer is small, so one is mostly the fastest."""
     baselines: Literal["all", "cheap", "none"] = "all"
     """What the scorer is compared with: cheap leaves out the question-only probe, which runs the
-    model on each prompt, and shuffled labels, which train a second time."""
+    model on each prompt, and shuffled labels, which train again."""
+    shuffles: int = 5
+    """With baselines all: how many times to train on shuffled labels; one alone tells little."""
     progress: bool = True
     """Show progress on standard error."""
 
     def __post_init__(self) -> None:
         least = {"width": 1, "batch_size": 1, "max_epochs": 1, "patience": 1, "memory_mib": 1}
-        for name, bound in (least | {"devices": 1, "seed": 0}).items():
+        for name, bound in (least | {"devices": 1, "seed": 0, "shuffles": 1}).items():
             if getattr(self, name) < bound:
                 raise InputError(
                     f"Expected {name} of at least {bound}, found {getattr(self, name)}."

@@ -36,20 +36,32 @@ class StepLoss:
             label_smoothing: labels are this / 2 and 1 - this / 2 instead of 0 and 1.
             ranking_weight: weight of the ranking loss against the cross-entropy.
         """
-        weight_S = step_weights(table, trace_weighting, early_discount)
-        right = float(weight_S[table.label_S].sum())
-        self.pos_weight = (float(weight_S.sum()) - right) / right
+        # Four bytes a step, eight with weights: what a trace's steps share is kept once a trace.
+        trace_S = np.repeat(np.arange(len(table), dtype=np.int32), table.steps_N)
+        weight_S = None
+        whole, right = float(table.num_steps), float(table.positive_steps)
+        if trace_weighting != "none" or early_discount:
+            weight_S = step_weights(table, trace_weighting, early_discount)
+            whole, right = float(weight_S.sum()), float(weight_S[table.correct_N[trace_S]].sum())
+        self.pos_weight = (whole - right) / right
         """Weight of a right step's loss against a wrong one's: both classes count the same."""
         self.ranking_weight = ranking_weight
-        smooth_S = table.label_S * (1 - label_smoothing) + label_smoothing / 2
+        smooth_N = table.correct_N * (1 - label_smoothing) + label_smoothing / 2
         # Not buffers of a module: those are sent around before every step of several processes.
         self._arrays = {
-            "label": torch.from_numpy(table.label_S),
-            "target": torch.from_numpy(smooth_S.astype(np.float32)),
-            "weight": torch.from_numpy(weight_S.astype(np.float32)),
-            "question": torch.from_numpy(table.question_S),
+            "trace": torch.from_numpy(trace_S),
+            "label": torch.from_numpy(table.correct_N),
+            "target": torch.from_numpy(smooth_N.astype(np.float32)),
+            "question": torch.from_numpy(table.question_N),
             "pos_weight": torch.tensor(self.pos_weight, dtype=torch.float32),
         }
+        if weight_S is not None:
+            self._arrays["weight"] = torch.from_numpy(weight_S.astype(np.float32))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the loss keeps, bytes."""
+        return sum(array.nbytes for array in self._arrays.values())
 
     def __call__(self, logits_B: Tensor, step_B: Tensor) -> Tensor:
         """Return the sum of the samples' losses; the ranking loss counts once for each sample.
@@ -60,25 +72,27 @@ class StepLoss:
         """
         self._arrays = {name: array.to(logits_B.device) for name, array in self._arrays.items()}
         arrays, step_B = self._arrays, step_B.to(logits_B.device)
+        trace_B = arrays["trace"][step_B]
         loss = binary_cross_entropy_with_logits(
             logits_B,
-            arrays["target"][step_B],
-            weight=arrays["weight"][step_B],
+            arrays["target"][trace_B],
+            weight=arrays["weight"][step_B] if "weight" in arrays else None,
             pos_weight=arrays["pos_weight"],
             reduction="sum",
         )
         if self.ranking_weight:
-            ranking = ranking_loss(logits_B, arrays["label"][step_B], arrays["question"][step_B])
+            ranking = ranking_loss(logits_B, arrays["label"][trace_B], arrays["question"][trace_B])
             loss = loss + self.ranking_weight * len(logits_B) * ranking
         return loss
 
 
 def step_weights(table: TraceTable, trace_weighting: str, early_discount: float) -> Weights:
     """Return the weight of every step's loss [S], on average 1."""
-    steps_S = table.steps_N[table.trace_S]
-    weight_S = 1 - early_discount * (1 - (table.step_S + 1) / steps_S)
+    steps_S = np.repeat(table.steps_N, table.steps_N)
+    number_S = np.arange(1, table.num_steps + 1) - np.repeat(table.first_step_N, table.steps_N)
+    weight_S = 1 - early_discount * (1 - number_S / steps_S)
     if trace_weighting == "trace":
-        weight_S /= np.bincount(table.trace_S, weights=weight_S)[table.trace_S]
+        weight_S /= np.repeat(np.add.reduceat(weight_S, table.first_step_N), table.steps_N)
     weights: Weights = weight_S / weight_S.mean()
     return weights
 

@@ -179,6 +179,7 @@ class ScorerModule(LightningModule):
     def on_test_epoch_end(self) -> None:
         """Bring all processes' logits together."""
         self._finish()
+        self._require_finite(float(self.logits_S.sum(dtype=torch.float64)))
 
     def _finish(self) -> None:
         if self.trainer.world_size > 1:
@@ -188,15 +189,12 @@ class ScorerModule(LightningModule):
     def _table(self, split: str) -> TraceTable:
         return self.trainer.datamodule.data.splits[split]
 
-    def _require_finite(self, loss: float) -> None:
-        if np.isfinite(loss):
+    def _require_finite(self, found: float) -> None:
+        if np.isfinite(found):
             return
-        where = self.trainer.datamodule.data.rows.locate_non_finite()
-        if where is None:
-            raise InputError(f"Expected a finite loss, found {loss}. Hint: lower learning_rate.")
+        self.trainer.datamodule.data.rows.require_finite()
         raise InputError(
-            f"Expected finite hidden states, found NaN or infinity in {where}. "
-            "Hint: collect or extract the features again, in bfloat16 or float32."
+            f"Expected finite losses and logits, found {found}. Hint: lower learning_rate."
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

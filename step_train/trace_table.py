@@ -93,6 +93,10 @@ class TraceTable:
         """Each step's progress: which tenth of its trace's steps it lies in, 0 to 9."""
         return (TENTHS * (self.step_S + 1) - 1) // self.steps_N[self.trace_S]
 
+    def traces_of(self, step: Ints) -> Ints:
+        """Return the trace of some steps, given by number; makes no array of all steps."""
+        return np.searchsorted(self.first_step_N, step, side="right") - 1
+
     def steps_between(self, first: int, last: int) -> Bools:
         """Return which steps have a number from `first` to `last`, counted from 1 [S]."""
         return (self.step_S + 1 >= first) & (self.step_S + 1 <= last)

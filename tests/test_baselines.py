@@ -10,7 +10,7 @@ from data_gen.ledger.questions import question_text
 from data_gen.ledger.tokenizer import build_tokenizer, prompt_text
 from step_infer.identity import identify
 from step_infer.manifest import read_manifest, write_manifest
-from step_train.baselines import compare, known_baselines
+from step_train.baselines import Baseline, compare, known_baselines
 from step_train.baselines_trained import logistic_baseline, question_baseline
 from step_train.dataset import read_training_data
 from step_train.held_out import trace_scores
@@ -147,3 +147,24 @@ def test_another_model_under_the_same_name_is_not_asked(tmp_path):
     write_manifest(path, read_manifest(path) | {"model": str(CHECKPOINT)})
     baseline = question_baseline(read_training_data(path, **SPLIT))
     assert "not the one that made the traces" in baseline.not_computed
+
+
+def test_several_runs_by_chance_are_averaged_with_their_spread(tmp_path):
+    directory = write_traces(tmp_path / "traces", "noise", questions=12)
+    table, _ = read_traces(directory)
+    scores = tuple(np.random.default_rng(run).random(table.num_steps) for run in range(4))
+    scorer = table.label_S.astype(float)
+    alone = [compare(table, scorer, "mean", [Baseline("shuffled", run)]) for run in scores]
+    runs = [entry["shuffled"]["trace_score"]["50%"]["within_question"] for entry in alone]
+    whole = compare(table, scorer, "mean", [Baseline("shuffled", scores[0], scores[1:])])
+    found = whole["shuffled"]["trace_score"]["50%"]["within_question"]
+    values = [run["value"] for run in runs]
+    assert found["value"] == pytest.approx(np.mean(values))
+    assert found["deviation"] == pytest.approx(np.std(values, ddof=1))
+    assert found["low"] == min(run["low"] for run in runs)
+    assert found["high"] == max(run["high"] for run in runs)
+    assert found["questions"] == 12
+    gains = [entry["shuffled"]["gain"]["50%"]["value"] for entry in alone]
+    assert whole["shuffled"]["gain"]["50%"]["value"] == pytest.approx(np.mean(gains))
+    assert whole["shuffled"]["by_progress"][3]["from"] == 0.3
+    assert whole["shuffled"]["runs"] == 4

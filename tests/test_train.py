@@ -13,6 +13,7 @@ from synthetic_traces import write_traces
 
 from step_infer.errors import InputError
 from step_train.commands import main
+from step_train.dataset import read_training_data
 from step_train.fit import fit
 from step_train.fit_config import FitConfig
 from step_train.record import RECORD_KEY
@@ -95,13 +96,15 @@ def test_a_run_leaves_logs_a_picture_and_its_split(trained, separable):
 
 
 def test_a_run_is_compared_with_baselines_that_are_what_they_should_be(separable, tmp_path):
-    result = fit(config(separable, tmp_path / "run", baselines="all"))
+    result = fit(config(separable, tmp_path / "run", baselines="all", shuffles=3))
     found = result.baselines
     assert set(found) == {
         *("definitions", "length", "step", "confidence", "logistic", "question", "shuffled")
     }
     shuffled = found["shuffled"]["trace_score"]["50%"]["within_question"]
     assert shuffled["low"] < 0.7
+    assert shuffled["deviation"] > 0
+    assert found["shuffled"]["label"] == "shuffled labels, mean of 3"
     assert found["shuffled"]["gain"]["50%"]["value"] > 0.2
     assert found["logistic"]["trace_score"]["50%"]["within_question"]["value"] > 0.95
     assert found["length"]["gain"]["50%"]["low"] > 0.1
@@ -225,14 +228,28 @@ def test_a_directory_of_something_else_is_refused(separable, tmp_path):
         fit(config(separable, separable))
 
 
-def test_states_that_are_not_finite_are_named(tmp_path):
+@pytest.mark.parametrize("normalise", ["none", "standard"])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=["infinity", "NaN"])
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_states_that_are_not_finite_are_named(tmp_path, split, value, normalise):
     directory = write_traces(tmp_path / "traces", "label", questions=20)
-    path = directory.shards()[1].path
+    settings = config(tmp_path / "traces", tmp_path / "run", max_epochs=2, normalise=normalise)
+    read = read_training_data(
+        settings.traces,
+        val_fraction=settings.val_fraction,
+        test_fraction=settings.test_fraction,
+        max_traces_per_class=None,
+        seed=settings.seed,
+    )
+    shard, row = read.splits[split].shard_N[-1], read.splits[split].row_start_N[-1]
+    path = directory.shards()[shard].path
     tensors = load_file(path)
-    tensors["hidden"][17, 3] = torch.inf
+    tensors["hidden"][row, 3] = value
     save_file(tensors, path)
-    with pytest.raises(InputError, match="finite hidden states, found .*shard-00001.*row 17"):
-        fit(config(tmp_path / "traces", tmp_path / "run"))
+    message = f"finite hidden states, found NaN or infinity in .*shard-0000{shard}.*, row {row}\\."
+    with pytest.raises(InputError, match=message):
+        fit(settings)
+    assert not (settings.out / "metrics.json").exists()
 
 
 def test_traces_without_features_are_refused(tmp_path):

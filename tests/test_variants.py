@@ -254,3 +254,12 @@ def test_the_epoch_can_be_chosen_within_question(traces, tmp_path):
 def test_settings_out_of_range_are_refused(options, message):
     with pytest.raises(InputError, match=message):
         config("traces", "run", **options)
+
+
+def test_the_loss_keeps_four_bytes_a_step_and_eight_with_weights():
+    for options, most in ({}, 4), ({"trace_weighting": "trace", "early_discount": 0.5}, 8):
+        split = table(steps=(10_000, 20_000, 30_000))
+        loss = StepLoss(split, ranking_weight=1.0, **options)
+        assert loss.nbytes <= most * split.num_steps + 100
+        # No array of all steps is left behind with the table either.
+        assert all(np.asarray(value).size <= 3 for value in vars(split).values())
