@@ -24,7 +24,7 @@ from step_infer.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer
 from step_infer.sampling import Sampling
 from step_infer.scorer import load_scorer
 from step_infer.settings import CONFIG_KEY, AdapterConfig, StepSettings
-from step_infer.trace import Trace, TracePlan
+from step_infer.trace import STOPPED, Trace, TracePlan
 from step_infer.voting import Vote, vote
 
 CPU_BLOCK_SIZE = 32
@@ -371,8 +371,9 @@ class StepLLM:
         extra_args = None
         if not self.plain:
             options: dict[str, Any] = {"group": order.group, "capture": self.capture}
-            if order.replay is not None:
-                options["replay"] = order.replay
+            for name in ("window", "stop_below", "replay"):
+                if (value := getattr(order, name)) is not None:
+                    options[name] = value
             extra_args = {CONFIG_KEY: options}
         params = SamplingParams(
             temperature=sampling.temperature,
@@ -392,7 +393,10 @@ class StepLLM:
     def _trace(self, order: TracePlan, output: Any, submitted_s: float) -> Trace:
         completion = output.outputs[0]
         report = (output.kv_transfer_params or {}).get(CONFIG_KEY, {})
-        pruned = report.get("pruned", False)
+        reason = completion.finish_reason
+        if completion.stop_reason in STOPPED:
+            reason = completion.stop_reason
+        stopped = reason in STOPPED
         token_ids = list(completion.token_ids)
         # The token that ends the turn is no part of the text.
         shown = token_ids[:-1] if completion.finish_reason == "stop" else token_ids
@@ -404,13 +408,14 @@ class StepLLM:
             list(order.prompt_token_ids),
             token_ids,
             text,
-            "pruned" if pruned else completion.finish_reason,
-            None if pruned else extract_boxed(text),
+            reason,
+            None if stopped else extract_boxed(text),
             report.get("positions", self.rule.positions(token_ids)),
             report.get("scores", []),
             report.get("score"),
             report.get("confidences"),
             report.get("confidence"),
+            report.get("lowest_confidence"),
             submitted_s=submitted_s,
             finished_s=time.monotonic(),
         )
@@ -422,8 +427,8 @@ class StepLLM:
 
 
 def trace_weight(trace: Trace) -> float:
-    """Return a trace's weight in a vote: its score; 0 when pruned; 1 where nothing is scored."""
-    if trace.pruned:
+    """Return a trace's weight in a vote: its score; 0 when stopped; 1 where nothing is scored."""
+    if trace.stopped:
         return 0.0
     return 1.0 if trace.trace_score is None else trace.trace_score
 

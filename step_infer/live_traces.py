@@ -16,6 +16,7 @@ from step_infer.aggregate import RunningScore
 from step_infer.boundary import BoundaryRule
 from step_infer.counters import Counters
 from step_infer.errors import InputError
+from step_infer.group_confidence import GroupConfidence
 from step_infer.recorded_steps import RecordedSteps
 from step_infer.row_scorer import StepRows
 from step_infer.settings import RequestOptions, StepSettings
@@ -32,6 +33,7 @@ class LiveTrace:
         "confidences",
         "dropped",
         "group",
+        "groups",
         "hidden",
         "min_keep",
         "min_steps",
@@ -41,6 +43,7 @@ class LiveTrace:
         "recorded",
         "request_id",
         "scores",
+        "stop_below",
         "thinking",
     )
 
@@ -60,6 +63,15 @@ class LiveTrace:
             if not settings.replay:
                 raise InputError("Expected step option replay with the engine setting replay only.")
             self.recorded = RecordedSteps.from_option(options.replay)
+        self.groups: GroupConfidence | None = None
+        """The sliding window, where the request asked for one."""
+        if options.window is not None:
+            if not settings.confidence:
+                raise InputError(
+                    "Expected step option window with the engine setting confidence only."
+                )
+            self.groups = GroupConfidence(options.window)
+        self.stop_below = -math.inf if options.stop_below is None else options.stop_below
         self.num_tokens = 0
         self.thinking = True
         self.positions: list[int] = []
@@ -145,6 +157,10 @@ class LiveTraces:
         if self._live[trace.group] == 0:
             del self._live[trace.group], self.kept[trace.group]
 
+    def may_stop(self, trace: LiveTrace) -> bool:
+        """Say whether a trace's group is left with enough traces without it."""
+        return trace.group is None or self.kept[trace.group] > trace.min_keep
+
     def clear(self) -> None:
         """Forget everything."""
         for table in (self.traces, self.pending, self.kept, self._live):
@@ -217,6 +233,8 @@ class LiveTraces:
         if self.confidence:
             report["confidences"] = trace.confidences
             report["confidence"] = trace.confidence
+        if trace.groups is not None:
+            report["lowest_confidence"] = trace.groups.lowest
         if trace.capture:
             report["hidden"] = b"".join(row.tobytes() for row in trace.hidden)
             report["hidden_dtype"] = self._dtype

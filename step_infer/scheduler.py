@@ -36,6 +36,8 @@ logger = init_logger(f"vllm.{__name__}")
 
 PRUNED = "pruned"
 """The stop reason of a trace that was stopped for its score."""
+CONFIDENCE = "confidence"
+"""The stop reason of a trace whose group confidence fell below the request's `stop_below`."""
 
 
 class StepScheduler(AsyncScheduler):
@@ -201,15 +203,30 @@ class StepScheduler(AsyncScheduler):
                     if trace.recorded is not None:
                         confidence = trace.recorded.confidence(trace.num_tokens - 1)
                     trace.confidence_sum += confidence
+                    if trace.groups is not None:
+                        group = trace.groups.add(confidence)
+                        if group is not None and group < trace.stop_below:
+                            self._stop(trace, output)
                 if (reason := output.finish_reason) is not None:
                     if self.events is not None:
                         usage = self.kv_cache_manager.usage
-                        self.events.write("finish", trace, usage, reason=str(reason))
+                        stopped = output.stop_reason == CONFIDENCE
+                        why = CONFIDENCE if stopped else str(reason)
+                        self.events.write("finish", trace, usage, reason=why)
                     _attach(output, self.reports.end(request_id, live.report(trace)))
                     failed = reason in (FinishReason.ABORT, FinishReason.ERROR)
                     live.remove(request_id, survived=not failed)
                 elif request_id in early:
                     _attach(output, self.reports.so_far(request_id))
+
+    def _stop(self, trace: LiveTrace, output: EngineCoreOutput) -> None:
+        """End an unsure trace with this output, if it has not ended and its group can spare it."""
+        if output.finish_reason is not None or not self.live.may_stop(trace):
+            return
+        output.finish_reason = FinishReason.ABORT
+        output.stop_reason = CONFIDENCE
+        # Not self.finish_requests: the report ends with this output, like any other's.
+        super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
 
     def _make_room(self) -> bool:
         """Prune until this step's growth fits; return whether waiting traces stay so."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
 from step_infer.aggregate import AGGREGATORS
@@ -123,6 +124,11 @@ class RequestOptions:
     min_steps: int | None = None
     aggregator: str | None = None
     capture: bool = False
+    window: int | None = None
+    """Report the lowest group confidence of windows of this many tokens
+    (`step_infer.group_confidence`); the engine must record confidences."""
+    stop_below: float | None = None
+    """Stop the trace as soon as a group confidence is lower than this."""
     replay: dict[str, Any] | None = None
     """Recorded signals (`RecordedSteps`), for an engine with the setting replay."""
 
@@ -166,10 +172,14 @@ class RequestOptions:
             raise InputError("Expected step option capture in offline requests only.")
         if options.replay is not None and as_text:
             raise InputError("Expected step option replay in offline requests only.")
-        for name in ("min_keep", "min_steps"):
+        for name in ("min_keep", "min_steps", "window"):
             number = getattr(options, name)
             good = number is None or _whole(number, 1)
             _check(name, number, good, "a whole number >= 1")
+        bar = options.stop_below
+        _check("stop_below", bar, bar is None or _finite(bar), "a finite number")
+        if bar is not None and options.window is None:
+            raise InputError("Expected step option window beside stop_below, found none.")
         for name in ("prune", "capture"):
             flag = getattr(options, name)
             _check(name, flag, flag is None or isinstance(flag, bool), "true or false")
@@ -179,6 +189,10 @@ class RequestOptions:
                 f"Expected step option aggregator out of {known}, found {options.aggregator!r}."
             )
         return options
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _whole(value: Any, low: int) -> bool:

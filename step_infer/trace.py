@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     import torch
 
 
+STOPPED = ("pruned", "confidence")
+"""The finish reasons of traces that a method stopped."""
+
+
 @dataclass(frozen=True)
 class TracePlan:
     """The order for one trace."""
@@ -24,6 +28,10 @@ class TracePlan:
     """Traces of one group compete with each other when memory is short; None is not prunable."""
     replay: dict[str, Any] | None = None
     """Recorded signals that stand for the engine's own (`step_infer.recorded_steps`)."""
+    window: int | None = None
+    """Tokens of a sliding window of token confidences; None does not look at windows."""
+    stop_below: float | None = None
+    """Stop the trace as soon as the mean confidence of a window is lower than this."""
 
 
 @dataclass
@@ -39,9 +47,10 @@ class Trace:
     text: str
     """Their text, special tokens included."""
     finish_reason: str
-    """"stop", "length", "pruned" or "abort"."""
+    """"stop", "length", "abort", or, if it was stopped: "pruned" for want of memory, "confidence"
+    for a window of low confidence."""
     answer: str | None = None
-    r"""Content of the last \boxed{}; None for a pruned trace."""
+    r"""Content of the last \boxed{}; None for a trace that was stopped."""
     boundary_positions: list[int] = field(default_factory=list)
     """Indices of the step boundaries in `token_ids` [S]."""
     step_scores: list[float | None] = field(default_factory=list)
@@ -53,6 +62,10 @@ class Trace:
     (`step_infer.confidence`); None where not recorded."""
     mean_token_confidence: float | None = None
     """Mean token confidence of all generated tokens; None where not recorded."""
+    lowest_group_confidence: float | None = None
+    """Mean token confidence of its least sure window (`TracePlan.window`); None without one."""
+    filtered: bool = False
+    """Whether it ended by itself but does not vote: its lowest group confidence is too low."""
     hidden_SH: "torch.Tensor | None" = None
     """Hidden states at the boundaries [S, H], as the model gave them, where they were captured."""
     submitted_s: float = 0.0
@@ -62,5 +75,10 @@ class Trace:
 
     @property
     def pruned(self) -> bool:
-        """Whether the trace was stopped for its score."""
+        """Whether the trace was stopped for want of memory."""
         return self.finish_reason == "pruned"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the trace was stopped, for whatever reason: it has no answer."""
+        return self.finish_reason in STOPPED
