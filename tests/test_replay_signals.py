@@ -1,5 +1,6 @@
 """Recorded signals in the real scheduler: they stand for the worker's rows, where it is allowed."""
 
+import dataclasses
 import math
 
 import pytest
@@ -48,6 +49,20 @@ def test_the_trace_of_the_lowest_recorded_score_is_stopped():
     assert [name for name in scores if engine.pruned(name)] == ["low"]
     engine = run([trace(n, [2, 20], [1 - s] * 2, 80) for n, s in scores.items()], num_blocks=45)
     assert [name for name in scores if engine.pruned(name)] == ["high"]
+
+
+def test_a_trace_is_stopped_where_a_window_of_recorded_confidences_falls_too_low():
+    signals = {"confidences": [9.0, 1.0], "tail_confidence": 9.0}
+    kept = trace("kept", [9, 39], [0.5, 0.5], tokens=60, **signals)
+    options = {**kept.options, "window": 4, "stop_below": 3.5}
+    unsure = dataclasses.replace(kept, name="unsure", options=options)
+    engine = run([kept, unsure], confidence=True)
+    assert engine.ended["kept"].stop_reason is None
+    assert engine.ended["unsure"].stop_reason == "confidence"
+    # The first window below 3.5 is 9, 1, 1, 1: it ends with token 12.
+    report = engine.report("unsure")
+    assert report["lowest_confidence"] == pytest.approx(3.0)
+    assert report["positions"] == [9]
 
 
 def test_without_the_engine_setting_recorded_signals_are_not_taken():
