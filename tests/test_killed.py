@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from synthetic_traces import write_traces
 
 from data_gen.trace_directory import TraceDirectory
+from step_infer.files import read_json
 from step_infer.scorer import read_card
 from step_train.export import export
 from step_train.fit import fit
@@ -126,6 +127,48 @@ def test_a_fit_killed_from_outside_in_the_middle_of_training_goes_on(traces, who
     assert result.metrics == whole.metrics
     found, expected = weights(result.checkpoint), weights(whole.checkpoint)
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+
+
+def two_processes(traces, run):
+    """Start a fit on two CPU processes, in a process group of their own."""
+    options = ["--traces", traces, "--out", run, "--devices", "2", "--accelerator", "cpu"]
+    options += ["--max-epochs", "6", "--width", "32", "--learning-rate", "1e-3"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "step_train.commands", *map(str, options), "--baselines", "none"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_two_processes_killed_in_the_middle_of_training_go_on_to_the_same_result(traces, tmp_path):
+    whole = two_processes(traces, tmp_path / "whole")
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors
+    process = two_processes(traces, tmp_path / "run")
+    last = tmp_path / "run" / "last.ckpt"
+    deadline = time.monotonic() + 240
+    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    trained = torch.load(last, weights_only=True)["epoch"] + 1
+    assert trained < 6
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    again = two_processes(traces, tmp_path / "run")
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors
+    # It went on, and did not start again.
+    assert "epoch 1/6" not in errors
+    assert f"epoch {trained + 1}/6" in errors
+    found, expected = (read_json(tmp_path / run / "metrics.json") for run in ("run", "whole"))
+    assert found == expected
+    for file in ("best.ckpt", "last.ckpt"):
+        resumed, straight = weights(tmp_path / "run" / file), weights(tmp_path / "whole" / file)
+        assert all(torch.equal(resumed[key], straight[key]) for key in straight)
 
 
 def test_an_export_that_was_killed_leaves_no_half_file_and_starts_again(whole, tmp_path):
