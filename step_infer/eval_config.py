@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from step_infer.aggregate import AGGREGATORS
+from step_infer.deepconf import WARMUP
 from step_infer.errors import InputError
 from step_infer.eval_methods import METHODS, method_names
 from step_infer.eval_votes import vote_rule
+from step_infer.group_confidence import WINDOW
 from step_infer.prompt import SYSTEM_PROMPT
 from step_infer.questions import QuestionOptions
 from step_infer.sampling import Sampling
@@ -25,7 +27,7 @@ class EvalConfig(QuestionOptions):
     out: str
     """Directory for records, results.json and report.html; a run that was stopped goes on."""
     methods: str = "sc,step"
-    """Methods to compare, separated by commas: sc, step."""
+    """Methods to compare, separated by commas: sc, step, deepconf-low, deepconf-high."""
     scorer: str | None = None
     """Scorer file; the method step needs it."""
     num_traces: int = 64
@@ -50,14 +52,18 @@ class EvalConfig(QuestionOptions):
     pilot_questions: int = 2
     """Questions of that pilot, N traces each."""
     vote: str = "auto"
-    """How traces vote: uniform, score, score^POWER or best; auto takes each method's own, which is
-    uniform for sc and score for step."""
+    """How traces vote: uniform, score, score^POWER, best or lowest-confidence; auto takes each
+    method's own: uniform for sc, score for step, lowest-confidence for DeepConf."""
     aggregator: str | None = None
     """From step scores to a trace score: mean, last, min or ema; none given, the scorer card's."""
     min_keep: int = 1
     """Traces of a question that pruning always keeps."""
     min_steps: int = 1
     """Step scores that a trace must have before it can be pruned."""
+    warmup: int = WARMUP
+    """Traces of a question that DeepConf lets run to their ends first, for its threshold."""
+    window: int = WINDOW
+    """Tokens of DeepConf's sliding window; traces shorter than that are never stopped."""
     allow_mismatch: list[str] = field(default_factory=list)
     """Fields of the scorer card that may differ from the model."""
     shard: str = "0/1"
@@ -80,7 +86,7 @@ class EvalConfig(QuestionOptions):
         super().__post_init__()
         for name in ("num_traces", "repeats", "pilot_questions", "kv_budget_tokens"):
             self._at_least(name, 1)
-        for name in ("min_keep", "min_steps"):
+        for name in ("min_keep", "min_steps", "warmup", "window"):
             self._at_least(name, 1)
         self._at_least("kv_series_questions", 0)
         if not 0 < self.kv_budget <= 1:
@@ -97,6 +103,12 @@ class EvalConfig(QuestionOptions):
             )
         if self.vote != "auto":
             vote_rule(self.vote)
+        warming = [name for name in self.method_names if "warmup" in METHODS[name].settings]
+        if warming and self.warmup >= self.num_traces:
+            raise InputError(
+                f"Expected --warmup below --num-traces ({self.num_traces}) for the method "
+                f"{warming[0]}, found {self.warmup}."
+            )
         needing = [name for name in self.method_names if METHODS[name].needs_scorer]
         if needing and self.scorer is None:
             raise InputError(
@@ -139,8 +151,7 @@ class EvalConfig(QuestionOptions):
         left to the caller, who adds their checksums.
         """
         names = ["num_traces", "seed", "system", "kv_budget", "kv_budget_tokens"]
-        if any(METHODS[name].needs_scorer for name in self.method_names):
-            names += ["aggregator", "min_keep", "min_steps"]
+        names += sorted({s for name in self.method_names for s in METHODS[name].settings})
         settings = self.reading() | {name: getattr(self, name) for name in names}
         for name, value in dataclasses.asdict(self.sampling).items():
             settings[f"sampling.{name}"] = value

@@ -14,6 +14,7 @@ from step_infer.voting import vote
 
 if TYPE_CHECKING:
     from step_infer.client import EngineStats, StepLLM
+    from step_infer.eval_methods import Sampler
 
 
 class Meter:
@@ -65,6 +66,7 @@ def measure(
     keep_text: bool = False,
     on_trace: Callable[[Trace], None] | None = None,
     on_step: Callable[[], None] | None = None,
+    sampler: "Sampler | None" = None,
 ) -> QuestionRecord:
     """Sample one question's traces and return its record.
 
@@ -82,6 +84,7 @@ def measure(
         keep_text: keep the traces' text in the record.
         on_trace: called with each trace when it is finished.
         on_step: called after every engine step.
+        sampler: samples the traces; None hands all plans to the engine at once.
     """
     meter = Meter(llm.stats, sample_seconds)
 
@@ -91,14 +94,21 @@ def measure(
             on_step()
 
     traces = []
-    for trace in llm.stream(plans, max_in_flight=len(plans), on_step=after_step):
+    if sampler is None:
+        sampled = llm.stream(plans, max_in_flight=len(plans), on_step=after_step)
+    else:
+        sampled = sampler(llm, plans, after_step)
+    for trace in sampled:
         traces.append(trace)
         if on_trace is not None:
             on_trace(trace)
     meter.read()
     traces.sort(key=lambda trace: trace.trace_id)
-    answers = [None if trace.pruned else trace.answer for trace in traces]
-    groups = vote(answers, equal=lambda a, b: bool(grader.equal(a, b))).groups
+    answers = [None if trace.stopped else trace.answer for trace in traces]
+    voting = [
+        None if trace.filtered else answer for trace, answer in zip(traces, answers, strict=True)
+    ]
+    groups = vote(voting, equal=lambda a, b: bool(grader.equal(a, b))).groups
     group_of = {voter: index for index, (_, _, voters) in enumerate(groups) for voter in voters}
     verdicts = grader.grade_many([(answer, question.answer) for answer in answers])
     return QuestionRecord(
@@ -130,7 +140,7 @@ def _trace_record(
         seed=trace.seed,
         tokens=len(trace.token_ids),
         finish_reason=trace.finish_reason,
-        answer=None if trace.pruned else trace.answer,
+        answer=None if trace.stopped else trace.answer,
         group=group,
         correct=correct,
         score=trace.trace_score,
@@ -139,6 +149,7 @@ def _trace_record(
         prefix_hashes=prefix_hashes(trace.token_ids, trace.boundary_positions),
         submitted_s=trace.submitted_s - started_s,
         finished_s=trace.finished_s - started_s,
+        lowest_confidence=trace.lowest_group_confidence,
         text=trace.text if keep_text else None,
     )
 

@@ -1,13 +1,19 @@
 """The methods that can be compared: each is a way to start the engine and a way to vote."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from step_infer.deepconf import HIGH, LOW, DeepConf
 from step_infer.errors import InputError
+from step_infer.trace import Trace, TracePlan
 
 if TYPE_CHECKING:
+    from step_infer.client import StepLLM
     from step_infer.eval_config import EvalConfig
+
+Sampler = Callable[["StepLLM", Sequence[TracePlan], Callable[[], None]], Iterator[Trace]]
+"""Samples the traces of one question: the engine, their orders, what to call after each step."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +29,10 @@ class Method:
     engine_options: Callable[["EvalConfig"], dict[str, Any]]
     """Arguments of `StepLLM` beyond model, KV budget and the user's engine arguments."""
     needs_scorer: bool = False
+    sampler: "Callable[[EvalConfig], Sampler] | None" = None
+    """How a question's traces are sampled; None hands all of them to the engine at once."""
+    settings: tuple[str, ...] = ()
+    """Settings of `EvalConfig` that decide its records, beside those of every method."""
 
 
 def _stock(config: "EvalConfig") -> dict[str, Any]:
@@ -40,6 +50,14 @@ def _step(config: "EvalConfig") -> dict[str, Any]:
     }
 
 
+def _confidence(config: "EvalConfig") -> dict[str, Any]:
+    return {"confidence": True}
+
+
+def _deepconf(percentile: float) -> "Callable[[EvalConfig], Sampler]":
+    return lambda config: DeepConf(percentile, config.warmup, config.window).stream
+
+
 METHODS: dict[str, Method] = {
     "sc": Method(
         "SC",
@@ -54,6 +72,24 @@ METHODS: dict[str, Method] = {
         "score",
         _step,
         needs_scorer=True,
+        settings=("aggregator", "min_keep", "min_steps"),
+    ),
+    "deepconf-low": Method(
+        "DeepConf-low",
+        "traces that follow a warm-up are stopped when their token confidence falls below that of "
+        "the warm-up's top 10 %; those that do not fall below it vote by their confidence",
+        "lowest-confidence",
+        _confidence,
+        sampler=_deepconf(LOW),
+        settings=("warmup", "window"),
+    ),
+    "deepconf-high": Method(
+        "DeepConf-high",
+        "like DeepConf-low with the warm-up's top 90 %",
+        "lowest-confidence",
+        _confidence,
+        sampler=_deepconf(HIGH),
+        settings=("warmup", "window"),
     ),
 }
 """All methods by the name that `step-eval --methods` takes. The first is the baseline."""

@@ -16,6 +16,7 @@ from typing import Any
 
 from step_infer.errors import InputError
 from step_infer.files import atomic_write
+from step_infer.trace import STOPPED
 
 RECORD_SCHEMA_VERSION = 1
 RECORDS_FOLDER = "records"
@@ -30,11 +31,11 @@ class TraceRecord:
     tokens: int
     """Generated tokens T."""
     finish_reason: str
-    """"stop", "length", "pruned" or "abort"."""
+    """As in `Trace.finish_reason`."""
     answer: str | None
-    """The final answer; None without one, and for a pruned trace."""
+    """The final answer; None without one, and for a trace that was stopped."""
     group: int | None
-    """Index of its group of equal answers in `QuestionRecord.answers`."""
+    """Index of its group of equal answers in `QuestionRecord.answers`; None if it does not vote."""
     correct: bool | None
     """Whether the answer is right; None without an answer, or where it could not be compared."""
     score: float | None
@@ -47,13 +48,15 @@ class TraceRecord:
     """CRC-32 of all tokens up to each boundary [S]."""
     submitted_s: float
     finished_s: float
+    lowest_confidence: float | None = None
+    """Lowest group confidence, where the method looked at it."""
     text: str | None = None
     """The whole text, where it was asked for."""
 
     @property
     def pruned(self) -> bool:
-        """Whether the trace was stopped for its score."""
-        return self.finish_reason == "pruned"
+        """Whether the method stopped the trace before its end."""
+        return self.finish_reason in STOPPED
 
 
 @dataclass

@@ -156,6 +156,7 @@ class Evaluation:
                         keep_text=config.keep_text,
                         on_trace=lambda trace: progress.finished(len(trace.token_ids)),
                         on_step=progress.step,
+                        sampler=None if method.sampler is None else method.sampler(config),
                     )
                 self.store.append(record)
                 progress.question(outcome(record, vote_by).right)

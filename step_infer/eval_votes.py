@@ -13,6 +13,10 @@ SHOWN_VOTES = ("uniform", "score", "score^4", "best")
 """Rules that a report compares on the same traces."""
 
 
+LOWEST_CONFIDENCE = "lowest-confidence"
+"""Vote by the lowest group confidence in the place of the score (DeepConf)."""
+
+
 def uniform(scores: Sequence[float | None]) -> list[float]:
     """Return one vote for each trace (self-consistency)."""
     return [1.0] * len(scores)
@@ -39,6 +43,8 @@ def score_power(power: float) -> Weights:
 def vote_rule(name: str) -> Weights:
     """Return the rule "uniform", "score" (STEP, section 3.3), "score^POWER" or "best".
 
+    "lowest-confidence" is the rule "score" on other values.
+
     Raises:
         InputError: there is no such rule.
     """
@@ -46,9 +52,10 @@ def vote_rule(name: str) -> Weights:
         return uniform
     if name == "best":
         return best
-    match = _SCORE.fullmatch(name)
+    match = _SCORE.fullmatch("score" if name == LOWEST_CONFIDENCE else name)
     if match is None:
         raise InputError(
-            f"Expected a vote out of uniform, score, score^POWER, best, found {name!r}."
+            f"Expected a vote out of uniform, score, score^POWER, best, {LOWEST_CONFIDENCE}, "
+            f"found {name!r}."
         )
     return score_power(float(match[1] or 1))

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from step_infer.aggregate import AGGREGATORS
+from step_infer.deepconf import WARMUP
 from step_infer.errors import InputError
 from step_infer.eval_config import EvalConfig
 from step_infer.eval_methods import method_names
 from step_infer.eval_votes import vote_rule
+from step_infer.group_confidence import WINDOW
 from step_infer.sampling import Sampling
 
 
@@ -58,6 +60,10 @@ class ReplayConfig:
     """Traces of a question that pruning always keeps."""
     min_steps: int = 1
     """Step scores that a trace must have before it can be pruned."""
+    warmup: int = WARMUP
+    """Warm-up traces of DeepConf; see step-eval --help."""
+    window: int = WINDOW
+    """Tokens of DeepConf's sliding window; see step-eval --help."""
     turns: str | None = None
     """Lock file by which engines on one device take turns; see step-eval --help."""
     kv_series_questions: int = 3

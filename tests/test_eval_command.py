@@ -54,7 +54,10 @@ def step_eval(*arguments):
             {"--lengths-from": "{folder}", "--kv_budget_tokens": "null", "--kv-budget": "0.5"},
             "part-*",
         ),
-        ({"--methods": "sc,magic"}, "Expected --methods out of sc, step, found 'magic'"),
+        (
+            {"--methods": "sc,magic"},
+            "Expected --methods out of sc, step, deepconf-low, deepconf-high, found 'magic'",
+        ),
         ({"--colour": "red"}, "step-eval --help"),
         ({"--num-traces": "many"}, "num_traces"),
     ],
