@@ -147,6 +147,15 @@ COUPLING_POINTS = (
         "carries scores from the worker to the scheduler",
     ),
     CouplingPoint(
+        "SchedulerStats.cudagraph_stats, AggregateStatLoggerBase, plug-ins for it",
+        lambda: (
+            _has_field("vllm.v1.metrics.stats", "SchedulerStats", "cudagraph_stats")()
+            and _has("vllm.v1.metrics.loggers", "AggregateStatLoggerBase")()
+            and _mentions("vllm.v1.metrics.loggers", "load_stat_logger_plugin_factories", "GROUP")()
+        ),
+        "brings counters to the server's metrics",
+    ),
+    CouplingPoint(
         "Worker.load_model, execute_model, sample_tokens",
         lambda: all(
             _has("vllm.v1.worker.gpu_worker", f"Worker.{name}")()

@@ -140,6 +140,12 @@ class StepScheduler(AsyncScheduler):
         if rows is not None and rows.failed and not self.disabled:
             self._disable("Scoring in the worker")
         if self.live.pending:
+            if rows is None and self.settings.scorer is not None and model_runner_output.req_ids:
+                logger.warning_once(
+                    "A step came without scores. Expected worker_cls "
+                    "step_infer.worker.StepWorker, found %s.",
+                    self.vllm_config.parallel_config.worker_cls,
+                )
             try:
                 self.live.take_scores(
                     rows,

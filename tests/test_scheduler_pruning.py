@@ -7,6 +7,7 @@ import pytest
 from scheduler_harness import (
     BOUNDARY,
     EOS,
+    MODEL,
     WORD,
     Engine,
     Script,
@@ -280,6 +281,18 @@ def test_a_score_that_raises_switches_scoring_off_and_generation_goes_on(caplog)
         assert engine_.ended[script.name].finish_reason == FinishReason.STOP
     assert not engine_.scheduler.live.traces
     assert not engine_.scheduler.requests
+
+
+def test_a_worker_that_does_not_score_is_named_once(caplog):
+    engine_ = engine(40, scorer=str(MODEL / "scorer" / "scorer.safetensors"))
+    for n in range(6):
+        engine_.add(trace(f"t{n}", "g"))
+    while engine_.busy:
+        engine_.step(rows_missing=True)
+    assert not any(map(engine_.pruned, engine_.ended))
+    assert engine_.scheduler.counters.totals.dropped_scores > 1
+    (record,) = [r for r in caplog.records if "came without scores" in r.getMessage()]
+    assert "Expected worker_cls step_infer.worker.StepWorker, found vllm." in record.getMessage()
 
 
 def test_scoring_that_fails_in_the_worker_stops_pruning_too(caplog):
