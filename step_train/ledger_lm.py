@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
@@ -166,7 +167,9 @@ def demo_model_command(argv: Sequence[str] | None = None) -> None:
     """
     description = "Train the demo language model from scratch on endless ledger traces."
     config = parse_config(LedgerLMConfig, argv, "step-train demo-model", description)
-    print(f"model written to {train_ledger_lm(config)}")
+    folder = train_ledger_lm(config)
+    if rank_zero_only.rank in (None, 0):
+        print(f"model written to {folder}")
 
 
 if __name__ == "__main__":

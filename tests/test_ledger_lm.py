@@ -3,6 +3,9 @@
 import csv
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,8 @@ from step_train.ledger_config import LedgerLMConfig
 from step_train.ledger_export import new_model
 from step_train.ledger_lm import demo_model_command, train_ledger_lm
 from step_train.ledger_module import LedgerLM
+
+ROOT = Path(__file__).parent.parent
 
 
 def tiny(out, **changes):
@@ -164,3 +169,27 @@ def test_training_forward_equals_the_models_own_and_scores_responses_only():
 def test_demo_model_has_the_stated_size():
     parameters = sum(p.numel() for p in new_model(6, 256, 768).parameters())
     assert 4.5e6 < parameters < 5e6
+
+
+def test_two_processes_share_the_training_and_export_one_model(finished, tmp_path):
+    options = ["--out", tmp_path / "run", "--devices", "2", "--steps", "6", "--workers", "0"]
+    options += ["--tokens-per-batch", "4096", "--warmup-steps", "2", "--layers", "1"]
+    options += ["--hidden-size", "128", "--intermediate-size", "64", "--compile", "false"]
+    options += ["--checkpoint-steps", "3", "--log-steps", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "step_train.commands", "demo-model", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("model written to") == 1
+    both = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    alone = json.loads((finished / "manifest.json").read_text())
+    assert (both["world_size"], alone["world_size"]) == (2, 1)
+    # Each process has batches of its own: half the noise, the same course.
+    assert both["held_out_loss"] == pytest.approx(alone["held_out_loss"], abs=0.05)
+    one = load_file(finished / "model" / "model.safetensors")
+    two = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert one.keys() == two.keys()
