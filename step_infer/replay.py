@@ -49,8 +49,8 @@ def read_traces(config: ReplayConfig) -> tuple[World, float]:
     """Return the recorded traces at the length asked for, and the factor on their lengths.
 
     Raises:
-        InputError: they cannot be read, lack the right answers, or lack the scores that a method
-            needs.
+        InputError: they cannot be read, lack the right answers, or lack the scores or confidences
+            that a method needs.
     """
     world = read_world(config.traces)
     without = [question.question_id for question in world.questions if question.truth is None]
@@ -65,6 +65,12 @@ def read_traces(config: ReplayConfig) -> tuple[World, float]:
         raise InputError(
             f"Expected recorded step scores in {config.traces} for the method {needing[0]}, found "
             "none. Hint: collect the traces with step-collect --scorer."
+        )
+    unsure = [name for name in method_names(config.methods) if "window" in METHODS[name].settings]
+    if unsure and not any(t.confidences for q in world.questions for t in q.traces):
+        raise InputError(
+            f"Expected recorded confidences in {config.traces} for the method {unsure[0]}, found "
+            "none. Hint: collect the traces with step-collect, which records them."
         )
     factor = config.scale
     if config.mean_tokens is not None:

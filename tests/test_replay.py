@@ -160,7 +160,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
     )
 
 
-def test_methods_that_prune_need_recorded_scores(tmp_path):
+def test_methods_need_the_signals_that_they_go_by(tmp_path):
     world = read_table(RECORDED)
     bare = tuple(
         dataclasses.replace(
@@ -171,6 +171,14 @@ def test_methods_that_prune_need_recorded_scores(tmp_path):
     write_table(tmp_path / "bare.parquet", dataclasses.replace(world, questions=bare))
     options = ("--traces", tmp_path / "bare.parquet", "--out", tmp_path / "out")
     assert "recorded step scores" in refused(*options, "--methods", "sc,step")
+    bare = tuple(
+        dataclasses.replace(
+            question, traces=tuple(dataclasses.replace(t, confidences=()) for t in question.traces)
+        )
+        for question in world.questions
+    )
+    write_table(tmp_path / "bare.parquet", dataclasses.replace(world, questions=bare))
+    assert "recorded confidences" in refused(*options, "--methods", "deepconf-low")
     unknown = tuple(dataclasses.replace(question, truth=None) for question in world.questions)
     write_table(tmp_path / "bare.parquet", dataclasses.replace(world, questions=unknown))
     assert "Expected a ground truth for every question" in refused(*options)
