@@ -53,9 +53,17 @@ def model_file(model: str, name: str) -> Path:
             f"Expected a model folder or a hub id, found no folder at {model!r}. "
             "Hint: check the path."
         )
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
 
     try:
+        if not isinstance(try_to_load_from_cache(model, name), str):
+            # Asked once: the download alone tries for half a minute where there is no network.
+            get_hf_file_metadata(hf_hub_url(model, name))
         return Path(hf_hub_download(model, name))
     except Exception as error:  # the hub client raises many types; all mean "not to be had"
         raise InputError(

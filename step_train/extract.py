@@ -118,7 +118,10 @@ def load_model(model: str, dtype: str) -> "PreTrainedModel":
         InputError: the model cannot be loaded.
     """
     from transformers import AutoModel
+    from transformers.utils import logging
 
+    # Its bar stands for seconds, and would come between lines of ours.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         return AutoModel.from_pretrained(model, dtype=dtype).eval()
     except (OSError, ValueError, RuntimeError) as error:
@@ -240,6 +243,8 @@ class PartWriter(Callback):
             desc="extract",
             disable=not (self.config.progress and trainer.is_global_zero),
             mininterval=0.5 if sys.stderr.isatty() else 15.0,
+            # What fails at once, fails in one line.
+            delay=2.0,
         )
         self._list_pieces()
 
@@ -276,6 +281,13 @@ class PartWriter(Callback):
         trainer.strategy.barrier("parts written")
         self._list_pieces()
         self._bar.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """End the bar's line."""
+        if self._bar is not None:
+            self._bar.close()
 
     def _list_pieces(self) -> None:
         """Add the parts that other processes have finished, as far as none is missing before."""

@@ -3,6 +3,9 @@
 import itertools
 import json
 import random
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -254,6 +257,37 @@ def test_other_settings_in_the_same_directory_are_refused(model, source, extract
         extract(config(model, source, extracted.path))
     with pytest.raises(InputError, match="another directory"):
         extract(config(model, source, source))
+
+
+def test_a_damaged_part_is_named_in_one_line_and_what_is_done_is_kept(
+    model, source, extracted, tmp_path
+):
+    damaged = tmp_path / "damaged"
+    shutil.copytree(source, damaged)
+    part = damaged / "traces" / "part-00002.parquet"
+    whole = part.read_bytes()
+    part.write_bytes(whole[: len(whole) // 2])
+    options = ["--model", model, "--traces", damaged, "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "step_train.commands", "extract", *map(str, options)]
+    command += ["--accelerator", "cpu", "--batch-tokens", "1500", "--dtype", "float32"]
+
+    def run():
+        root = Path(__file__).parent.parent
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
+
+    done = run()
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: Expected a Parquet file at ")
+    assert str(part) in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert TraceDirectory(tmp_path / "out").num_parts == 1
+    part.write_bytes(whole)
+    done = run()
+    assert done.returncode == 0, done.stderr
+    found = TraceDirectory(tmp_path / "out")
+    assert found.complete
+    for one, other in zip(found.shards(), extracted.shards(), strict=True):
+        assert torch.equal(one.hidden(), other.hidden())
 
 
 def test_a_model_of_another_vocabulary_is_refused(model, source, tmp_path):

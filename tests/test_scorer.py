@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -179,3 +182,24 @@ def test_a_scorer_is_never_written_into_a_model_folder(tmp_path):
     with pytest.raises(InputError, match="outside model folders"):
         save_scorer(tmp_path / "scorer.safetensors", StepScorer(H, 8), card())
     assert not (tmp_path / "scorer.safetensors").exists()
+
+
+def test_a_hub_id_that_cannot_be_reached_is_refused_at_once() -> None:
+    # Nothing listens there; the hub's own client tries for half a minute.
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
+    code = """
+import time
+from step_infer.errors import InputError
+from step_infer.identity import identify
+import huggingface_hub
+started = time.monotonic()
+try:
+    identify("nobody/nothing")
+except InputError as error:
+    print(time.monotonic() - started < 10, error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.startswith("True Expected a model folder or a reachable hub id, found"), done
+    assert "ConnectError" in done.stdout or "ConnectionError" in done.stdout
