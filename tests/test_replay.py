@@ -10,6 +10,7 @@ import torch
 from step_infer.boundary import BoundaryRule
 from step_infer.errors import InputError
 from step_infer.eval_command import command
+from step_infer.eval_methods import METHODS
 from step_infer.identity import identify
 from step_infer.prompt import load_tokenizer
 from step_infer.recorded_table import read_table, write_table
@@ -131,6 +132,12 @@ def test_the_inputs_decide_the_engine_and_its_kv_budget(tmp_path):
     assert inputs.mean_response_tokens == world.mean_response_tokens
     assert inputs.card.aggregator == "min", "the aggregator that the scores were recorded for"
     assert inputs.settings()["replay.factor"] == 1
+
+
+def test_every_setting_of_a_method_can_be_given():
+    ours = {field.name for field in dataclasses.fields(ReplayConfig)}
+    theirs = {name for method in METHODS.values() for name in method.settings}
+    assert {"window", "min_keep"} <= theirs <= ours
 
 
 def refused(*options):
