@@ -16,7 +16,7 @@ The value is a text:
 
 A request with a bad option is answered, without scores; the server's log says why. Whoever knows a
 group's name can join it, so use names that nobody can guess (a UUID) where clients do not trust
-each other.
+each other. docs/observability.md says more of that, of the metrics and of the event log.
 
 What comes back, as `kv_transfer_params["step"]` of the response (in the openai client
 `response.kv_transfer_params`):

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from step_infer.client import StepLLM
+from step_infer.event_log import read_events
 from step_infer.sampling import Sampling
 from step_infer.scorer import load_scorer
 
@@ -28,7 +29,12 @@ KV_BUDGET = 3072
 
 
 @pytest.fixture(scope="module")
-def llm():
+def event_log(tmp_path_factory):
+    return tmp_path_factory.mktemp("adapter") / "events.jsonl"
+
+
+@pytest.fixture(scope="module")
+def llm(event_log):
     with StepLLM(
         str(CHECKPOINT),
         SCORER,
@@ -39,6 +45,7 @@ def llm():
         max_num_seqs=32,
         capture=True,
         confidence=True,
+        event_log=event_log,
     ) as engine:
         yield engine
 
@@ -137,6 +144,17 @@ def test_scores_of_pruned_and_surviving_traces_equal_a_forward_pass(pruned):
         confidences_S = torch.tensor(trace.step_confidences)
         torch.testing.assert_close(confidences_S, mean_T[positions[:count]], atol=0.02, rtol=0)
         assert trace.mean_token_confidence == pytest.approx(mean_T[-1].item(), abs=0.02)
+
+
+def test_the_event_log_has_a_line_for_each_trace(llm, event_log, preempted, pruned):
+    events, left_out = read_events([event_log])
+    assert left_out == 0
+    for traces, in_group in ((preempted[0], False), (pruned[0], True)):
+        lines = [event for event in events if (event["group"] is not None) == in_group]
+        expected = sorted((t.pruned, len(t.token_ids), len(t.step_scores)) for t in traces)
+        found = ((e["event"] == "prune", e["tokens"], e["steps"]) for e in lines[: len(traces)])
+        assert sorted(found) == expected
+    assert max(event["kv_use"] for event in events) > 0.5
 
 
 def test_the_engine_is_empty_afterwards(llm, pruned):
