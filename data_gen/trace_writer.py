@@ -19,7 +19,7 @@ from data_gen.trace_directory import KIND, TraceDirectory
 from data_gen.traces import write_part
 from step_infer.errors import InputError
 from step_infer.files import sha256_file
-from step_infer.manifest import MANIFEST_NAME, run_manifest, write_manifest
+from step_infer.manifest import MANIFEST_NAME, read_manifest, run_manifest, write_manifest
 
 _LOCK = ".lock"
 _OURS = re.compile(r"\.?(part-\d{5,}\.parquet|shard-\d{5,}\.safetensors)(\..*\.tmp)?")
@@ -47,7 +47,7 @@ class TraceWriter:
         self.path = Path(path)
         self._lock: int | None = _lock(self.path)
         try:
-            found = TraceDirectory(path) if (self.path / MANIFEST_NAME).exists() else None
+            found = _earlier(self.path)
             if found is None:
                 _require_empty(self.path)
             if found is not None and found.num_parts:
@@ -170,6 +170,18 @@ def _lock(path: Path) -> int:
             "Hint: wait for it, stop it, or choose another output directory."
         ) from error
     return lock
+
+
+def _earlier(path: Path) -> TraceDirectory | None:
+    if not (path / MANIFEST_NAME).exists():
+        return None
+    kind = read_manifest(path).get("kind")
+    if kind != KIND:
+        raise InputError(
+            f"Expected an empty directory or one of an earlier run at {path}, found one of kind "
+            f"{kind!r}. Hint: choose another output directory."
+        )
+    return TraceDirectory(path)
 
 
 def _require_empty(path: Path) -> None:

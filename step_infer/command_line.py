@@ -19,10 +19,12 @@ def config_parser(config_class: type, prog: str, description: str) -> Any:
     """
     from jsonargparse import ArgumentParser, set_parsing_settings
 
+    class Parser(ArgumentParser):
+        def format_help(self, *args: Any, **kwargs: Any) -> str:
+            return _in_hyphens(super().format_help(*args, **kwargs))
+
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
-        prog=prog, description=description, exit_on_error=False, allow_abbrev=False
-    )
+    parser = Parser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options.")
     parser.add_class_arguments(config_class, as_group=False)
     return parser
@@ -44,7 +46,8 @@ def parse_config(
     try:
         found = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
-        reason = re.sub(r"<class '(\w+)'>", r"\1", " ".join(str(error).split()))
+        reason = re.sub(r'Parser key "([\w.]+)": ', r"--\1: ", " ".join(str(error).split()))
+        reason = re.sub(r"(?<=are required: ).+", _as_options, _in_hyphens(reason))
         raise InputError(f"{reason.rstrip('.')}. Hint: see {prog} --help.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"Expected YAML in UTF-8 as --config, found: {error}.") from error
@@ -55,6 +58,16 @@ def parse_config(
             value = types[field.name](**vars(value))
         values[field.name] = value
     return config_class(**values)
+
+
+def _in_hyphens(text: str) -> str:
+    """Write options and types in jsonargparse's texts as our documents write them."""
+    text = re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), text)
+    return re.sub(r"<class '(\w+)'>", r"\1", text)
+
+
+def _as_options(names: re.Match[str]) -> str:
+    return ", ".join(f"--{name}".replace("_", "-") for name in names[0].split(", "))
 
 
 def _normal(argv: Sequence[str], types: dict[str, Any]) -> list[str]:

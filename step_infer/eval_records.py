@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from step_infer.errors import InputError
-from step_infer.files import atomic_write
+from step_infer.files import atomic_write, full_disk_named
 from step_infer.trace import STOPPED
 
 RECORD_SCHEMA_VERSION = 1
@@ -159,9 +159,17 @@ class RecordStore:
         return self.folder / f"{method}-r{repeat}.jsonl"
 
     def append(self, record: QuestionRecord) -> None:
-        """Add a record; it is on disk when this returns."""
+        """Add a record; it is on disk when this returns.
+
+        Raises:
+            InputError: the disk is full.
+        """
         path = self.path(record.method, record.repeat)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with full_disk_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._append(path, record)
+
+    def _append(self, path: Path, record: QuestionRecord) -> None:
         with path.open("ab+") as file:
             _drop_torn_line(file)
             file.write(record.to_json().encode() + b"\n")

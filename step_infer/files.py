@@ -1,5 +1,6 @@
 """Atomic writes, checksums and small JSON files."""
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,26 @@ from step_infer.errors import InputError
 
 
 @contextmanager
+def full_disk_named(path: Path | str) -> Iterator[None]:
+    """Turn the error of a write for which the disk has no room into one that says so.
+
+    Raises:
+        InputError: no room for `path`; other errors stay as they are.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        # safetensors has an error type of its own, without the number.
+        if number not in (errno.ENOSPC, errno.EDQUOT) and "os error 28" not in str(error):
+            raise
+        raise InputError(
+            f"Expected room on the disk for {path}, found it full. Hint: make room and give the "
+            "same command again; what was written before is kept."
+        ) from error
+
+
+@contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path` that replaces it when the block succeeds.
 
@@ -20,9 +41,11 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     after it; if the block raises, the temporary file is removed and `path` stays as it was.
 
     Raises:
-        InputError: the folder cannot be made or written.
+        InputError: the folder cannot be made or written, `path` is a folder, or the disk is full.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"Expected a file to write, found the folder {path}. Hint: name a file.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -34,9 +57,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        with full_disk_named(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)

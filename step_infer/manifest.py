@@ -68,6 +68,12 @@ def read_manifest(directory: Path | str) -> dict[str, Any]:
         InputError: it is missing, is not JSON, or has another schema version.
     """
     path = Path(directory) / MANIFEST_NAME
+    if not path.exists():
+        raise InputError(
+            f"Expected a directory of this toolkit at {directory}, found "
+            f"{f'no {MANIFEST_NAME} in it' if Path(directory).is_dir() else 'no such directory'}. "
+            "Hint: check the path."
+        )
     manifest = read_json(path)
     found = manifest.get("schema_version") if isinstance(manifest, dict) else None
     if found != SCHEMA_VERSION:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from step_infer.command import run
-from step_infer.command_line import parse_config
+from step_infer.command_line import config_parser, parse_config
 from step_infer.engine_guard import EngineGuard
 from step_infer.errors import InputError
 from step_infer.sampling import Sampling
@@ -72,8 +73,8 @@ def test_a_configuration_that_cannot_be_read_is_named(content: bytes, tmp_path: 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "required: name. Hint: see try-it --help"),
-        (["--name", "n", "--num-things", "many"], 'Parser key "num_things": .*many'),
+        ([], "required: --name. Hint: see try-it --help"),
+        (["--name", "n", "--num-things", "many"], "^--num-things: .*many"),
         (["--name", "n", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["--name", "n", "--sampling.top-p", "2"], r"Expected top_p in \(0, 1\]"),
         (["--config", "/no/such.yaml"], "no/such"),
@@ -83,6 +84,13 @@ def test_bad_options_are_input_errors_of_one_line(argv: list[str], message: str)
     with pytest.raises(InputError, match=message) as caught:
         parse(*argv)
     assert "\n" not in str(caught.value)
+
+
+def test_the_help_writes_options_as_the_documents_do() -> None:
+    text = config_parser(Config, "try-it", "Try it.").format_help()
+    assert "--num-things NUM_THINGS" in text
+    assert "--sampling.top-p TOP_P" in text
+    assert not re.search(r"--[a-z.]*_|<class", text)
 
 
 def test_a_file_gives_settings_and_options_go_before_it(tmp_path: Path) -> None:

@@ -48,6 +48,23 @@ def test_a_folder_that_cannot_be_is_a_clear_error(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_under_the_name_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="found the folder"), atomic_write(tmp_path):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_full_disk_is_a_clear_error_and_leaves_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", [1])
+    with (
+        pytest.raises(InputError, match=r"Expected room on the disk for .*a\.json"),
+        atomic_write(tmp_path / "a.json"),
+    ):
+        os.write(os.open("/dev/full", os.O_WRONLY), b"2")
+    assert read_json(tmp_path / "a.json") == [1]
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
@@ -69,6 +86,13 @@ def test_a_manifest_states_versions_and_schema(tmp_path: Path) -> None:
     manifest = read_manifest(tmp_path)
     assert manifest["kind"] == "test"
     assert {"python", "torch"} <= manifest["versions"].keys()
+
+
+def test_a_directory_without_a_manifest_is_told_from_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"found no manifest\.json in it\. Hint"):
+        read_manifest(tmp_path)
+    with pytest.raises(InputError, match="found no such directory"):
+        read_manifest(tmp_path / "none")
 
 
 def test_a_manifest_of_another_schema_is_refused(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_a_strangers_directory_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"found thesis\.tex and no manifest\.json"):
         TraceWriter(tmp_path, {})
     write_manifest(tmp_path, run_manifest(kind="scorer training"))
-    with pytest.raises(InputError, match="of kind 'scorer training'"):
+    with pytest.raises(InputError, match="kind 'scorer training'. Hint: choose another"):
         TraceWriter(tmp_path, {})
 
 
