@@ -66,7 +66,7 @@ def read_traces(config: ReplayConfig) -> tuple[World, float]:
             f"Expected recorded step scores in {config.traces} for the method {needing[0]}, found "
             "none. Hint: collect the traces with step-collect --scorer."
         )
-    unsure = [name for name in method_names(config.methods) if "window" in METHODS[name].settings]
+    unsure = [name for name in method_names(config.methods) if "confidence" in METHODS[name].vote]
     if unsure and not any(t.confidences for q in world.questions for t in q.traces):
         raise InputError(
             f"Expected recorded confidences in {config.traces} for the method {unsure[0]}, found "
