@@ -96,7 +96,7 @@ def read_training_data(
     splits["train"] = balance(splits["train"], max_traces_per_class, seed)
     rows = FeatureRows(directory.shards())
     model = identity_of(directory)
-    layers = tuple(directory.manifest.get("layers", (LAST_LAYER,)))
+    layers = layers_of(directory)
     if rows.hidden_size != model.hidden_size * len(layers):
         raise InputError(
             f"Expected {model.hidden_size * len(layers)} numbers a state (hidden_size and layers "
@@ -135,6 +135,20 @@ def identity_of(directory: TraceDirectory) -> ModelIdentity:
             f"Expected identity with config_hash, tokenizer_hash and hidden_size in the manifest "
             f"of {directory.path}, found {identity!r}."
         ) from error
+
+
+def layers_of(directory: TraceDirectory) -> tuple[str, ...]:
+    """Return the layers whose states a directory's features are; an engine's are of the last.
+
+    Raises:
+        InputError: its manifest names none.
+    """
+    layers = directory.manifest.get("layers", [LAST_LAYER])
+    if not isinstance(layers, list) or not layers:
+        raise InputError(
+            f"Expected a list of layers in the manifest of {directory.path}, found {layers!r}."
+        )
+    return tuple(map(str, layers))
 
 
 def _manifest_field(directory: TraceDirectory, name: str) -> Any:

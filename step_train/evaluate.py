@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from data_gen.trace_directory import TraceDirectory
-from step_infer.card import LAST_LAYER, ScorerCard
+from step_infer.card import ScorerCard
 from step_infer.errors import InputError
 from step_infer.files import read_json, write_json
 from step_infer.manifest import run_manifest
 from step_infer.scorer import StepScorer, load_scorer
 from step_train.baselines import compare, known_baselines
-from step_train.dataset import identity_of
+from step_train.dataset import identity_of, layers_of
 from step_train.evaluate_config import EvaluateConfig
 from step_train.evaluate_votes import judge_votes
 from step_train.export import export
@@ -43,7 +43,7 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
     scorer, card = _load(config)
     directory = TraceDirectory(config.traces or card.training.get("traces", ""))
     card.check_model(identity_of(directory))
-    layers = ",".join(map(str, directory.manifest.get("layers", [LAST_LAYER])))
+    layers = ",".join(layers_of(directory))
     if layers != card.layer:
         raise InputError(
             f"Expected features of layer {card.layer!r} (scorer card), found {layers!r} in "

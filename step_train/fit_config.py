@@ -93,10 +93,15 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         least = {"width": 1, "batch_size": 1, "max_epochs": 1, "patience": 1, "memory_mib": 1}
-        for name, bound in (least | {"devices": 1, "seed": 0, "shuffles": 1}).items():
+        for name, bound in (least | {"devices": 1, "shuffles": 1}).items():
             if getattr(self, name) < bound:
                 raise InputError(
                     f"Expected {name} of at least {bound}, found {getattr(self, name)}."
+                )
+        for name in ("seed", "test_seed"):
+            if not 0 <= (getattr(self, name) or 0) < 2**32:
+                raise InputError(
+                    f"Expected {name} from 0 to {2**32 - 1}, found {getattr(self, name)}."
                 )
         if self.depth < 0:
             raise InputError(f"Expected depth of at least 0, found {self.depth}.")

@@ -127,12 +127,17 @@ def read_variants(config: SweepConfig) -> dict[str, Changes]:
         try:
             # As on the command line: types are checked, and 1e-4 is a number.
             parsed = parser.parse_object({"traces": "", "out": "", **whole[name]})
-            whole[name] = {setting: parsed[setting] for setting in whole[name]}
+            whole[name] = {setting: _plain(parsed[setting]) for setting in whole[name]}
             config.fit(whole[name], 0, config.out)
         except (argparse.ArgumentError, InputError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"Expected good settings in variant {name!r}: {reason}") from error
     return whole
+
+
+def _plain(value: Any) -> Any:
+    # The outcome goes into JSON with the settings.
+    return str(value) if isinstance(value, Path) else value
 
 
 def _read(path: Path) -> dict[str, Changes]:

@@ -222,3 +222,19 @@ def test_the_command_prints_a_table_and_the_winner(done):
     assert f"Winner, chosen on validation questions alone: {result['winner']}" in run.stdout
     assert "includes zero" in run.stdout
     assert "sweep.csv" in run.stdout
+
+
+def test_a_variant_may_have_other_traces_of_the_same_questions(traces, tmp_path):
+    other = tmp_path / "other"
+    write_traces(other, "label", questions=40, strength=4.0)
+    file = tmp_path / "variants.yaml"
+    file.write_text(
+        f"paper: {{max_epochs: 2, width: 8, learning_rate: 0.01}}\nother: {{traces: {other}}}\n"
+    )
+    config = SweepConfig(traces, tmp_path / "out", file, seeds=1, combine=False, progress=False)
+    result = sweep(config)
+    found = rows(result)
+    assert found["other"]["settings"]["traces"] == str(other)
+    assert found["other"]["test"]["value"] > found[PAPER]["test"]["value"]
+    assert result["winner"] == "other"
+    assert rows(json.loads((config.out / "sweep.json").read_text())) == found

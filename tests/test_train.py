@@ -252,6 +252,14 @@ def test_states_that_are_not_finite_are_named(tmp_path, split, value, normalise)
     assert not (settings.out / "metrics.json").exists()
 
 
+def test_a_manifest_without_a_list_of_layers_is_refused(tmp_path):
+    directory = write_traces(tmp_path / "traces", "label", questions=5)
+    manifest = json.loads((directory.path / "manifest.json").read_text())
+    (directory.path / "manifest.json").write_text(json.dumps(manifest | {"layers": 3}))
+    with pytest.raises(InputError, match="Expected a list of layers in the manifest .* found 3"):
+        fit(config(tmp_path / "traces", tmp_path / "run"))
+
+
 def test_traces_without_features_are_refused(tmp_path):
     directory = write_traces(tmp_path / "traces", "label", questions=5)
     manifest = json.loads((directory.path / "manifest.json").read_text())
@@ -268,6 +276,10 @@ def test_traces_without_features_are_refused(tmp_path):
         ({"batch_size": 0}, "batch_size of at least 1"),
         ({"learning_rate": 0.0}, "learning_rate above 0"),
         ({"patience": 0}, "patience of at least 1"),
+        ({"seed": -1}, "seed from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed from 0 to 4294967295"),
+        ({"test_seed": -1}, "test_seed from 0 to 4294967295"),
+        ({"shuffles": 0}, "shuffles of at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
