@@ -157,7 +157,7 @@ def read_text(row: Row, names: Sequence[str]) -> str:
     value = _value(row, names)
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"Expected a text under {_or(names)}, found {_found(row, names)}.")
-    return value
+    return _unicode(value, names)
 
 
 def read_answer(row: Row, names: Sequence[str], required: bool = True) -> str | None:
@@ -175,7 +175,7 @@ def read_answer(row: Row, names: Sequence[str], required: bool = True) -> str | 
         return None
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise InputError(f"Expected a text or a number under {_or(names)}, found {short(answer)}.")
-    return str(answer)
+    return _unicode(str(answer), names)
 
 
 def _identifier(row: Row, names: Sequence[str]) -> str:
@@ -186,7 +186,19 @@ def _identifier(row: Row, names: Sequence[str]) -> str:
         raise InputError(
             f"Expected a text or a whole number under {_or(names)}, found {short(value)}."
         )
-    return str(value)
+    return _unicode(str(value), names)
+
+
+def _unicode(text: str, names: Sequence[str]) -> str:
+    """Refuse half of a surrogate pair, which JSON can write and no file or tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"Expected Unicode text under {_or(names)}, found the lone surrogate "
+            f"{text[error.start]!a}."
+        ) from error
+    return text
 
 
 def _value(row: Row, names: Sequence[str]) -> Any:

@@ -54,6 +54,9 @@ def test_fields_by_other_names(tmp_path: Path) -> None:
         ('{"question": "x", "answer": [1]}', "Expected a text or a number under 'answer'"),
         ('{"question": "x", "answer": "1", "id": [1]}', "Expected a text or a whole number"),
         ('{"question": "x", "answer": "1", "id": "first"}', "Expected each id once"),
+        (r'{"question": "\ud83d", "answer": "1"}', "Expected Unicode text under 'question', found"),
+        (r'{"question": "x", "answer": "a\ud83d"}', "Expected Unicode text under 'answer'"),
+        (r'{"question": "x", "answer": "1", "id": "\ud83d"}', "Expected Unicode text under 'id'"),
     ],
 )
 def test_a_bad_line_is_named_or_left_out(tmp_path: Path, line: str, message: str) -> None:
