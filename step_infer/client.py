@@ -5,7 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from step_infer.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer
 from step_infer.sampling import Sampling
 from step_infer.scorer import load_scorer
 from step_infer.settings import CONFIG_KEY, AdapterConfig, StepSettings
-from step_infer.trace import STOPPED, Trace, TracePlan
+from step_infer.trace import STOPPED, Trace, TraceKey, TracePlan
 from step_infer.voting import Vote, vote
 
 CPU_BLOCK_SIZE = 32
@@ -284,6 +284,7 @@ class StepLLM:
         plans: Iterable[TracePlan],
         max_in_flight: int = 1024,
         on_step: Callable[[], None] | None = None,
+        stop: Callable[[Mapping[TraceKey, Sequence[int]]], Iterable[TraceKey]] | None = None,
     ) -> Iterator[Trace]:
         """Sample traces and yield each as it finishes.
 
@@ -292,9 +293,12 @@ class StepLLM:
             max_in_flight: traces handed to the engine at once; its own limit of running traces is
                 `max_num_seqs`.
             on_step: called after every engine step.
+            stop: called after every engine step with the generated tokens so far of each running
+                trace; returns the traces that end there, as "similar".
         """
         orders = iter(plans)
         in_flight: dict[str, tuple[TracePlan, float]] = {}
+        tokens: dict[str, list[int]] = {}
         more = True
         try:
             while True:
@@ -303,16 +307,27 @@ class StepLLM:
                     if order is None:
                         more = False
                         break
-                    in_flight[self._submit(order)] = (order, time.monotonic())
+                    name = self._submit(order, by_delta=stop is not None)
+                    in_flight[name] = (order, time.monotonic())
+                    tokens[name] = []
                 if not in_flight:
                     return
                 outputs = self._engine.step()
                 if on_step is not None:
                     on_step()
                 for output in outputs:
+                    name = output.request_id
+                    tokens[name] += output.outputs[0].token_ids
                     if output.finished:
-                        order, submitted_s = in_flight.pop(output.request_id)
-                        yield self._trace(order, output, submitted_s)
+                        order, submitted_s = in_flight.pop(name)
+                        yield self._trace(order, tokens.pop(name), output, submitted_s)
+                if stop is not None:
+                    running = {in_flight[name][0].key: tokens[name] for name in in_flight}
+                    names = [_name(key) for key in stop(running)]
+                    self._engine.abort_request(names)
+                    for name in names:
+                        order, submitted_s = in_flight.pop(name)
+                        yield self._trace(order, tokens.pop(name), None, submitted_s)
         finally:
             if in_flight:  # the reader stopped early, or an error
                 self._engine.abort_request(list(in_flight))
@@ -357,7 +372,7 @@ class StepLLM:
                 )
         return results
 
-    def _submit(self, order: TracePlan) -> str:
+    def _submit(self, order: TracePlan, by_delta: bool) -> str:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -382,24 +397,26 @@ class StepLLM:
             max_tokens=min(sampling.max_tokens, room),
             seed=order.seed,
             detokenize=False,  # once at the end instead of token by token, which costs more
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA if by_delta else RequestOutputKind.FINAL_ONLY,
             extra_args=extra_args,
         )
-        request_id = f"{order.question_id}/{order.trace_id}"
+        request_id = _name(order.key)
         prompt = {"prompt_token_ids": list(order.prompt_token_ids)}
         self._engine.add_request(request_id, prompt, params)  # type: ignore[arg-type]
         return request_id
 
-    def _trace(self, order: TracePlan, output: Any, submitted_s: float) -> Trace:
-        completion = output.outputs[0]
-        report = (output.kv_transfer_params or {}).get(CONFIG_KEY, {})
-        reason = completion.finish_reason
-        if completion.stop_reason in STOPPED:
-            reason = completion.stop_reason
+    def _trace(
+        self, order: TracePlan, token_ids: list[int], output: Any, submitted_s: float
+    ) -> Trace:
+        reason, report = "similar", {}
+        if output is not None:
+            completion = output.outputs[0]
+            report = (output.kv_transfer_params or {}).get(CONFIG_KEY, {})
+            why = completion.stop_reason
+            reason = why if why in STOPPED else completion.finish_reason
         stopped = reason in STOPPED
-        token_ids = list(completion.token_ids)
         # The token that ends the turn is no part of the text.
-        shown = token_ids[:-1] if completion.finish_reason == "stop" else token_ids
+        shown = token_ids[:-1] if reason == "stop" else token_ids
         text = self.tokenizer.decode(shown, clean_up_tokenization_spaces=False)
         trace = Trace(
             order.question_id,
@@ -424,6 +441,10 @@ class StepLLM:
             dtype = getattr(torch, report["hidden_dtype"])
             trace.hidden_SH = torch.from_numpy(bits.copy()).view(dtype)
         return trace
+
+
+def _name(key: TraceKey) -> str:
+    return f"{key[0]}/{key[1]}"
 
 
 def trace_weight(trace: Trace) -> float:

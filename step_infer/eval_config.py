@@ -13,6 +13,7 @@ from step_infer.group_confidence import WINDOW
 from step_infer.prompt import SYSTEM_PROMPT
 from step_infer.questions import QuestionOptions
 from step_infer.sampling import Sampling
+from step_infer.slim_sc import SlimSC
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class EvalConfig(QuestionOptions):
     out: str
     """Directory for records, results.json and report.html; a run that was stopped goes on."""
     methods: str = "sc,step"
-    """Methods to compare, separated by commas: sc, step, deepconf-low, deepconf-high."""
+    """Methods to compare, separated by commas: sc, step, deepconf-low, deepconf-high,
+    slim-sc."""
     scorer: str | None = None
     """Scorer file; the method step needs it."""
     num_traces: int = 64
@@ -66,6 +68,8 @@ class EvalConfig(QuestionOptions):
     """Tokens of DeepConf's sliding window; traces shorter than that are never stopped."""
     allow_mismatch: list[str] = field(default_factory=list)
     """Fields of the scorer card that may differ from the model."""
+    slim: SlimSC = field(default_factory=SlimSC)
+    """How Slim-SC finds and stops traces that are alike."""
     shard: str = "0/1"
     """Take part I of K of the questions, written I/K with I from 0; join with step-eval merge."""
     turns: str | None = None
@@ -152,9 +156,14 @@ class EvalConfig(QuestionOptions):
         """
         names = ["num_traces", "seed", "system", "kv_budget", "kv_budget_tokens"]
         names += sorted({s for name in self.method_names for s in METHODS[name].settings})
-        settings = self.reading() | {name: getattr(self, name) for name in names}
-        for name, value in dataclasses.asdict(self.sampling).items():
-            settings[f"sampling.{name}"] = value
+        settings = self.reading()
+        for name in (*names, "sampling"):
+            value = getattr(self, name)
+            if dataclasses.is_dataclass(value) and not isinstance(value, type):
+                parts = dataclasses.asdict(value).items()
+                settings |= {f"{name}.{part}": part_value for part, part_value in parts}
+            else:
+                settings[name] = value
         for name in sorted(self.engine):
             settings[f"engine.{name}"] = self.engine[name]
         return settings

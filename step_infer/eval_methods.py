@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from step_infer.deepconf import HIGH, LOW, DeepConf
@@ -33,6 +34,8 @@ class Method:
     """How a question's traces are sampled; None hands all of them to the engine at once."""
     settings: tuple[str, ...] = ()
     """Settings of `EvalConfig` that decide its records, beside those of every method."""
+    needs_text: bool = False
+    """Whether it looks at what traces say: then a replay without text cannot run it."""
 
 
 def _stock(config: "EvalConfig") -> dict[str, Any]:
@@ -51,7 +54,11 @@ def _step(config: "EvalConfig") -> dict[str, Any]:
 
 
 def _confidence(config: "EvalConfig") -> dict[str, Any]:
-    return {"confidence": True}
+    return {"confidence": True, "min_keep": config.min_keep}
+
+
+def _slim_sc(config: "EvalConfig") -> Sampler:
+    return partial(config.slim.stream, min_keep=config.min_keep)
 
 
 def _deepconf(percentile: float) -> "Callable[[EvalConfig], Sampler]":
@@ -81,7 +88,7 @@ METHODS: dict[str, Method] = {
         "lowest-confidence",
         _confidence,
         sampler=_deepconf(LOW),
-        settings=("warmup", "window"),
+        settings=("min_keep", "warmup", "window"),
     ),
     "deepconf-high": Method(
         "DeepConf-high",
@@ -89,7 +96,17 @@ METHODS: dict[str, Method] = {
         "lowest-confidence",
         _confidence,
         sampler=_deepconf(HIGH),
-        settings=("warmup", "window"),
+        settings=("min_keep", "warmup", "window"),
+    ),
+    "slim-sc": Method(
+        "Slim-SC",
+        "of two running traces whose latest thoughts are alike, one is stopped; each of the others "
+        "has one vote",
+        "uniform",
+        _stock,
+        sampler=_slim_sc,
+        settings=("min_keep", "slim"),
+        needs_text=True,
     ),
 }
 """All methods by the name that `step-eval --methods` takes. The first is the baseline."""

@@ -9,7 +9,7 @@ from step_infer.aggregate import AGGREGATORS
 from step_infer.deepconf import WARMUP
 from step_infer.errors import InputError
 from step_infer.eval_config import EvalConfig
-from step_infer.eval_methods import method_names
+from step_infer.eval_methods import METHODS, method_names
 from step_infer.eval_votes import vote_rule
 from step_infer.group_confidence import WINDOW
 from step_infer.sampling import Sampling
@@ -74,7 +74,12 @@ class ReplayConfig:
     """More vLLM engine arguments, as --engine.NAME VALUE."""
 
     def __post_init__(self) -> None:
-        method_names(self.methods)
+        for name in method_names(self.methods):
+            if METHODS[name].needs_text:
+                raise InputError(
+                    f"Expected methods that do not look at the text of traces, found {name}: "
+                    "a replay has no text."
+                )
         for name in ("num_traces", "repeats", "limit", "min_keep", "min_steps", "kv_budget_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     import torch
 
 
-STOPPED = ("pruned", "confidence")
+TraceKey = tuple[str, int]
+"""A question's id and the number of one of its traces."""
+STOPPED = ("pruned", "confidence", "similar")
 """The finish reasons of traces that a method stopped."""
 
 
@@ -33,6 +35,11 @@ class TracePlan:
     stop_below: float | None = None
     """Stop the trace as soon as the mean confidence of a window is lower than this."""
 
+    @property
+    def key(self) -> TraceKey:
+        """What tells it from other orders."""
+        return self.question_id, self.trace_id
+
 
 @dataclass
 class Trace:
@@ -48,7 +55,7 @@ class Trace:
     """Their text, special tokens included."""
     finish_reason: str
     """"stop", "length", "abort", or, if it was stopped: "pruned" for want of memory, "confidence"
-    for a window of low confidence."""
+    for a window of low confidence, "similar" for thoughts that another trace had."""
     answer: str | None = None
     r"""Content of the last \boxed{}; None for a trace that was stopped."""
     boundary_positions: list[int] = field(default_factory=list)

@@ -56,7 +56,7 @@ def step_eval(*arguments):
         ),
         (
             {"--methods": "sc,magic"},
-            "Expected --methods out of sc, step, deepconf-low, deepconf-high, found 'magic'",
+            "deepconf-low, deepconf-high, slim-sc, found 'magic'",
         ),
         ({"--colour": "red"}, "step-eval --help"),
         ({"--num-traces": "many"}, "--num-traces: "),
