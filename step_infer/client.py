@@ -51,6 +51,10 @@ _METRICS = {
 }
 
 
+Sampler = Callable[["StepLLM", Sequence[TracePlan]], Iterator[Trace]]
+"""Samples the traces of one question."""
+
+
 @dataclass(frozen=True)
 class EngineStats:
     """vLLM's own counters at one moment."""
@@ -146,6 +150,7 @@ class StepLLM:
         if self.plain and event_log is not None:
             raise InputError("Expected a scorer with event_log, found none: nothing is scored.")
         self.capture = capture
+        self.confidence = confidence
         self.tokenizer = load_tokenizer(model)
         self.rule = (
             card.boundary_rule
@@ -340,11 +345,22 @@ class StepLLM:
         seed: int | None = 0,
         system: str = SYSTEM_PROMPT,
         progress: bool = True,
+        sampler: Sampler | None = None,
     ) -> list[Result]:
         """Answer questions one after the other, each by a vote of `n` traces.
 
-        A pruned trace does not vote; a vote's weight is its trace score, 1 where nothing is
-        scored. Equal answers are grouped by mathematical equality.
+        A trace that was stopped or filtered does not vote; the others vote by `trace_weight`.
+        Equal answers are grouped by mathematical equality.
+
+        Args:
+            questions: what to ask.
+            n: traces a question.
+            sampling: how traces are sampled.
+            seed: each trace's own seed follows from this one; None takes the engine's.
+            system: system text of the prompt.
+            progress: show a progress bar.
+            sampler: samples a question's traces, such as `DeepConf().stream` or `SlimSC().stream`;
+                None hands all of them to the engine at once.
 
         Raises:
             InputError: no questions, or a bad `n`.
@@ -360,9 +376,10 @@ class StepLLM:
             ):
                 started = time.monotonic()
                 plans = self.plan(str(number), question, n, sampling, seed, system)
-                traces = sorted(self.stream(plans), key=lambda trace: trace.trace_id)
+                sampled = self.stream(plans) if sampler is None else sampler(self, plans)
+                traces = sorted(sampled, key=lambda trace: trace.trace_id)
                 outcome = vote(
-                    [trace.answer for trace in traces],
+                    [None if trace.filtered else trace.answer for trace in traces],
                     [trace_weight(trace) for trace in traces],
                     lambda a, b: bool(grader.equal(a, b)),
                 )
@@ -380,6 +397,11 @@ class StepLLM:
             raise InputError(
                 "Expected traces without a seed on a CPU engine with chunked prefill (vLLM's CPU "
                 "runner cannot do both), found one. Hint: leave enable_chunked_prefill off."
+            )
+        if order.window is not None and not self.confidence:
+            raise InputError(
+                "Expected an engine with confidence=True for windows of token confidences, found "
+                "one without."
             )
         room = self.max_model_len - len(order.prompt_token_ids)
         sampling = order.sampling
@@ -448,9 +470,14 @@ def _name(key: TraceKey) -> str:
 
 
 def trace_weight(trace: Trace) -> float:
-    """Return a trace's weight in a vote: its score; 0 when stopped; 1 where nothing is scored."""
-    if trace.stopped:
+    """Return a trace's weight in a vote, 0 for one that was stopped or filtered.
+
+    It is the lowest group confidence where that was looked at, else the score, else 1.
+    """
+    if trace.stopped or trace.filtered:
         return 0.0
+    if trace.lowest_group_confidence is not None:
+        return trace.lowest_group_confidence
     return 1.0 if trace.trace_score is None else trace.trace_score
 
 

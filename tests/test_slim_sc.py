@@ -9,6 +9,7 @@ from fake_engine import made_up_model, write_questions
 from data_gen.ledger.questions import iter_questions
 from step_infer.boundary import BoundaryRule
 from step_infer.client import StepLLM
+from step_infer.deepconf import DeepConf
 from step_infer.errors import InputError
 from step_infer.eval_config import EvalConfig
 from step_infer.replay_config import ReplayConfig
@@ -203,7 +204,23 @@ def test_a_real_engine_stops_traces_that_are_alike_and_forgets_them(llm, plans, 
     for trace in traces:
         if trace not in stopped:
             assert trace.finish_reason in ("stop", "length")
-    assert steps[0] > 0
-    list(llm.stream(plans[:1]))  # the engine goes on
-    assert llm.stats().running == 0
-    assert llm.stats().kv_use == 0
+    assert max(steps) > 0
+    (one,) = llm.stream(plans[:1])  # the engine goes on
+    assert one.finish_reason in ("stop", "length")
+    assert not llm._engine.has_unfinished_requests()
+
+
+@pytest.mark.engine
+def test_generate_votes_without_the_traces_that_were_stopped(llm):
+    question = next(iter_questions("test", 5)).text
+    sampler = SlimSC(threshold=0.7).stream
+    (result,) = llm.generate([question], 8, Sampling(1.0, 1.0, 0), 0, "", False, sampler)
+    voters = {index for _, _, indices in result.vote.groups for index in indices}
+    assert voters == {i for i, trace in enumerate(result.traces) if trace.answer is not None}
+    assert any(trace.finish_reason == "similar" for trace in result.traces)
+
+
+@pytest.mark.engine
+def test_deepconf_on_an_engine_without_confidences_is_refused(llm, plans):
+    with pytest.raises(InputError, match="Expected an engine with confidence=True for windows"):
+        list(DeepConf().stream(llm, plans))
