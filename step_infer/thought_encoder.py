@@ -1,6 +1,8 @@
 """Vectors of texts whose dot product says how alike two texts are."""
 
 import functools
+import re
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,26 +16,27 @@ Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
 
 _BUCKETS = 4096
 _MOST_WORDS = 3
+_WORD = re.compile(r"\w+|[^\w\s]")
 _BATCH = 32
 
 
 def hashed_ngrams(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Return counts of hashed runs of 1 to 3 words, as unit vectors [N, D]."""
-    counts = _vectorizer().transform(texts)
-    return np.asarray(counts.toarray(), dtype=np.float32)
+    """Return counts of hashed runs of 1 to 3 words or marks, as unit vectors [N, D].
+
+    A text without words is the zero vector.
+    """
+    vectors_ND = np.stack([_counts(_WORD.findall(text.lower())) for text in texts])
+    lengths_N1 = np.linalg.norm(vectors_ND, axis=1, keepdims=True)
+    return vectors_ND / np.maximum(lengths_N1, 1e-9)
 
 
-@functools.cache
-def _vectorizer():  # type: ignore[no-untyped-def]
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    return HashingVectorizer(
-        n_features=_BUCKETS,
-        ngram_range=(1, _MOST_WORDS),
-        token_pattern=r"\w+|[^\w\s]",
-        alternate_sign=False,
-        dtype=np.float32,
-    )
+def _counts(words: list[str]) -> NDArray[np.float32]:
+    buckets = [
+        zlib.crc32(" ".join(words[start : start + size]).encode()) % _BUCKETS
+        for size in range(1, _MOST_WORDS + 1)
+        for start in range(len(words) - size + 1)
+    ]
+    return np.bincount(np.array(buckets, int), minlength=_BUCKETS).astype(np.float32)
 
 
 @functools.cache
