@@ -150,7 +150,7 @@ def refused(*options):
 
 def test_bad_input_is_refused_in_one_line(tmp_path):
     good = ("--traces", RECORDED, "--out", tmp_path / "out")
-    assert "required: traces" in refused("--out", tmp_path / "out")
+    assert "required: --traces" in refused("--out", tmp_path / "out")
     assert "none.parquet" in refused(*good[2:], "--traces", tmp_path / "none.parquet")
     assert "Expected a shape out of phi-4-15b, qwen3-4b, qwen3-8b" in refused(
         *good, "--shape", "gpt-9"
