@@ -10,7 +10,7 @@ import torch
 from data_gen.trace_directory import TraceDirectory
 from step_infer.card import ScorerCard
 from step_infer.errors import InputError
-from step_infer.files import read_json, write_json
+from step_infer.files import write_json
 from step_infer.manifest import run_manifest
 from step_infer.scorer import StepScorer, load_scorer
 from step_train.baselines import compare, known_baselines
@@ -21,7 +21,7 @@ from step_train.export import export
 from step_train.feature_blocks import EvaluationBatches, FeatureRows
 from step_train.held_out import evaluate
 from step_train.metrics import Floats
-from step_train.run_directory import SPLIT, RunDirectory
+from step_train.run_directory import RunDirectory
 from step_train.trace_facts import read_step_facts
 from step_train.trace_table import TraceTable, fingerprint, read_traces, require_both_classes
 
@@ -56,7 +56,7 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         )
     table, skipped = read_traces(directory)
     own = fingerprint(directory) == card.training.get("traces_fingerprint")
-    split = dict(read_json(config.run / SPLIT)) if config.run is not None else None
+    split = RunDirectory(config.run).split() if config.run is not None else None
     questions = config.questions
     if questions == "auto":
         questions = "test" if own and split is not None else "all"

@@ -11,6 +11,7 @@ from typing import Any
 from step_infer.errors import InputError
 from step_infer.files import read_json, write_json
 from step_infer.manifest import MANIFEST_NAME, read_manifest, run_manifest, write_manifest
+from step_train.trace_table import SPLITS
 
 KIND = "scorer training"
 """What the manifest calls such a directory."""
@@ -91,6 +92,22 @@ class RunDirectory:
                     f"found {settings.get(name)!r}. "
                     "Hint: use the same settings to go on, or another output directory."
                 )
+
+    def split(self) -> dict[str, list[str]]:
+        """Return the question ids of each split.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        found = read_json(self.path / SPLIT)
+        if not (
+            isinstance(found, dict) and all(isinstance(found.get(name), list) for name in SPLITS)
+        ):
+            raise InputError(
+                f"Expected lists of question ids under {', '.join(SPLITS)} in {self.path / SPLIT}, "
+                f"found {found!r:.60}. Hint: train again."
+            )
+        return found
 
     def finish(self, metrics: dict[str, Any], **manifest: Any) -> None:
         """Write the result, then mark the run as complete."""

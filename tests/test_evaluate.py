@@ -1,6 +1,7 @@
 """Judging a scorer on traces: which questions, which scorer, and what comes out."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -22,7 +23,7 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("run")
     write_traces(path / "traces", "label", questions=40)
     options = {"max_epochs": 6, "learning_rate": 1e-3, "progress": False, "width": 64}
-    fit(FitConfig(path / "traces", path / "run", **options))
+    fit(FitConfig(path / "traces", path / "run", **options, baselines="cheap"))
     export(path / "run", path / "scorer.safetensors")
     return path
 
@@ -32,6 +33,17 @@ def other(tmp_path_factory):
     path = tmp_path_factory.mktemp("other") / "traces"
     write_traces(path, "label", questions=20, seed=5)
     return path
+
+
+@pytest.mark.parametrize(
+    "content", ["[1]", '{"test": ["q1"]}', '{"train": 1, "val": 2, "test": 3}']
+)
+def test_a_damaged_split_is_refused(run, tmp_path, content):
+    damaged = tmp_path / "run"
+    shutil.copytree(run / "run", damaged)
+    (damaged / "split.json").write_text(content)
+    with pytest.raises(InputError, match="Expected lists of question ids under train, val, test"):
+        evaluate_scorer(EvaluateConfig(damaged))
 
 
 def test_a_run_is_judged_on_its_own_test_questions(run, tmp_path):
