@@ -16,7 +16,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-runs/replay} PYTHON=${PYTHON:-python3} SETS=${SETS:-hmmt25 demo}
-METHODS=${METHODS:-sc step deepconf-low} QUESTIONS=${QUESTIONS:-8} SECONDS_EACH=${SECONDS_EACH:-280}
+METHODS=${METHODS:-sc step random deepconf-low} QUESTIONS=${QUESTIONS:-8} SECONDS_EACH=${SECONDS_EACH:-280}
 SHAPE=${SHAPE:-qwen3-8b} N=${N:-64} KV_BUDGET=${KV_BUDGET:-0.25} ENGINE=${ENGINE:-}
 TRACES=${TRACES:-benchmarks/recorded/ledger.parquet}
 CONTEXT=${CONTEXT:-4096} # the same in both sets, so that the second finds the model compiled
