@@ -210,7 +210,7 @@ def doctor(config: DoctorConfig) -> int:
     """Print what was checked and found; return 0 if all is well, 1 if the adapter cannot work.
 
     Raises:
-        InputError: the scorer cannot be used, or vLLM is not installed.
+        InputError: the model or the scorer cannot be used, or vLLM is not installed.
     """
     for package, version in package_versions().items():
         print(f"{package} {version}")
@@ -226,8 +226,9 @@ def doctor(config: DoctorConfig) -> int:
     for point in COUPLING_POINTS:
         mark = f"MISSING ({missing[point]})" if point in missing else "ok"
         print(f"{mark:8} {point.name}: {point.reason}")
+    identity = identify(model) if model is not None else None
     if scorer is not None:
-        _, card = load_scorer(scorer, identify(model) if model is not None else None)
+        _, card = load_scorer(scorer, identity)
         card.check_layers()
         print(f"ok       scorer {scorer}: for {card.base_model}, H={card.hidden_size}")
     if missing:

@@ -9,6 +9,7 @@ import pytest
 
 from step_infer import doctor
 from step_infer.doctor import CouplingPoint, DoctorConfig
+from step_infer.errors import InputError
 from step_infer.scorer import StepScorer, load_scorer, save_scorer
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
@@ -70,6 +71,11 @@ def test_a_missing_scorer_is_refused_in_one_line(tmp_path):
     assert done.returncode == 2
     assert "error: Expected a scorer file at" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_missing_model_is_refused_in_one_line_without_a_scorer_too(tmp_path):
+    with pytest.raises(InputError, match="Expected a model folder or a hub id, found no folder"):
+        doctor.doctor(DoctorConfig(model=str(tmp_path / "none"), live=False))
 
 
 @pytest.mark.engine
