@@ -4,7 +4,7 @@ When a trace completes a thought, it is compared with the latest thought of ever
 trace of the question; above a cosine similarity, one of the closest pair is stopped: a random one,
 or the one whose own thoughts are less diverse. All of it happens in the client, on stock vLLM.
 A thought is a step (`BoundaryRule`) or, where steps are short, some of them together; the authors
-cut at phrases such as "Wait".
+cut at phrases that open a new one.
 """
 
 import random
@@ -56,7 +56,8 @@ class SlimSC:
         for name in ("min_tokens", "min_thoughts"):
             if getattr(self, name) < 1:
                 raise InputError(
-                    f"Expected --slim.{name} of at least 1, found {getattr(self, name)}."
+                    f"Expected --slim.{name.replace('_', '-')} of at least 1, "
+                    f"found {getattr(self, name)}."
                 )
         if self.encoder is not None:
             check_encoder(self.encoder)

@@ -108,7 +108,7 @@ def test_nothing_is_compared_after_the_end_of_thinking():
     [
         ({"threshold": 0.0}, r"--slim.threshold in \(0, 1\], found 0.0"),
         ({"choice": "worst"}, "--slim.choice out of random, diversity, found 'worst'"),
-        ({"min_tokens": 0}, "--slim.min_tokens of at least 1, found 0"),
+        ({"min_tokens": 0}, "--slim.min-tokens of at least 1, found 0"),
         ({"encoder": "/nowhere"}, "Expected the folder of an embedding model .*'/nowhere'"),
     ],
 )
