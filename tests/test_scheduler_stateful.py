@@ -40,6 +40,8 @@ OPTIONS = [
     {"group": "b", "min_keep": 2},
     {"group": "c", "min_steps": 3, "aggregator": "last"},
     '{"group": "c"}',
+    {"group": "b", "window": 4, "stop_below": 3.5},
+    {"window": 3, "stop_below": 3.5},
 ]
 
 
@@ -51,6 +53,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.number = 0
         self.arrived = {}  # group -> names since it last had no live trace
         self.num_pruned = 0
+        self.num_unsure = 0
         self.num_resets = 0
         self.was_reset = False
         self.abort_pruned = False
@@ -140,6 +143,21 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
             known = mean is not None and math.isfinite(mean)
             assert found == (pytest.approx(mean) if known else None)
+
+    def check_groups(self, name, options, lowest, unsure):
+        """Check a trace's lowest group, and that it was stopped by its last group if at all."""
+        window, bar = options["window"], options["stop_below"]
+        of = self.engine.runner.confidence
+        found = [of[name, index] for index in range(len(self.engine.tokens[name]))]
+        found = [value for value in found if math.isfinite(value)]
+        groups = [sum(found[i : i + window]) / window for i in range(len(found) - window + 1)]
+        whole = sum(found) / len(found) if found else None
+        expected = min(groups) if groups else whole
+        assert lowest == (None if expected is None else pytest.approx(expected))
+        if unsure:
+            assert groups[-1] < bar
+        if options.get("group") is None:  # nothing keeps it; its last token may end it anyway
+            assert all(group >= bar for group in groups[:-1])
 
     def kept(self, group):
         """Return how many traces of a group are live, or ended by themselves."""
@@ -246,7 +264,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert name in engine.aborted, "a request never ended"
             return
         tokens = engine.tokens[name]
-        if not engine.pruned(name):
+        unsure = engine.ended[name].stop_reason == "confidence"
+        if unsure:
+            assert tokens == script.generated()[: len(tokens)]
+            self.num_unsure += 1
+        elif not engine.pruned(name):
             assert tokens == script.generated()
         if script.opted is None:
             assert not engine.ended[name].kv_transfer_params
@@ -257,6 +279,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.check_confidences(
             name, report["positions"], report["confidences"], report["confidence"]
         )
+        if "window" in script.opted:
+            self.check_groups(name, script.opted, report["lowest_confidence"], unsure)
         finite = [score for score in report["scores"] if score is not None]
         aggregator = AGGREGATORS[script.opted.get("aggregator", "mean")]
         assert report["score"] == (pytest.approx(aggregator(finite)) if finite else None)
@@ -274,7 +298,7 @@ TestScheduler.settings = settings(
 
 
 def test_long_dense_runs_prune_often_and_break_no_rule():
-    num_pruned = num_preempted = 0
+    num_pruned = num_preempted = num_unsure = 0
     for seed in range(24):
         random_ = random.Random(seed)
         machine = SchedulerMachine()
@@ -293,6 +317,8 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
             machine.step(abort=random_.sample(live, min(len(live), random_.choice([0, 0, 2]))))
         machine.teardown()
         num_pruned += machine.num_pruned
+        num_unsure += machine.num_unsure
         num_preempted += machine.engine.preemptions
     assert num_pruned > 100
+    assert num_unsure > 20
     assert num_preempted > 20
