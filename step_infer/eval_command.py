@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from step_infer.command import run
+from step_infer.errors import InputError
 
 DESCRIPTION = (
     "Compare methods of answering with N traces: same questions, same seeds, same KV budget, one "
@@ -97,6 +98,11 @@ def command(argv: Sequence[str]) -> None:
 
     argv = list(argv)
     console = Console(soft_wrap=True)
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise InputError(
+            f"Expected options, or a subcommand out of {', '.join(COMMANDS)}, found "
+            f"{argv[0]!r}. Hint: see step-eval --help."
+        )
     name = argv[0] if argv and argv[0] in COMMANDS else "run"
     if argv[:1] == [name]:
         argv = argv[1:]

@@ -78,6 +78,7 @@ def test_bad_input_is_one_line_and_exit_2(inputs, change, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["compare"], "Expected options, or a subcommand out of "),
         (["report", "{folder}/none"], "no such directory"),
         (["merge", "--out", "{folder}/joined"], "at least one directory of step-eval to merge"),
         (["merge", "{folder}/none", "--out", "{folder}/joined"], "no such directory"),
