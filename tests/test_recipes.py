@@ -7,6 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from step_infer.command_line import parse_config
+from step_infer.errors import InputError
+from step_infer.eval_config import EvalConfig
+from step_infer.eval_methods import METHODS
 from step_infer.prompt import SYSTEM_PROMPT
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -45,3 +49,32 @@ def test_a_recipe_gives_the_papers_settings(name: str, command: str) -> None:
         "max_tokens": max_tokens,
     }
     assert found["engine"] == {"gpu_memory_utilization": 0.9}
+
+
+@pytest.mark.parametrize("benchmark", ["aime_2025", "hmmt_feb_2025", "gpqa_diamond"])
+@pytest.mark.parametrize("name", PAPER)
+def test_what_a_recipe_prints_runs_all_methods_on_a_benchmark(
+    name: str, benchmark: str, tmp_path: Path
+) -> None:
+    names = ",".join(METHODS)
+    options = ["--config", str(RECIPES / f"{name}.yaml"), "--questions", "questions.jsonl"]
+    options += ["--benchmark", benchmark, "--out", "out", "--scorer", "scorer.safetensors"]
+    result = subprocess.run(
+        [sys.executable, "-m", "step_infer.eval_command", *options]
+        + ["--methods", names, "--print-config"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    # Printing checks no values: what was printed is read again, as a run would read it.
+    printed = tmp_path / "printed.yaml"
+    printed.write_text(result.stdout)
+    config = parse_config(EvalConfig, ["--config", str(printed)], "step-eval", "Compare.")
+    assert config.method_names == list(METHODS)
+    assert config.benchmark == benchmark
+    assert (config.model, config.num_traces) == (PAPER[name][0], 64)
+    with pytest.raises(InputError, match="--scorer FILE for the method step"):
+        parse_config(
+            EvalConfig, ["--config", str(printed), "--scorer", "null"], "step-eval", "Compare."
+        )
