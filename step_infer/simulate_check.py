@@ -8,8 +8,8 @@ import numpy as np
 from step_infer.errors import InputError
 from step_infer.eval_results import read_run
 from step_infer.eval_statistics import outcome, vote_name
-from step_infer.simulate_engine import Pruning
 from step_infer.simulate_question import FIGURES, Setting, figures, run_question
+from step_infer.simulate_schedule import Pruning
 from step_infer.simulate_timing import Timing, engine_shape
 from step_infer.simulate_world import World
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from step_infer.aggregate import AGGREGATORS
 from step_infer.eval_votes import vote_rule
-from step_infer.simulate_engine import EngineShape, Pruning, Schedule, simulate
+from step_infer.simulate_engine import simulate
+from step_infer.simulate_schedule import EngineShape, Pruning, Schedule
 from step_infer.simulate_timing import Timing
 from step_infer.simulate_world import PoolTrace, block_contents, simulated_traces
 from step_infer.voting import vote

@@ -11,8 +11,8 @@ import numpy as np
 
 from step_infer.eval_statistics import bootstrap_weights, interval
 from step_infer.simulate_config import SimulateConfig
-from step_infer.simulate_engine import EngineShape, Pruning
 from step_infer.simulate_question import FIGURES, Setting, figures, run_question
+from step_infer.simulate_schedule import EngineShape, Pruning
 from step_infer.simulate_scores import tuned_scores, within_auroc
 from step_infer.simulate_timing import Timing
 from step_infer.simulate_world import World, pick

@@ -16,7 +16,8 @@ import numpy as np
 from step_infer.errors import InputError
 from step_infer.eval_records import QuestionRecord
 from step_infer.eval_results import read_run
-from step_infer.simulate_engine import EngineShape, simulate
+from step_infer.simulate_engine import simulate
+from step_infer.simulate_schedule import EngineShape
 from step_infer.simulate_traces import record_traces, sc_records
 from step_infer.simulate_world import block_contents, simulated_traces
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from step_infer.errors import InputError
-from step_infer.simulate_engine import SimulatedTrace
+from step_infer.simulate_schedule import SimulatedTrace
 
 WRONG_ANSWERS = 8
 """Different wrong answers of a drawn question."""

@@ -12,8 +12,8 @@ from step_infer.eval_records import RecordStore
 from step_infer.files import read_json
 from step_infer.manifest import read_manifest
 from step_infer.recorded_table import read_table
-from step_infer.simulate_engine import Pruning
 from step_infer.simulate_question import Setting, run_question
+from step_infer.simulate_schedule import Pruning
 from step_infer.simulate_timing import engine_shape
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

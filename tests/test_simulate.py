@@ -16,8 +16,8 @@ from step_infer.eval_command import command
 from step_infer.manifest import run_manifest, write_manifest
 from step_infer.scorer import load_scorer
 from step_infer.simulate_config import SimulateConfig
-from step_infer.simulate_engine import EngineShape, Pruning
 from step_infer.simulate_question import Setting, figures, run_question
+from step_infer.simulate_schedule import EngineShape, Pruning
 from step_infer.simulate_scores import tuned_scores, within_auroc
 from step_infer.simulate_sweep import crossing, run_task
 from step_infer.simulate_timing import Timing, read_timing

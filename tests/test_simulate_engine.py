@@ -19,7 +19,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from step_infer.errors import InputError
 from step_infer.scheduler import StepScheduler
-from step_infer.simulate_engine import EngineShape, Pruning, SimulatedTrace, simulate
+from step_infer.simulate_engine import simulate
+from step_infer.simulate_schedule import EngineShape, Pruning, SimulatedTrace
 
 
 def workload(seed, same_texts=False):
