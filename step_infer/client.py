@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import multiprocessing
 import os
 import time
@@ -157,7 +158,7 @@ class StepLLM:
             if card is not None
             else boundary or BoundaryRule.for_tokenizer(self.tokenizer)
         )
-        with _defaults_in_environment(_ENGINE_ENVIRONMENT):
+        with _defaults_in_environment(_ENGINE_ENVIRONMENT), _vllm_log_level_kept():
             arguments = self._engine_arguments(engine_args, kv_budget_tokens)
             if not self.plain:
                 settings = StepSettings(
@@ -491,6 +492,25 @@ def _defaults_in_environment(defaults: dict[str, str]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _vllm_log_level_kept() -> Iterator[None]:
+    """Let vLLM log in this process as the environment says, then as it did before.
+
+    An engine's start sets up the log of the whole process. Where nobody had, that stays.
+    """
+    logger = logging.getLogger("vllm")
+    level, handlers = logger.level, list(logger.handlers)
+    logger.setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    try:
+        yield
+    finally:
+        if level != logging.NOTSET:
+            logger.setLevel(level)
+            for handler in logger.handlers:
+                if handler not in handlers:
+                    handler.setLevel(level)
 
 
 def _start_engine(arguments: dict[str, Any]) -> Any:

@@ -28,12 +28,17 @@ class DirectForward:
     """A model of transformers and a scorer, on one device."""
 
     def __init__(
-        self, model: str, scorer: StepScorer, card: ScorerCard, device: str = "cpu"
+        self,
+        model: str,
+        scorer: StepScorer,
+        card: ScorerCard,
+        device: str = "cpu",
+        dtype: str = "auto",
     ) -> None:
-        """Load the model in the type that its configuration names."""
+        """Load the model in a number format; "auto" is the one that its configuration names."""
         from transformers import AutoModelForCausalLM
 
-        causal: Any = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+        causal: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         self._body = causal.eval().base_model.to(device)
         self._scorer = scorer.to(device)
         self._device = device

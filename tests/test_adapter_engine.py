@@ -6,10 +6,13 @@ prefix cache on, as vLLM has it by default. Without seeds: the CPU engine cannot
 """
 
 import dataclasses
+import logging
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from engine_precision import DTYPE, SCORE_TOLERANCE
 
 from step_infer.client import StepLLM
 from step_infer.event_log import read_events
@@ -28,13 +31,28 @@ SAMPLING = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=1400)
 KV_BUDGET = 3072
 
 
+def process_state():
+    """Return what a later engine of this process would log: variables and vLLM's own level."""
+    names = ("VLLM_LOGGING_LEVEL", "PYTHONWARNINGS", "TORCH_CPP_LOG_LEVEL")
+    return [os.environ.get(name) for name in names], logging.getLogger("vllm").level
+
+
+@pytest.fixture(scope="module")
+def state_before_start():
+    logger = logging.getLogger("vllm")
+    before = logger.level
+    logger.setLevel("WARNING")
+    yield process_state()
+    logger.setLevel(before)
+
+
 @pytest.fixture(scope="module")
 def event_log(tmp_path_factory):
     return tmp_path_factory.mktemp("adapter") / "events.jsonl"
 
 
 @pytest.fixture(scope="module")
-def llm(event_log):
+def llm(event_log, state_before_start):
     with StepLLM(
         str(CHECKPOINT),
         SCORER,
@@ -43,11 +61,16 @@ def llm(event_log):
         enable_chunked_prefill=True,
         max_num_batched_tokens=64,
         max_num_seqs=32,
+        dtype=DTYPE,
         capture=True,
         confidence=True,
         event_log=event_log,
     ) as engine:
         yield engine
+
+
+def test_an_engines_start_leaves_the_process_as_it_was(llm, state_before_start):
+    assert process_state() == state_before_start
 
 
 def plans(llm, n, grouped):
@@ -78,7 +101,7 @@ def reference(traces):
     """Return positions, states, scores and mean confidences of a Hugging Face forward."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=DTYPE).eval()
     scorer, card = load_scorer(SCORER)
     for trace in traces:
         ids = torch.tensor([trace.prompt_token_ids + trace.token_ids])
@@ -99,7 +122,7 @@ def check_against_reference(traces):
         assert trace.boundary_positions == positions, "a boundary was missed or counted twice"
         found_S = torch.tensor(trace.step_scores)
         assert found_S.shape == scores_S.shape
-        assert (found_S - scores_S).abs().max() <= 0.01
+        assert (found_S - scores_S).abs().max() <= SCORE_TOLERANCE
         assert trace.hidden_SH.shape == hidden_SH.shape
         error = (trace.hidden_SH.float() - hidden_SH.float()).norm() / hidden_SH.float().norm()
         assert error < 0.02
@@ -140,7 +163,7 @@ def test_scores_of_pruned_and_surviving_traces_equal_a_forward_pass(pruned):
         count = len(trace.step_scores)
         assert trace.boundary_positions == positions[:count]
         assert len(positions) - count <= (1 if trace.pruned else 0)
-        assert (torch.tensor(trace.step_scores) - scores_S[:count]).abs().max() <= 0.01
+        assert (torch.tensor(trace.step_scores) - scores_S[:count]).abs().max() <= SCORE_TOLERANCE
         confidences_S = torch.tensor(trace.step_confidences)
         torch.testing.assert_close(confidences_S, mean_T[positions[:count]], atol=0.02, rtol=0)
         assert trace.mean_token_confidence == pytest.approx(mean_T[-1].item(), abs=0.02)

@@ -9,6 +9,7 @@ import json
 
 import pytest
 import torch
+from engine_precision import DTYPE, SCORE_TOLERANCE
 from safetensors.torch import save_file
 from server_harness import CHECKPOINT, PROMPT, QUESTION, SCORER
 
@@ -41,7 +42,7 @@ def write_lora(folder):
 
 @pytest.fixture(scope="module")
 def forward():
-    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER))
+    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER), dtype=DTYPE)
 
 
 def start_engine(**options):
@@ -59,6 +60,7 @@ def start_engine(**options):
         max_model_len=1024,
         max_num_batched_tokens=64,
         max_num_seqs=32,
+        dtype=DTYPE,
         disable_log_stats=False,
         **options,
     )
@@ -101,7 +103,9 @@ def check(forward, request, tokens=None, at_least=1):
     expected = forward.score(request.prompt_token_ids, tokens)
     assert len(step["positions"]) >= at_least
     assert step["positions"] == expected.positions
-    torch.testing.assert_close(torch.tensor(step["scores"]), expected.scores_S, atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(step["scores"]), expected.scores_S, atol=SCORE_TOLERANCE, rtol=0
+    )
 
 
 def test_chunked_prefill_and_the_prefix_cache_leave_the_scores_right(engine, forward):
@@ -182,7 +186,7 @@ def test_children_of_one_request_are_scored_each(engine, forward):
     for choice, output in zip(choices, request.outputs, strict=True):
         expected = forward.score(request.prompt_token_ids, output.token_ids)
         assert choice["positions"] == expected.positions
-        assert (torch.tensor(choice["scores"]) - expected.scores_S).abs().max() <= 0.01
+        assert (torch.tensor(choice["scores"]) - expected.scores_S).abs().max() <= SCORE_TOLERANCE
 
 
 def test_a_lora_request_is_answered_without_scores_beside_scored_ones(

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from engine_precision import DTYPE, SCORE_TOLERANCE
 from server_harness import CHECKPOINT, QUESTION, SCORER, serve
 
 from step_infer.client import StepLLM
@@ -34,7 +35,7 @@ SCORING_RANKS = {"tensor": [True, False], "pipeline": [False, True]}
 
 @pytest.fixture(scope="module")
 def forward():
-    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER))
+    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER), dtype=DTYPE)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -48,6 +49,7 @@ def parallel(request):
             kv_budget_tokens=KV_TOKENS,
             max_model_len=1600,
             max_num_seqs=8,
+            dtype=DTYPE,
             distributed_executor_backend="mp",
             **KINDS[request.param],
         ) as llm:
@@ -67,7 +69,7 @@ def check(forward, prompt, tokens, positions, scores, pruned=False):
     assert len(expected.positions) - len(positions) in ((0, 1) if pruned else (0,))
     assert positions == expected.positions[: len(positions)]
     difference = (torch.tensor(scores) - expected.scores_S[: len(scores)]).abs().max()
-    assert difference <= 0.01
+    assert difference <= SCORE_TOLERANCE
 
 
 def has_scorer(worker):
@@ -115,7 +117,7 @@ def test_short_memory_prunes_over_two_ranks(parallel, forward):
 
 def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkeypatch):
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    with serve(tmp_path, 51, "--data-parallel-size", "2") as server:
+    with serve(tmp_path, 51, "--data-parallel-size", "2", "--dtype", DTYPE) as server:
 
         def ask(number):
             return server.chat("shared", max_tokens=500, seed=number)

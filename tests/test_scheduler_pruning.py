@@ -4,6 +4,7 @@ import dataclasses
 import random
 
 import pytest
+import vllm.logger
 from scheduler_harness import (
     BOUNDARY,
     EOS,
@@ -284,6 +285,8 @@ def test_a_score_that_raises_switches_scoring_off_and_generation_goes_on(caplog)
 
 
 def test_a_worker_that_does_not_score_is_named_once(caplog):
+    caplog.set_level("INFO", logger="vllm")  # an engine of another test may have raised it
+    vllm.logger._print_warning_once.cache_clear()  # and another test may have seen the warning
     engine_ = engine(40, scorer=str(MODEL / "scorer" / "scorer.safetensors"))
     for n in range(6):
         engine_.add(trace(f"t{n}", "g"))

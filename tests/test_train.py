@@ -327,7 +327,7 @@ def test_two_processes_give_what_one_gives(trained, separable, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "--traces", "/none", "--out", "/none/run"], "/none/manifest.json"),
+        (["fit", "--traces", "/none", "--out", "/none/run"], "at /none, found no such directory"),
         (["--traces", "t", "--out", "o", "--batch-size", "0"], "batch_size of at least 1"),
         (["--traces", "t", "--out", "o", "--widht", "1"], "widht"),
         (["nonsense"], "Expected a subcommand out of fit, sweep, evaluate, extract"),
