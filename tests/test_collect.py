@@ -3,9 +3,6 @@
 import dataclasses
 import io
 import json
-import os
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -13,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from collect_engine import CollectEngine, assert_whole
+from command_harness import Finished, run_command
 from rich.console import Console
 
 from data_gen.collect import collect
 from data_gen.collect_config import CollectConfig
+from data_gen.commands import main
 from data_gen.trace_directory import TraceDirectory
 from step_infer.boundary import BoundaryOptions
 from step_infer.errors import InputError
@@ -257,16 +256,10 @@ def test_settings_that_make_no_sense(
         dataclasses.replace(config, **change)
 
 
-def command(*arguments: str, **options: str) -> "subprocess.CompletedProcess[str]":
+def command(*arguments: str, **options: str) -> Finished:
     for name, value in options.items():
         arguments += (f"--{name.replace('_', '-')}", value)
-    return subprocess.run(
-        [sys.executable, "-m", "data_gen.commands", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )
+    return run_command(main, *arguments)
 
 
 @pytest.mark.parametrize(

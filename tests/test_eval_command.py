@@ -1,12 +1,10 @@
 """The command `step-eval`: one clear line and exit 2 for what a user gets wrong."""
 
-import subprocess
-import sys
-
 import pytest
+from command_harness import run_command
 from fake_engine import made_up_model, made_up_scorer, write_questions
 
-COMMAND = [sys.executable, "-m", "step_infer.eval_command"]
+from step_infer.eval_command import main
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +26,6 @@ def inputs(tmp_path_factory):
         "--kv_budget_tokens": 5000,
         "wide scorer": made_up_scorer(folder / "scorer" / "wide.safetensors", wide),
     }
-
-
-def step_eval(*arguments):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +59,7 @@ def test_bad_input_is_one_line_and_exit_2(inputs, change, message):
     for name, value in change.items():
         options.pop(name.replace("-", "_").replace("__", "--", 1), None)
         options[name] = value.format(folder=inputs["folder"])
-    found = step_eval(*(part for pair in options.items() for part in pair))
+    found = run_command(main, *(part for pair in options.items() for part in pair))
     lines = found.stderr.strip().splitlines()
     assert found.returncode == 2, found.stderr
     assert lines[-1].startswith("error: ")
@@ -85,13 +77,13 @@ def test_bad_input_is_one_line_and_exit_2(inputs, change, message):
     ],
 )
 def test_bad_input_of_the_other_commands(inputs, arguments, message):
-    found = step_eval(*(argument.format(folder=inputs["folder"]) for argument in arguments))
+    found = run_command(main, *(argument.format(folder=inputs["folder"]) for argument in arguments))
     assert found.returncode == 2, found.stderr
     assert message in found.stderr.strip().splitlines()[-1]
 
 
 def test_help_names_every_option_with_its_default():
-    text = " ".join(step_eval("--help").stdout.split())
+    text = " ".join(run_command(main, "--help").stdout.split())
     assert "Traces N for each question. (type: int, default: 64)" in text
     assert "--kv-budget KV_BUDGET" in text
     assert "step-eval merge" in text

@@ -5,17 +5,17 @@ import io
 import itertools
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from command_harness import run_command
 from rich.console import Console
 from transformers import AutoModel
 
+from data_gen import commands
 from data_gen.commands import _main
 from data_gen.import_config import ImportConfig
 from data_gen.importer import import_traces
@@ -25,6 +25,7 @@ from data_gen.trace_directory import TraceDirectory
 from step_infer.boundary import BoundaryOptions
 from step_infer.errors import InputError
 from step_infer.prompt import chat_prompt, load_tokenizer
+from step_train import commands as training_commands
 
 MODEL = str(Path(__file__).parent.parent / "checkpoints" / "ledger-5m")
 QUESTIONS = list(itertools.islice(iter_questions("test"), 3))
@@ -188,24 +189,18 @@ def test_nothing_that_can_be_used_is_an_error(config: ImportConfig) -> None:
         run(config)
 
 
-def command(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=300
-    )
-
-
 def test_features_of_imported_traces_are_extracted(tmp_path: Path) -> None:
     write(tmp_path / "responses.jsonl", ROWS)
     made, out = tmp_path / "traces", tmp_path / "features"
-    result = command(
-        *("data_gen.commands", "import", "--responses", str(tmp_path / "responses.jsonl")),
-        *("--model", MODEL, "--out", str(made)),
+    result = run_command(
+        *(commands.main, "import", "--responses", tmp_path / "responses.jsonl"),
+        *("--model", MODEL, "--out", made),
     )
     assert result.returncode == 0, result.stderr
     assert "Left out: 2 no answer, 2 no thinking part, 1 too long" in result.stdout
-    result = command(
-        *("step_train.commands", "extract", "--model", MODEL, "--traces", str(made)),
-        *("--out", str(out), "--dtype", "float32", "--accelerator", "cpu"),
+    result = run_command(
+        *(training_commands.main, "extract", "--model", MODEL, "--traces", made),
+        *("--out", out, "--dtype", "float32", "--accelerator", "cpu"),
     )
     assert result.returncode == 0, result.stderr
     found = TraceDirectory(out)
@@ -259,6 +254,6 @@ def test_bad_input_is_named_in_one_line(tmp_path: Path, options: list[str], mess
 
 
 def test_an_unknown_subcommand_is_named() -> None:
-    result = command("data_gen.commands", "imports")
+    result = run_command(commands.main, "imports")
     assert result.returncode == 2
     assert "the subcommand import, found 'imports'" in result.stderr

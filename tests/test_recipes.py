@@ -1,12 +1,14 @@
 """The recipes: the paper's settings, as the commands read them."""
 
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
+from command_harness import run_command
 
+from data_gen import commands
+from step_infer import eval_command
 from step_infer.command_line import parse_config
 from step_infer.errors import InputError
 from step_infer.eval_config import EvalConfig
@@ -26,17 +28,12 @@ def test_there_is_a_recipe_for_each_model_of_the_paper() -> None:
     assert {path.stem for path in RECIPES.iterdir()} == set(PAPER)
 
 
-@pytest.mark.parametrize("command", ["data_gen.commands", "step_infer.eval_command"])
+@pytest.mark.parametrize("command", [commands.main, eval_command.main])
 @pytest.mark.parametrize("name", PAPER)
-def test_a_recipe_gives_the_papers_settings(name: str, command: str) -> None:
+def test_a_recipe_gives_the_papers_settings(name: str, command: Callable[[], None]) -> None:
     model, temperature, top_k, max_tokens = PAPER[name]
     options = ["--config", str(RECIPES / f"{name}.yaml"), "--questions", "q.jsonl", "--out", "out"]
-    result = subprocess.run(
-        [sys.executable, "-m", command, *options, "--print-config"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = run_command(command, *options, "--print-config")
     assert result.returncode == 0, result.stderr
     found = yaml.safe_load(result.stdout)
     assert found["model"] == model
@@ -59,13 +56,7 @@ def test_what_a_recipe_prints_runs_all_methods_on_a_benchmark(
     names = ",".join(METHODS)
     options = ["--config", str(RECIPES / f"{name}.yaml"), "--questions", "questions.jsonl"]
     options += ["--benchmark", benchmark, "--out", "out", "--scorer", "scorer.safetensors"]
-    result = subprocess.run(
-        [sys.executable, "-m", "step_infer.eval_command", *options]
-        + ["--methods", names, "--print-config"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    result = run_command(eval_command.main, *options, "--methods", names, "--print-config")
     assert result.returncode == 0, result.stderr
     # Printing checks no values: what was printed is read again, as a run would read it.
     printed = tmp_path / "printed.yaml"

@@ -3,22 +3,20 @@
 import csv
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from command_harness import run_command
 from synthetic_traces import write_traces
 
 from step_infer.errors import InputError
+from step_train.commands import main
 from step_train.fit import train
 from step_train.sweep import question_ranking, sweep
 from step_train.sweep_compare import compare, gain
 from step_train.sweep_config import COMBINED, PAPER, VARIANTS, SweepConfig, combine, read_variants
 from step_train.trace_table import read_traces
 
-ROOT = Path(__file__).parent.parent
 FILE = """
 paper: {max_epochs: 2, width: 16, batch_size: 256}
 fast: {learning_rate: 0.01}
@@ -210,14 +208,7 @@ def test_the_built_in_variants_change_one_thing_each(tmp_path):
 def test_the_command_prints_a_table_and_the_winner(done):
     config, result = done
     options = ["--traces", config.traces, "--out", config.out, "--variants", config.variants]
-    command = [sys.executable, "-m", "step_train.commands", "sweep", *map(str, options)]
-    run = subprocess.run(
-        [*command, "--seeds", "2", "--test-fraction", "0.3"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    run = run_command(main, "sweep", *options, "--seeds", "2", "--test-fraction", "0.3")
     assert run.returncode == 0, run.stderr
     assert f"Winner, chosen on validation questions alone: {result['winner']}" in run.stdout
     assert "includes zero" in run.stdout
