@@ -9,6 +9,7 @@ from typing import Any
 
 from vllm.compilation.cuda_graph import CUDAGraphStat
 from vllm.utils.math_utils import cdiv
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 _NEWS = "step:"
 
@@ -27,9 +28,9 @@ def growth_blocks(scheduler: Any) -> int:
     """Return an upper bound of the new KV blocks that the running requests need in this step.
 
     Follows vLLM's own loop over its running requests (Scheduler.schedule): the same order, token
-    budget and exceptions. A running request holds the blocks of its computed tokens already, and
-    past its prefill it computes one token (a KV connector that takes computed tokens back may make
-    that more; then vLLM preempts). Can go when vLLM can be asked before it preempts.
+    budget and exceptions. A running request holds the blocks of its computed tokens already (a KV
+    connector that takes computed tokens back may make it need more; then vLLM preempts). Can go
+    when vLLM can be asked before it preempts.
     """
     budget = scheduler.max_num_scheduled_tokens
     threshold = _long_prefill_threshold(scheduler)
@@ -55,12 +56,10 @@ def growth_blocks(scheduler: Any) -> int:
             continue  # async scheduling: the step in flight is its last
         if step < request.next_decode_eligible_step:
             continue  # pipeline stages with the V2 runner: not its turn
-        new = 1
-        if request.is_prefill_chunk:
-            new = request.num_tokens_with_spec + placeholders - computed
-            if 0 < threshold < new:
-                new = threshold
-            new = min(new, budget)
+        new = request.num_tokens_with_spec + placeholders - computed
+        if 0 < threshold < new:
+            new = threshold
+        new = min(new, budget)
         if new > max_model_len - computed - 1:
             new = max_model_len - computed - 1
         if new <= 0:
@@ -72,17 +71,17 @@ def growth_blocks(scheduler: Any) -> int:
 
 
 def ends_in_flight(scheduler: Any, request: Any) -> bool:
-    """Say whether a running request's last step is in flight, for its length (async scheduling).
+    """Say whether a running request's last step is in flight, for its length.
 
-    The same two conditions as in vLLM's loop over its running requests (see `growth_blocks`). Can
-    go when vLLM says so itself.
+    The same two conditions as in vLLM's loop over its running requests (see `growth_blocks`). With
+    pipeline stages a step may be in flight without async scheduling too: then vLLM counts no
+    placeholder for its token. Can go when vLLM says so itself.
     """
-    placeholders = request.num_output_placeholders
-    if placeholders == 0:
+    placeholders, computed = request.num_output_placeholders, request.num_computed_tokens
+    if placeholders == 0 and computed < request.num_tokens_with_spec:
         return False
-    computed = request.num_computed_tokens
     return (
-        computed + 2 - placeholders >= request.num_prompt_tokens + request.max_tokens
+        computed + 2 - max(placeholders, 1) >= request.num_prompt_tokens + request.max_tokens
         or computed >= scheduler.max_model_len - 1
     )
 
@@ -113,6 +112,21 @@ def _long_prefill_threshold(scheduler: Any) -> int:
     if config.long_prefill_token_threshold_adaptive:
         return max(threshold, config.max_num_batched_tokens // requests)
     return threshold
+
+
+def follow_async_setting(scheduler: Any) -> None:
+    """Without async scheduling, let an AsyncScheduler do what vLLM's own Scheduler does.
+
+    AsyncScheduler takes the setting as given: it schedules a request's next step before the last
+    one's token is known. vLLM chooses the class by the setting, but not where a class is named.
+    With pipeline stages, whose steps overlap, the V1 runner would then miss the token that the
+    scheduler is to send it. Can go when AsyncScheduler looks at the setting.
+    """
+    if scheduler.scheduler_config.async_scheduling:
+        return
+    for name, value in vars(AsyncScheduler).items():
+        if callable(value) and not name.startswith("__"):
+            setattr(scheduler, name, getattr(super(AsyncScheduler, scheduler), name))
 
 
 def free_blocks(scheduler: Any) -> int:

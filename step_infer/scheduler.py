@@ -51,6 +51,7 @@ class StepScheduler(AsyncScheduler):
             self._start()
 
     def _start(self) -> None:
+        compat.follow_async_setting(self)
         reason = compat.unsupported_features(self.vllm_config)
         if reason is not None:
             raise InputError(f"Expected an engine without {reason}, which step scoring refuses.")

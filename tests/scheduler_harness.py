@@ -24,7 +24,7 @@ from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
@@ -63,7 +63,7 @@ def _config(
 
 
 def make_scheduler(
-    kind: type[AsyncScheduler],
+    kind: type[Scheduler],
     num_blocks: int,
     *,
     max_num_seqs: int = 16,
@@ -73,9 +73,14 @@ def make_scheduler(
     long_prefill: int = 0,
     block_size: int = BLOCK_SIZE,
     max_model_len: int = MAX_MODEL_LEN,
+    asynchronous: bool = True,
     **settings: object,
-) -> AsyncScheduler:
-    """Return a scheduler as EngineCore builds it, with `num_blocks` usable KV blocks."""
+) -> Scheduler:
+    """Return a scheduler as EngineCore builds it, with `num_blocks` usable KV blocks.
+
+    Not `asynchronous`: as for two pipeline stages with the V1 runner. Their steps overlap, and the
+    scheduler sends the tokens back to the first stage.
+    """
     config = copy.copy(
         _config(max_num_seqs, max_num_batched_tokens, policy, block_size, max_model_len)
     )
@@ -83,6 +88,7 @@ def make_scheduler(
     config.cache_config.num_gpu_blocks = num_blocks + 1  # one is vLLM's null block
     config.scheduler_config = copy.copy(config.scheduler_config)
     config.scheduler_config.long_prefill_token_threshold = long_prefill
+    config.scheduler_config.async_scheduling = asynchronous
     config.additional_config = {
         CONFIG_KEY: {"aggregator": "mean", "boundary": RULE.to_dict(), **settings}
     }
@@ -101,6 +107,7 @@ def make_scheduler(
         log_stats=True,
     )
     scheduler.use_v2_model_runner = v2_runner
+    scheduler.use_pp = not asynchronous
     return scheduler
 
 
@@ -227,7 +234,7 @@ class FakeRunner:
 class Engine:
     """vLLM's engine core around one scheduler, and the record of what it did."""
 
-    def __init__(self, scheduler: AsyncScheduler, in_flight: int = 1) -> None:
+    def __init__(self, scheduler: Scheduler, in_flight: int = 1) -> None:
         """`in_flight`: outputs that are still unknown when a step is scheduled; 0 or 1."""
         self.scheduler = scheduler
         self.runner = FakeRunner()
@@ -317,7 +324,7 @@ class Engine:
         return output is not None and output.stop_reason == "pruned"
 
 
-def blocks(scheduler: AsyncScheduler) -> dict:
+def blocks(scheduler: Scheduler) -> dict:
     """Return all there is to know of a scheduler's KV blocks."""
     pool = scheduler.kv_cache_manager.block_pool
     [manager] = scheduler.kv_cache_manager.coordinator.single_type_managers
@@ -329,7 +336,7 @@ def blocks(scheduler: AsyncScheduler) -> dict:
     }
 
 
-def check_blocks(scheduler: AsyncScheduler) -> None:
+def check_blocks(scheduler: Scheduler) -> None:
     """Check that each KV block is either free once or held as often as it is counted."""
     pool = scheduler.kv_cache_manager.block_pool
     state = blocks(scheduler)
@@ -345,7 +352,7 @@ def check_blocks(scheduler: AsyncScheduler) -> None:
     assert set(state["held"]) <= set(scheduler.requests), "an ended request holds blocks"
 
 
-def check_empty(scheduler: AsyncScheduler) -> None:
+def check_empty(scheduler: Scheduler) -> None:
     """Check that nothing is left of any request."""
     check_blocks(scheduler)
     pool = scheduler.kv_cache_manager.block_pool

@@ -17,6 +17,7 @@ from scheduler_harness import (
     plain,
 )
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
 
 from step_infer.scheduler import StepScheduler
 
@@ -53,11 +54,19 @@ def make_workload(seed, grouped, resets):
     return events
 
 
+def check_tokens_for_the_first_stage(step):
+    """It gets each token that it is to compute from the scheduler, which must know it by then."""
+    cached = step.scheduled_cached_reqs
+    for name, tokens in zip(cached.req_ids, cached.new_token_ids, strict=True):
+        assert len(tokens) == step.num_scheduled_tokens[name]
+
+
 def compare(seed, num_blocks, in_flight, *, settings=None, grouped=True, resets=True, **shape):
     """Run both schedulers side by side; return how many preemptions and ended requests they had."""
     random_ = random.Random(seed)
+    vllms_own = AsyncScheduler if shape.get("asynchronous", True) else Scheduler
     engines = [
-        Engine(make_scheduler(AsyncScheduler, num_blocks, **shape), in_flight),
+        Engine(make_scheduler(vllms_own, num_blocks, **shape), in_flight),
         Engine(make_scheduler(StepScheduler, num_blocks, **(settings or {}), **shape), in_flight),
     ]
     theirs, ours = engines
@@ -65,6 +74,8 @@ def compare(seed, num_blocks, in_flight, *, settings=None, grouped=True, resets=
     def step(abort=()):
         found = [engine.step(abort=abort) for engine in engines]
         assert plain(found[1][0]) == plain(found[0][0])
+        if not shape.get("asynchronous", True) and found[1][0] is not None:
+            check_tokens_for_the_first_stage(found[1][0])
         assert plain(found[1][1]) == plain(found[0][1])
         assert blocks(ours.scheduler) == blocks(theirs.scheduler)
         assert list(ours.scheduler.requests) == list(theirs.scheduler.requests)
@@ -136,3 +147,21 @@ def test_pruning_equals_vllm_step_by_step_while_memory_is_not_short(in_flight, l
 def test_pruning_equals_vllm_where_no_request_has_a_group(in_flight):
     preemptions = sum(compare(seed, 40, in_flight, grouped=False)[0] for seed in range(4))
     assert preemptions > 10
+
+
+@pytest.mark.parametrize("in_flight", [0, 1], ids=["one stage", "two stages"])
+@pytest.mark.parametrize("prune", [False, True])
+def test_without_async_scheduling_it_equals_vllms_plain_scheduler(in_flight, prune):
+    preemptions = ended = 0
+    for seed in range(6):
+        counts = compare(
+            seed,
+            num_blocks=300 if prune else 40,
+            in_flight=in_flight,
+            settings={"prune": prune},
+            resets=False,
+            asynchronous=False,
+        )
+        preemptions, ended = preemptions + counts[0], ended + counts[1]
+    assert (preemptions == 0) if prune else (preemptions > 20)
+    assert ended > 200

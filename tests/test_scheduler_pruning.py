@@ -50,9 +50,13 @@ def run(engine_, scripts):
     return [name for name in engine_.ended if engine_.pruned(name)]
 
 
-@pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
-def test_short_memory_stops_the_lowest_scored_traces_and_preempts_nobody(in_flight):
-    engine_ = engine(40, in_flight)
+@pytest.mark.parametrize(
+    ("in_flight", "asynchronous"),
+    [(0, True), (1, True), (0, False), (1, False)],
+    ids=["sync", "async", "plain", "stages"],
+)
+def test_short_memory_stops_the_lowest_scored_traces_and_preempts_nobody(in_flight, asynchronous):
+    engine_ = engine(40, in_flight, asynchronous=asynchronous)
     pruned = run(engine_, [trace(f"t{n}", "g") for n in range(6)])
     assert pruned
     assert engine_.preemptions == 0
@@ -151,30 +155,41 @@ def test_only_traces_that_compete_wait_for_memory(policy):
     check_empty(scheduler)
 
 
-def pruned_at_the_end(in_flight):
+def pruned_at_the_end(asynchronous):
     """Return how often a trace was stopped whose last token, for its length, was on its way."""
     found = 0
     for length in range(9, 30):
         for num_blocks in (10, 11, 12, 13):
-            engine_ = engine(num_blocks, in_flight)
+            # So small a token budget that not all traces are in the same steps.
+            shape = {"max_num_seqs": 3, "max_num_batched_tokens": 3}
+            engine_ = engine(num_blocks, 1, asynchronous=asynchronous, **shape)
+            prune = engine_.scheduler._prune
+
+            def watched(trace_, engine_=engine_, prune=prune):
+                nonlocal found
+                name = trace_.request_id
+                in_flight = any(name in step.num_scheduled_tokens for step, _ in engine_._queue)
+                last = engine_.runner.scripts[name].max_tokens - 1
+                found += in_flight and len(engine_.tokens[name]) == last
+                prune(trace_)
+
+            engine_.scheduler._prune = watched
             for n in range(3):
                 prompt = (WORD + n,) * (2 + n)
                 options = {"group": "g"}
                 tokens = (*STEP * 20, EOS)
                 engine_.add(Script(f"t{n}", prompt, tokens, length + 3 * n, options))
             engine_.run()
+            del engine_.scheduler._prune
             check_empty(engine_.scheduler)
-            found += sum(
-                engine_.pruned(name) and len(engine_.tokens[name]) == script.max_tokens - 1
-                for name, script in engine_.runner.scripts.items()
-            )
     return found
 
 
-def test_a_trace_whose_last_step_is_in_flight_is_not_stopped(monkeypatch):
-    assert pruned_at_the_end(in_flight=1) == 0
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "stages"])
+def test_a_trace_whose_last_step_is_in_flight_is_not_stopped(monkeypatch, asynchronous):
+    assert pruned_at_the_end(asynchronous) == 0
     monkeypatch.setattr(compat, "ends_in_flight", lambda *_: False)
-    assert pruned_at_the_end(in_flight=1) > 0, "the test shows nothing"
+    assert pruned_at_the_end(asynchronous) > 0, "the test shows nothing"
 
 
 def test_nothing_is_pruned_while_the_engine_is_paused():
@@ -214,11 +229,14 @@ def test_growth_of_a_long_prefill_that_is_alone_is_not_underrated():
     engine_.run()
 
 
-@pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["", "plain"])
+@pytest.mark.parametrize("in_flight", [0, 1], ids=["one", "two"])
 @pytest.mark.parametrize("budget", [16, 64])
-def test_growth_is_what_the_running_requests_then_take(in_flight, budget):
+def test_growth_is_what_the_running_requests_then_take(in_flight, budget, asynchronous):
     random_ = random.Random(budget)
-    engine_ = engine(400, in_flight, max_num_batched_tokens=budget, prune=False)
+    engine_ = engine(
+        400, in_flight, max_num_batched_tokens=budget, prune=False, asynchronous=asynchronous
+    )
     scheduler = engine_.scheduler
 
     def held(names):

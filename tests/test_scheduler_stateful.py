@@ -60,19 +60,21 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @initialize(
         in_flight=st.sampled_from([0, 1, 1]),
+        asynchronous=st.sampled_from([True, True, False]),
         policy=st.sampled_from(["fcfs", "fcfs", "priority"]),
         v2_runner=st.booleans(),
         budget=st.sampled_from([16, 64]),
         long_prefill=st.sampled_from([0, 0, 6]),
     )
-    def start(self, in_flight, policy, v2_runner, budget, long_prefill):
+    def start(self, in_flight, asynchronous, policy, v2_runner, budget, long_prefill):
         scheduler = make_scheduler(
             StepScheduler,
             NUM_BLOCKS,
             max_num_batched_tokens=budget,
             policy=policy,
-            v2_runner=v2_runner,
+            v2_runner=v2_runner and asynchronous,
             long_prefill=long_prefill,
+            asynchronous=asynchronous,
             confidence=True,
         )
         self.engine = Engine(scheduler, in_flight)
@@ -118,7 +120,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         scored = [score for score in scores if score is not None]
         request = self.engine.scheduler.requests[name]
         longest = min(script.max_tokens, MAX_MODEL_LEN - len(script.prompt))
-        if len(self.engine.tokens[name]) + request.num_output_placeholders >= longest:
+        in_flight = request.num_output_placeholders
+        if not in_flight and request.num_computed_tokens >= request.num_tokens:
+            in_flight = 1  # without async scheduling
+        if len(self.engine.tokens[name]) + in_flight >= longest:
             return False  # its last step is in flight
         return len(scored) >= options.get("min_steps", 1)
 
@@ -304,6 +309,7 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
         machine = SchedulerMachine()
         machine.start(
             in_flight=seed % 2,
+            asynchronous=seed % 4 < 3,
             policy=random_.choice(["fcfs", "fcfs", "priority"]),
             v2_runner=random_.random() < 0.5,
             budget=random_.choice([16, 64]),
