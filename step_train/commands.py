@@ -26,6 +26,7 @@ EXTRACT = (
     "their model, and write both as a new traces directory. Interrupted? The same command goes on "
     "where it stopped."
 )
+DEMO_MODEL = "Train the demo language model from scratch on endless ledger traces."
 
 
 def main() -> None:
@@ -144,10 +145,18 @@ def extract_command(argv: Sequence[str]) -> None:
 
 
 def demo_model_command(argv: Sequence[str]) -> None:
-    """Run `step-train demo-model`."""
-    from step_train.ledger_lm import demo_model_command as command
+    """Run `step-train demo-model`: train it, and say where it is."""
+    from step_infer.command_line import parse_config
+    from step_train.ledger_config import LedgerLMConfig
 
-    command(argv)
+    config = parse_config(LedgerLMConfig, argv, "step-train demo-model", DEMO_MODEL)
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    from step_train.ledger_lm import train_ledger_lm
+
+    folder = train_ledger_lm(config)
+    if rank_zero_only.rank in (None, 0):
+        print(f"model written to {folder}")
 
 
 SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from step_infer.errors import InputError
 
 SMALLEST_BATCH = 2048
@@ -76,6 +74,8 @@ class LedgerLMConfig:
         workers = self.workers
         if workers is None:
             workers = max(1, min(12, (os.cpu_count() or 1) - 2))
+        import torch  # here: --help needs none of it
+
         compiled = torch.cuda.is_available() if self.compile is None else self.compile
         precision = self.precision or ("bf16-mixed" if torch.cuda.is_available() else "32-true")
         return dataclasses.replace(self, workers=workers, compile=compiled, precision=precision)

@@ -1,25 +1,21 @@
 """Trains the demo language model from scratch on endless ledger traces.
 
-`step-train demo-model --out DIR`, or `python -m step_train.ledger_lm --out DIR`. On one H100 the
-defaults take about four minutes; on a CPU they are for small tries only (`--steps`, `--layers`).
+The command is `step-train demo-model --out DIR`. On one H100 the defaults take about four minutes;
+on a CPU they are for small tries only (`--steps`, `--layers`).
 """
 
 import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
-from step_infer.command import run
-from step_infer.command_line import parse_config
 from step_infer.errors import InputError
 from step_infer.manifest import run_manifest, write_manifest
 from step_train.ledger_config import LedgerLMConfig
@@ -157,20 +153,3 @@ def train_ledger_lm(config: LedgerLMConfig) -> Path:
         )
     trainer.strategy.barrier()
     return folder
-
-
-def demo_model_command(argv: Sequence[str] | None = None) -> None:
-    """Body of `step-train demo-model`: parse, train, say where the model is.
-
-    Raises:
-        InputError: a setting cannot be used.
-    """
-    description = "Train the demo language model from scratch on endless ledger traces."
-    config = parse_config(LedgerLMConfig, argv, "step-train demo-model", description)
-    folder = train_ledger_lm(config)
-    if rank_zero_only.rank in (None, 0):
-        print(f"model written to {folder}")
-
-
-if __name__ == "__main__":
-    run(demo_model_command)

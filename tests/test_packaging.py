@@ -155,6 +155,28 @@ def test_all_of_step_train_loads_without_vllm() -> None:
     assert _loaded(_importable("step_train"), {"vllm"}) == ""
 
 
+@pytest.mark.parametrize(
+    ("module", "subcommands"),
+    [
+        ("data_gen.commands", ["", "import"]),
+        ("step_train.commands", ["fit", "sweep", "evaluate", "extract", "demo-model"]),
+        ("step_train.export_command", [""]),
+        ("step_infer.eval_command", ["", "simulate", "replay", "record", "events", "merge"]),
+    ],
+)
+def test_help_comes_before_torch_is_loaded(module: str, subcommands: list[str]) -> None:
+    code = (
+        f"import contextlib, io, sys\nfrom {module} import main\n"
+        f"for name in {subcommands!r}:\n"
+        "    sys.argv = ['command', *name.split(), '--help']\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as text:\n"
+        "        with contextlib.suppress(SystemExit):\n            main()\n"
+        "    assert 'usage: ' in text.getvalue()\n"
+        "print(' '.join(sorted({'torch', 'lightning', 'datasets', 'vllm'} & set(sys.modules))))"
+    )
+    assert _python(code) == ""
+
+
 # --- pyproject and the lock -----------------------------------------------------------------------
 
 
