@@ -14,6 +14,7 @@ from torch import Tensor
 
 from step_infer.confidence import token_confidence
 from step_infer.scorer import StepScorer
+from step_infer.split_scorer import SplitScorer
 
 logger = logging.getLogger("vllm.step_infer")
 
@@ -66,7 +67,7 @@ class HostCopy:
 
 
 class SideStream:
-    """A CUDA stream beside the model's, so that scoring runs while the GPU computes logits.
+    """A CUDA stream beside the model's, so that scoring runs while the GPU samples tokens.
 
     What the stream reads is kept until `join`: the model's stream would use its memory again.
     """
@@ -134,7 +135,7 @@ class RowScorer:
         confidence: bool = False,
     ) -> None:
         self._compute_logits = compute_logits
-        self._scorer = scorer
+        self._scorer: Callable[[Tensor], Tensor] | None = scorer
         self._capture = capture
         self._confidence = confidence
         self._armed = False
@@ -145,9 +146,11 @@ class RowScorer:
     def __call__(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Do what the model does, and score the rows if a step waits for it."""
         armed, self._armed = self._armed, False
-        if armed:  # before the logits, so that the GPU can do both at once
-            self._pending = self._safely(self._launch, hidden_states)
         logits = self._compute_logits(hidden_states, *args, **kwargs)
+        if armed:
+            # After the logits: their product wants the whole GPU and would wait for scoring; the
+            # small kernels that sample from them leave it room.
+            self._pending = self._safely(self._launch, hidden_states)
         if armed and self._confidence and self._pending is not None:
             # On the model's stream: what comes next may change the logits in place.
             self._safely(self._add_confidences, logits)
@@ -186,11 +189,13 @@ class RowScorer:
     @torch.inference_mode()
     def _score(self, hidden_BH: Tensor) -> PendingRows:
         scores_B = None
+        is_half = hidden_BH.dtype in (torch.bfloat16, torch.float16)
+        if isinstance(self._scorer, StepScorer) and hidden_BH.is_cuda and is_half:
+            self._scorer = SplitScorer(self._scorer, hidden_BH.dtype)
         if self._scorer is not None:
             scores_B = torch.sigmoid(self._scorer(hidden_BH))
         kept_BH = None
         if self._capture:
-            is_half = hidden_BH.dtype in (torch.bfloat16, torch.float16)
             kept_BH = hidden_BH.clone() if is_half else hidden_BH.to(torch.bfloat16)
         return PendingRows(scores_B, kept_BH)
 

@@ -70,17 +70,31 @@ def test_an_error_in_scoring_never_reaches_the_model(scorer):
     assert rows.count == 0
 
 
+def test_scoring_is_queued_after_the_logits(scorer):
+    order = []
+
+    def logits(hidden_states):
+        order.append("logits")
+        return hidden_states
+
+    hook = RowScorer(logits, scorer, capture=False)
+    hook._scorer = lambda hidden: order.append("scores") or scorer(hidden)
+    hook.arm()
+    hook(torch.randn(3, 8))
+    assert order == ["logits", "scores"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_rows_are_scored_beside_the_models_stream(scorer):
+def test_rows_are_scored_beside_the_models_stream():
     """The model's stream is busy and its memory is used again: the scores are those of the rows."""
     torch.manual_seed(1)
-    scorer = scorer.cuda()
+    scorer = StepScorer(64).cuda()
     busy = torch.randn(4096, 4096, device="cuda")
     hook = RowScorer(doubled, scorer, capture=True, confidence=True)
     for _ in range(20):
         for _ in range(5):
             busy = torch.nn.functional.normalize(busy @ busy)
-        rows = torch.randn(64, 8).pin_memory()
+        rows = torch.randn(64, 64).pin_memory()
         hidden = rows.to("cuda", torch.bfloat16, non_blocking=True) * 1
         hook.arm()
         logits = hook(hidden)
@@ -90,7 +104,7 @@ def test_rows_are_scored_beside_the_models_stream(scorer):
         logits.zero_()
         kept = hidden.cpu()
         del hidden, logits
-        torch.full((64, 8), 9.0, device="cuda", dtype=torch.bfloat16)
+        torch.full((64, 64), 9.0, device="cuda", dtype=torch.bfloat16)
         found = pending.result()
         np.testing.assert_allclose(found.scores_B, expected.cpu(), rtol=1e-4)
         np.testing.assert_allclose(found.confidences_B, confidences.cpu(), rtol=1e-4)
