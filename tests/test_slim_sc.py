@@ -1,4 +1,4 @@
-"""Slim-SC: thoughts, their similarity, which trace is stopped; and a question on the demo model."""
+"""Slim-SC: thoughts, their similarity, and which trace is stopped."""
 
 from pathlib import Path
 
@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from fake_engine import made_up_model, write_questions
 
-from data_gen.ledger.questions import iter_questions
 from step_infer.boundary import BoundaryRule
-from step_infer.client import StepLLM
-from step_infer.deepconf import DeepConf
 from step_infer.errors import InputError
 from step_infer.eval_config import EvalConfig
 from step_infer.replay_config import ReplayConfig
@@ -157,70 +154,3 @@ def test_an_embedding_model_by_path_gives_the_mean_over_a_texts_own_tokens(tmp_p
             mean = model(**tokenizer(text, return_tensors="pt")).last_hidden_state.float().mean(1)
         direct = torch.nn.functional.normalize(mean, dim=-1)[0].numpy()
         assert float(direct @ vector) > 0.999
-
-
-@pytest.fixture(scope="module")
-def llm():
-    if not (CHECKPOINT / "model.safetensors").exists():
-        pytest.skip("the demo model is not there")
-    with StepLLM(str(CHECKPOINT), plain=True, max_model_len=2048) as llm:
-        yield llm
-
-
-@pytest.fixture(scope="module")
-def plans(llm):
-    question = next(iter_questions("test", 5))
-    text = question.text
-    return llm.plan("q", text, 12, Sampling(1.0, 1.0, 0), 0, "")
-
-
-def ordered(traces):
-    return sorted(traces, key=lambda trace: trace.trace_id)
-
-
-@pytest.mark.engine
-def test_watched_traces_are_the_same_as_others_where_none_is_stopped(llm, plans):
-    watched = ordered(SlimSC(min_thoughts=10_000).stream(llm, plans))
-    others = ordered(llm.stream(plans))
-    assert [trace.token_ids for trace in watched] == [trace.token_ids for trace in others]
-    assert [trace.text for trace in watched] == [trace.text for trace in others]
-    assert [trace.answer for trace in watched] == [trace.answer for trace in others]
-    assert any(trace.answer is not None for trace in watched)
-
-
-@pytest.mark.engine
-@pytest.mark.parametrize("choice", ["random", "diversity"])
-def test_a_real_engine_stops_traces_that_are_alike_and_forgets_them(llm, plans, choice):
-    steps = []
-    settings = SlimSC(threshold=0.7, choice=choice)
-    traces = list(settings.stream(llm, plans, lambda: steps.append(llm.stats().running)))
-    assert sorted(trace.trace_id for trace in traces) == list(range(12))
-    stopped = [trace for trace in traces if trace.finish_reason == "similar"]
-    assert 0 < len(stopped) < 12
-    for trace in stopped:
-        assert trace.token_ids
-        assert trace.answer is None
-        assert trace.stopped
-    for trace in traces:
-        if trace not in stopped:
-            assert trace.finish_reason in ("stop", "length")
-    assert max(steps) > 0
-    (one,) = llm.stream(plans[:1])  # the engine goes on
-    assert one.finish_reason in ("stop", "length")
-    assert not llm._engine.has_unfinished_requests()
-
-
-@pytest.mark.engine
-def test_generate_votes_without_the_traces_that_were_stopped(llm):
-    question = next(iter_questions("test", 5)).text
-    sampler = SlimSC(threshold=0.7).stream
-    (result,) = llm.generate([question], 8, Sampling(1.0, 1.0, 0), 0, "", False, sampler)
-    voters = {index for _, _, indices in result.vote.groups for index in indices}
-    assert voters == {i for i, trace in enumerate(result.traces) if trace.answer is not None}
-    assert any(trace.finish_reason == "similar" for trace in result.traces)
-
-
-@pytest.mark.engine
-def test_deepconf_on_an_engine_without_confidences_is_refused(llm, plans):
-    with pytest.raises(InputError, match="Expected an engine with confidence=True for windows"):
-        list(DeepConf().stream(llm, plans))
