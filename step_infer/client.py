@@ -1,22 +1,22 @@
 """The offline client: sample, score, prune and vote with a few lines of Python."""
 
-import contextlib
-import hashlib
-import logging
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from step_infer.answers import extract_boxed
 from step_infer.boundary import BoundaryRule
 from step_infer.engine_guard import EngineGuard
+from step_infer.engine_requests import ended_trace, request_id, sampling_params
+from step_infer.engine_start import (
+    engine_arguments,
+    engine_environment,
+    start_engine,
+    takes_seeds,
+)
+from step_infer.engine_stats import EngineStats, engine_stats
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
 from step_infer.grading import Grader
@@ -25,51 +25,11 @@ from step_infer.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer
 from step_infer.sampling import Sampling
 from step_infer.scorer import load_scorer
 from step_infer.settings import CONFIG_KEY, AdapterConfig, StepSettings
-from step_infer.trace import STOPPED, Trace, TraceKey, TracePlan
+from step_infer.trace import Trace, TraceKey, TracePlan, trace_seed, trace_weight
 from step_infer.voting import Vote, vote
-
-CPU_BLOCK_SIZE = 32
-CUDA_BLOCK_SIZE = 16
-CPU_KV_BYTES = 512 * 2**20
-CPU_BATCH_TOKENS = 4096
-# What the engine's processes inherit where the user has not set it.
-_ENGINE_ENVIRONMENT = {
-    "VLLM_LOGGING_LEVEL": "ERROR",  # vLLM's start-up says nothing that a user can act on
-    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning",
-    "TORCH_CPP_LOG_LEVEL": "ERROR",
-    # FlashInfer's sampler is compiled at the first start, for minutes; vLLM's own is not.
-    "VLLM_USE_FLASHINFER_SAMPLER": "0",
-    # A forked engine waits for ever if this process has threads: torch has some as soon as it has
-    # read a scorer.
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-}
-_METRICS = {
-    "vllm:kv_cache_usage_perc": "kv_use",
-    "vllm:num_requests_running": "running",
-    "vllm:num_requests_waiting": "waiting",
-    "vllm:num_preemptions": "preemptions",
-    "vllm:generation_tokens": "generated_tokens",
-}
-
 
 Sampler = Callable[["StepLLM", Sequence[TracePlan]], Iterator[Trace]]
 """Samples the traces of one question."""
-
-
-@dataclass(frozen=True)
-class EngineStats:
-    """vLLM's own counters at one moment."""
-
-    time_s: float
-    """Seconds of `time.monotonic()`."""
-    kv_use: float = 0.0
-    """Part of the KV cache in use, in [0, 1]."""
-    running: int = 0
-    waiting: int = 0
-    preemptions: int = 0
-    """Since the engine's start."""
-    generated_tokens: int = 0
-    """Since the engine's start."""
 
 
 @dataclass(frozen=True)
@@ -85,12 +45,6 @@ class Result:
     """All traces, in the order of their numbers."""
     seconds: float
     """From the question's submission to its last trace."""
-
-
-def trace_seed(seed: int, question_id: str, trace_id: int) -> int:
-    """Return a trace's own sampling seed (31 bits), the same on every machine."""
-    digest = hashlib.sha256(f"{seed}\0{question_id}\0{trace_id}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 class StepLLM:
@@ -158,8 +112,9 @@ class StepLLM:
             if card is not None
             else boundary or BoundaryRule.for_tokenizer(self.tokenizer)
         )
-        with _defaults_in_environment(_ENGINE_ENVIRONMENT), _vllm_log_level_kept():
-            arguments = self._engine_arguments(engine_args, kv_budget_tokens)
+        with engine_environment():
+            arguments = engine_arguments(model, engine_args, kv_budget_tokens)
+            self._takes_seeds = takes_seeds(arguments)
             if not self.plain:
                 settings = StepSettings(
                     scorer=None if scorer is None else str(Path(scorer).resolve()),
@@ -180,7 +135,7 @@ class StepLLM:
                     "additional_config": AdapterConfig({CONFIG_KEY: settings.to_dict()}),
                 }
             before = multiprocessing.active_children()
-            self._llm = _start_engine(arguments)
+            self._llm = start_engine(arguments)
         children = multiprocessing.active_children()
         self._guard = EngineGuard(p.pid for p in children if p not in before and p.pid is not None)
         self._engine = self._llm.llm_engine
@@ -189,44 +144,6 @@ class StepLLM:
         self.block_size = int(config.cache_config.block_size)
         blocks = config.cache_config.num_gpu_blocks_override or config.cache_config.num_gpu_blocks
         self.kv_capacity_tokens = (int(blocks or 0) - 1) * self.block_size
-
-    def _engine_arguments(
-        self, engine_args: dict[str, Any], kv_budget_tokens: int | None
-    ) -> dict[str, Any]:
-        from vllm.platforms import current_platform
-
-        on_cpu = current_platform.is_cpu()
-        arguments: dict[str, Any] = {
-            "model": self.model,
-            "disable_log_stats": False,
-            "use_tqdm_on_load": False,
-            "block_size": CPU_BLOCK_SIZE if on_cpu else CUDA_BLOCK_SIZE,
-        }
-        if on_cpu:
-            arguments |= {
-                "enforce_eager": True,
-                "kv_cache_memory_bytes": CPU_KV_BYTES,
-                "enable_chunked_prefill": False,
-            }
-        arguments |= engine_args
-        # vLLM's CPU runner turns a seeded generator back after a part of a prefill, which a CPU
-        # generator cannot do: the engine would end. Whole prefills need a batch that holds one.
-        whole_prefills = on_cpu and not arguments["enable_chunked_prefill"]
-        self._takes_seeds = whole_prefills or not on_cpu
-        if whole_prefills and "max_num_batched_tokens" not in arguments:
-            longest = arguments.get("max_model_len") or context_length(self.model) or 0
-            arguments["max_num_batched_tokens"] = max(CPU_BATCH_TOKENS, longest)
-        block_size = arguments["block_size"]
-        if kv_budget_tokens is not None:
-            longest = arguments.get("max_model_len") or context_length(self.model)
-            if longest is not None and kv_budget_tokens < longest:
-                raise InputError(
-                    f"Expected a KV budget of at least one longest trace ({longest} tokens), found "
-                    f"{kv_budget_tokens}. Hint: raise the budget or lower max_model_len."
-                )
-            # One block more: vLLM keeps the first for itself.
-            arguments["num_gpu_blocks_override"] = -(-kv_budget_tokens // block_size) + 1
-        return arguments
 
     def __enter__(self) -> "StepLLM":
         return self
@@ -241,14 +158,7 @@ class StepLLM:
 
     def stats(self) -> EngineStats:
         """Return vLLM's own counters as of the last step."""
-        values: dict[str, float] = {}
-        for metric in self._llm.get_metrics():
-            name = _METRICS.get(metric.name)
-            if name is not None:
-                values[name] = values.get(name, 0.0) + metric.value  # type: ignore[attr-defined]
-        kv_use = values.pop("kv_use", 0.0)
-        whole = {name: int(value) for name, value in values.items()}
-        return EngineStats(time.monotonic(), kv_use, **whole)
+        return engine_stats(self._llm.get_metrics())
 
     def plan(
         self,
@@ -329,7 +239,7 @@ class StepLLM:
                         yield self._trace(order, tokens.pop(name), output, submitted_s)
                 if stop is not None:
                     running = {in_flight[name][0].key: tokens[name] for name in in_flight}
-                    names = [_name(key) for key in stop(running)]
+                    names = [request_id(key) for key in stop(running)]
                     self._engine.abort_request(names)
                     for name in names:
                         order, submitted_s = in_flight.pop(name)
@@ -391,9 +301,6 @@ class StepLLM:
         return results
 
     def _submit(self, order: TracePlan, by_delta: bool) -> str:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
         if order.seed is not None and not self._takes_seeds:
             raise InputError(
                 "Expected traces without a seed on a CPU engine with chunked prefill (vLLM's CPU "
@@ -405,128 +312,17 @@ class StepLLM:
                 "one without."
             )
         room = self.max_model_len - len(order.prompt_token_ids)
-        sampling = order.sampling
-        extra_args = None
-        if not self.plain:
-            options: dict[str, Any] = {"group": order.group, "capture": self.capture}
-            for name in ("window", "stop_below", "replay"):
-                if (value := getattr(order, name)) is not None:
-                    options[name] = value
-            extra_args = {CONFIG_KEY: options}
-        params = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k or -1,
-            max_tokens=min(sampling.max_tokens, room),
-            seed=order.seed,
-            detokenize=False,  # once at the end instead of token by token, which costs more
-            output_kind=RequestOutputKind.DELTA if by_delta else RequestOutputKind.FINAL_ONLY,
-            extra_args=extra_args,
-        )
-        request_id = _name(order.key)
+        options = None if self.plain else {"capture": self.capture}
+        params = sampling_params(order, options, room, by_delta)
+        name = request_id(order.key)
         prompt = {"prompt_token_ids": list(order.prompt_token_ids)}
-        self._engine.add_request(request_id, prompt, params)  # type: ignore[arg-type]
-        return request_id
+        self._engine.add_request(name, prompt, params)  # type: ignore[arg-type]
+        return name
 
     def _trace(
         self, order: TracePlan, token_ids: list[int], output: Any, submitted_s: float
     ) -> Trace:
-        reason, report = "similar", {}
-        if output is not None:
-            completion = output.outputs[0]
-            report = (output.kv_transfer_params or {}).get(CONFIG_KEY, {})
-            why = completion.stop_reason
-            reason = why if why in STOPPED else completion.finish_reason
-        stopped = reason in STOPPED
-        # The token that ends the turn is no part of the text.
-        shown = token_ids[:-1] if reason == "stop" else token_ids
-        text = self.tokenizer.decode(shown, clean_up_tokenization_spaces=False)
-        trace = Trace(
-            order.question_id,
-            order.trace_id,
-            order.seed,
-            list(order.prompt_token_ids),
-            token_ids,
-            text,
-            reason,
-            None if stopped else extract_boxed(text),
-            report.get("positions", self.rule.positions(token_ids)),
-            report.get("scores", []),
-            report.get("score"),
-            report.get("confidences"),
-            report.get("confidence"),
-            report.get("lowest_confidence"),
-            submitted_s=submitted_s,
-            finished_s=time.monotonic(),
+        hidden_size = self.identity.hidden_size
+        return ended_trace(
+            order, token_ids, output, submitted_s, self.tokenizer, self.rule, hidden_size
         )
-        if "hidden" in report:
-            bits = np.frombuffer(report["hidden"], np.uint16).reshape(-1, self.identity.hidden_size)
-            dtype = getattr(torch, report["hidden_dtype"])
-            trace.hidden_SH = torch.from_numpy(bits.copy()).view(dtype)
-        return trace
-
-
-def _name(key: TraceKey) -> str:
-    return f"{key[0]}/{key[1]}"
-
-
-def trace_weight(trace: Trace) -> float:
-    """Return a trace's weight in a vote, 0 for one that was stopped or filtered.
-
-    It is the lowest group confidence where that was looked at, else the score, else 1.
-    """
-    if trace.stopped or trace.filtered:
-        return 0.0
-    if trace.lowest_group_confidence is not None:
-        return trace.lowest_group_confidence
-    return 1.0 if trace.trace_score is None else trace.trace_score
-
-
-@contextlib.contextmanager
-def _defaults_in_environment(defaults: dict[str, str]) -> Iterator[None]:
-    """Set the variables that are not set, and take them away again."""
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
-
-
-@contextlib.contextmanager
-def _vllm_log_level_kept() -> Iterator[None]:
-    """Let vLLM log in this process as the environment says, then as it did before.
-
-    An engine's start sets up the log of the whole process. Where nobody had, that stays.
-    """
-    logger = logging.getLogger("vllm")
-    level, handlers = logger.level, list(logger.handlers)
-    logger.setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-    try:
-        yield
-    finally:
-        if level != logging.NOTSET:
-            logger.setLevel(level)
-            for handler in logger.handlers:
-                if handler not in handlers:
-                    handler.setLevel(level)
-
-
-def _start_engine(arguments: dict[str, Any]) -> Any:
-    from vllm import LLM
-
-    try:
-        return LLM(**arguments)
-    except (TypeError, ValueError) as error:  # an argument unknown, or refused
-        reason = " ".join(str(error).split())
-        raise InputError(f"Expected engine arguments that vLLM takes, found: {reason}") from error
-
-
-def context_length(model: str) -> int | None:
-    """Return the longest context in a model's configuration, tokens; None where it says nothing."""
-    from step_infer.files import read_json
-    from step_infer.identity import model_file
-
-    config = read_json(model_file(model, "config.json"))
-    return (config.get("text_config") or config).get("max_position_embeddings")

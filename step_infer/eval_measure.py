@@ -13,7 +13,8 @@ from step_infer.trace import Trace, TracePlan
 from step_infer.voting import vote
 
 if TYPE_CHECKING:
-    from step_infer.client import EngineStats, StepLLM
+    from step_infer.client import StepLLM
+    from step_infer.engine_stats import EngineStats
     from step_infer.eval_methods import Sampler
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 if TYPE_CHECKING:
-    from step_infer.client import EngineStats
+    from step_infer.engine_stats import EngineStats
 
 _SHOW_EVERY_S = 0.5
 _LOG_EVERY_S = 15.0

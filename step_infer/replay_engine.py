@@ -14,10 +14,11 @@ from step_infer.sampling import Sampling
 from step_infer.settings import AdapterConfig
 from step_infer.shapes import kv_bytes_per_token
 from step_infer.simulate_world import PoolQuestion, PoolTrace, World, pick
-from step_infer.trace import Trace, TracePlan
+from step_infer.trace import Trace, TracePlan, trace_seed
 
 if TYPE_CHECKING:
-    from step_infer.client import EngineStats, StepLLM
+    from step_infer.client import StepLLM
+    from step_infer.engine_stats import EngineStats
 
 _WARM_UP_PROMPT = 32
 _KV_ROOM = 1.1
@@ -67,8 +68,6 @@ class ReplayEngine:
 
         The traces sample without seeds of their own, whose generators would cost time.
         """
-        from step_infer.client import trace_seed
-
         numbers = range(first_trace_id, first_trace_id + n)
         found = self._questions.get(question_id)
         if found is None:

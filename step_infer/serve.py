@@ -50,16 +50,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from step_infer.aggregate import AGGREGATORS
-from step_infer.client import (
-    CPU_BATCH_TOKENS,
-    CPU_BLOCK_SIZE,
-    CPU_KV_BYTES,
-    context_length,
-)
 from step_infer.command import run
+from step_infer.engine_start import CPU_BATCH_TOKENS, CPU_BLOCK_SIZE, CPU_KV_BYTES
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
 from step_infer.identity import identify
+from step_infer.prompt import context_length
 from step_infer.scorer import load_scorer
 from step_infer.settings import CONFIG_KEY, StepSettings
 

@@ -1,5 +1,6 @@
 """One sampled response, and the order for one."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -89,3 +90,21 @@ class Trace:
     def stopped(self) -> bool:
         """Whether the trace was stopped, for whatever reason: it has no answer."""
         return self.finish_reason in STOPPED
+
+
+def trace_seed(seed: int, question_id: str, trace_id: int) -> int:
+    """Return a trace's own sampling seed (31 bits), the same on every machine."""
+    digest = hashlib.sha256(f"{seed}\0{question_id}\0{trace_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def trace_weight(trace: Trace) -> float:
+    """Return a trace's weight in a vote, 0 for one that was stopped or filtered.
+
+    It is the lowest group confidence where that was looked at, else the score, else 1.
+    """
+    if trace.stopped or trace.filtered:
+        return 0.0
+    if trace.lowest_group_confidence is not None:
+        return trace.lowest_group_confidence
+    return 1.0 if trace.trace_score is None else trace.trace_score

@@ -9,8 +9,8 @@ import torch
 from data_gen.collect_config import CollectConfig
 from data_gen.trace_directory import TraceDirectory
 from step_infer.answers import extract_boxed
-from step_infer.client import EngineStats, trace_seed
-from step_infer.trace import Trace, TracePlan
+from step_infer.engine_stats import EngineStats
+from step_infer.trace import Trace, TracePlan, trace_seed
 
 
 class CollectEngine:

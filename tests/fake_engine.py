@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from step_infer.boundary import BoundaryRule
 from step_infer.card import ScorerCard
-from step_infer.client import EngineStats, trace_seed
+from step_infer.engine_stats import EngineStats
 from step_infer.identity import identify
 from step_infer.scorer import StepScorer, save_scorer
-from step_infer.trace import Trace, TracePlan
+from step_infer.trace import Trace, TracePlan, trace_seed
 
 STEP_TOKENS = 10
 STEP_SECONDS = 0.01
@@ -122,9 +122,8 @@ class FakeEngine:
             positions,
             scores[: len(positions)],
             sum(scores) / len(scores) if scores else None,
-            None,
-            0.0,
-            self.time_s,
+            submitted_s=0.0,
+            finished_s=self.time_s,
         )
 
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from step_infer.client import EngineStats
+from step_infer.engine_stats import EngineStats
 from step_infer.progress import TraceProgress
 
 

@@ -1,0 +1,134 @@
+"""How `StepLLM` starts its engine: the arguments that vLLM gets, and the environment it runs in."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from step_infer.errors import InputError
+from step_infer.prompt import context_length
+
+CPU_BLOCK_SIZE = 32
+CUDA_BLOCK_SIZE = 16
+CPU_KV_BYTES = 512 * 2**20
+CPU_BATCH_TOKENS = 4096
+# What the engine's processes inherit where the user has not set it.
+_ENGINE_ENVIRONMENT = {
+    "VLLM_LOGGING_LEVEL": "ERROR",  # vLLM's start-up says nothing that a user can act on
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning",
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    # FlashInfer's sampler is compiled at the first start, for minutes; vLLM's own is not.
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    # A forked engine waits for ever if this process has threads: torch has some as soon as it has
+    # read a scorer.
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+}
+
+
+def engine_arguments(
+    model: str, engine_args: dict[str, Any], kv_budget_tokens: int | None
+) -> dict[str, Any]:
+    """Return what `vllm.LLM` gets: our defaults under the user's arguments.
+
+    Args:
+        model: Hugging Face folder or hub id.
+        engine_args: the user's, which win.
+        kv_budget_tokens: size of the KV cache in tokens; None takes what memory gives.
+
+    Raises:
+        InputError: the budget holds no longest trace.
+    """
+    on_cpu = _on_cpu()
+    arguments: dict[str, Any] = {
+        "model": model,
+        "disable_log_stats": False,
+        "use_tqdm_on_load": False,
+        "block_size": CPU_BLOCK_SIZE if on_cpu else CUDA_BLOCK_SIZE,
+    }
+    if on_cpu:
+        arguments |= {
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": CPU_KV_BYTES,
+            "enable_chunked_prefill": False,
+        }
+    arguments |= engine_args
+    longest = context_length(model, arguments.get("max_model_len"))
+    # Whole prefills need a batch that holds one.
+    if on_cpu and not arguments["enable_chunked_prefill"]:
+        arguments.setdefault("max_num_batched_tokens", max(CPU_BATCH_TOKENS, longest or 0))
+    if kv_budget_tokens is not None:
+        if longest is not None and kv_budget_tokens < longest:
+            raise InputError(
+                f"Expected a KV budget of at least one longest trace ({longest} tokens), found "
+                f"{kv_budget_tokens}. Hint: raise the budget or lower max_model_len."
+            )
+        # One block more: vLLM keeps the first for itself.
+        blocks = -(-kv_budget_tokens // arguments["block_size"]) + 1
+        arguments["num_gpu_blocks_override"] = blocks
+    return arguments
+
+
+def takes_seeds(arguments: dict[str, Any]) -> bool:
+    """Whether an engine with these arguments can sample requests with seeds of their own.
+
+    vLLM's CPU runner turns a seeded generator back after a part of a prefill, which a CPU generator
+    cannot do: the engine would end.
+    """
+    return not _on_cpu() or not arguments["enable_chunked_prefill"]
+
+
+def _on_cpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
+def start_engine(arguments: dict[str, Any]) -> Any:
+    """Return a started `vllm.LLM`.
+
+    Raises:
+        InputError: an argument is unknown, or refused.
+    """
+    from vllm import LLM
+
+    try:
+        return LLM(**arguments)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"Expected engine arguments that vLLM takes, found: {reason}") from error
+
+
+@contextlib.contextmanager
+def engine_environment() -> Iterator[None]:
+    """Set the variables that engines inherit and that are not set, and take them away again.
+
+    In this process, vLLM then logs as it did before.
+    """
+    added = {name: value for name, value in _ENGINE_ENVIRONMENT.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        with _vllm_log_level_kept():
+            yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _vllm_log_level_kept() -> Iterator[None]:
+    """Let vLLM log in this process as the environment says, then as it did before.
+
+    An engine's start sets up the log of the whole process. Where nobody had, that stays.
+    """
+    logger = logging.getLogger("vllm")
+    level, handlers = logger.level, list(logger.handlers)
+    logger.setLevel(os.environ["VLLM_LOGGING_LEVEL"])
+    try:
+        yield
+    finally:
+        if level != logging.NOTSET:
+            logger.setLevel(level)
+            for handler in logger.handlers:
+                if handler not in handlers:
+                    handler.setLevel(level)
