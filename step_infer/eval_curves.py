@@ -1,9 +1,8 @@
 """How well scores tell right traces from wrong ones, by how far a trace has come.
 
-A pruned trace has no answer of its own. Where the baseline ran the same seed, and made the very
-same tokens up to the point where the trace was pruned, that run shows one way in which the trace
-would have gone on: its outcome and its length stand for the pruned trace's. Without this, only
-traces that pruning spared would be looked at, and the scorer would seem worse than it is.
+Outcome and length of a pruned trace are those of its twin (`step_infer.eval_stops`), where it has
+one. Without this, only traces that pruning spared would be looked at, and the scorer would seem
+worse than it is.
 """
 
 import bisect
@@ -15,11 +14,9 @@ from numpy.typing import NDArray
 
 from step_infer.aggregate import AGGREGATORS
 from step_infer.eval_records import QuestionRecord, TraceRecord
+from step_infer.eval_stops import TENTHS, twin_of, twins
 
 Floats = NDArray[np.float64]
-
-TENTHS = tuple(round(0.1 * tenth, 1) for tenth in range(1, 11))
-"""Trace progress: part of a trace's full length in tokens."""
 
 
 @dataclass(frozen=True)
@@ -36,47 +33,24 @@ class ScoredTrace:
     pruned: bool
 
 
-@dataclass
-class Fates:
-    """What became of pruned traces, as far as the baseline shows."""
-
-    pruned: int = 0
-    known: int = 0
-    """Pruned traces whose tokens agree with the baseline's up to their last scored step."""
-    would_be_right: int = 0
-    tokens_saved: int = 0
-    """Tokens that the known ones would still have made."""
-
-
 def scored_traces(
     records: Sequence[QuestionRecord], baseline: Sequence[QuestionRecord]
-) -> tuple[list[ScoredTrace], Fates]:
-    """Return the scored traces of a method whose outcome is known, and what pruning cost.
+) -> list[ScoredTrace]:
+    """Return the scored traces of a method whose outcome is known.
 
     Args:
         records: the method's records.
         baseline: records of a method that never prunes; may be empty.
     """
-    twins = {
-        (record.key, trace.trace_id): trace
-        for record in baseline
-        for trace in record.traces
-        if not trace.pruned
-    }
+    known = twins(baseline)
     found = []
-    fates = Fates()
     for record in records:
         for trace in record.traces:
             end: TraceRecord | None = trace
             if trace.pruned:
-                fates.pruned += 1
-                end = _same_start(trace, twins.get((record.key, trace.trace_id)))
-                if end is None:
-                    continue
-                fates.known += 1
-                fates.would_be_right += end.correct is True
-                fates.tokens_saved += max(end.tokens - trace.tokens, 0)
-            assert end is not None
+                end = twin_of(trace, known.get((record.key, trace.trace_id)))
+            if end is None:
+                continue
             steps = [
                 (min(position + 1, end.tokens) / end.tokens, score)
                 for position, score in zip(trace.positions, trace.scores, strict=False)
@@ -87,20 +61,7 @@ def scored_traces(
                 found.append(
                     ScoredTrace(record.key, progress, scores, end.correct is True, trace.pruned)
                 )
-    return found, fates
-
-
-def _same_start(trace: TraceRecord, twin: TraceRecord | None) -> TraceRecord | None:
-    """Return the twin if it has the pruned trace's tokens up to that one's last step."""
-    if twin is None or not trace.positions or twin.seed != trace.seed:
-        return None
-    index = bisect.bisect_left(twin.positions, trace.positions[-1])
-    same = (
-        index < len(twin.positions)
-        and twin.positions[index] == trace.positions[-1]
-        and twin.prefix_hashes[index] == trace.prefix_hashes[-1]
-    )
-    return twin if same else None
+    return found
 
 
 def auroc(right: Sequence[bool] | Floats, scores: Sequence[float] | Floats) -> float | None:

@@ -1,7 +1,7 @@
 """From a run's directory to its results: one JSON-ready dictionary, results.json, the report."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from step_infer.eval_statistics import (
     DRAWS,
     Comparison,
     compare,
+    mean_with_interval,
     outcome,
     summarise,
     vote_name,
 )
+from step_infer.eval_stops import describe_stops, fates, stops
 from step_infer.eval_votes import SHOWN_VOTES
 from step_infer.files import write_json
 from step_infer.manifest import read_manifest
@@ -27,6 +29,11 @@ RESULTS_SCHEMA_VERSION = 1
 KIND = "step-eval"
 
 Records = Mapping[str, Sequence[QuestionRecord]]
+_TRACE_SECONDS: dict[str, Callable[[QuestionRecord], float]] = {
+    "running_s": lambda record: record.running_trace_s / len(record.traces),
+    "waiting_s": lambda record: record.waiting_trace_s / len(record.traces),
+}
+"""Seconds that a trace runs and waits in the engine, mean over a question's traces."""
 
 
 def read_run(out: Path | str) -> tuple[dict[str, Any], dict[str, list[QuestionRecord]]]:
@@ -71,6 +78,7 @@ def build_results(
     methods: dict[str, Any] = {}
     comparisons = {}
     curves = {}
+    stopping = {}
     for name, group in records.items():
         methods[name] = {
             "label": METHODS[name].label,
@@ -80,8 +88,11 @@ def build_results(
             "accuracy_by_vote": _accuracy_by_vote(group),
         }
         plain = records[baseline] if name != baseline else []
-        traces, fates = scored_traces(group, plain)
-        methods[name]["fates"] = dataclasses.asdict(fates)
+        traces = scored_traces(group, plain)
+        stopped = stops(group, plain)
+        methods[name]["fates"] = dataclasses.asdict(fates(stopped))
+        if stopped:
+            stopping[name] = describe_stops(stopped, group, plain)
         if traces:
             curves[name] = {
                 "aggregator": aggregator,
@@ -115,9 +126,41 @@ def build_results(
         "methods": methods,
         "comparisons": comparisons,
         "curves": curves,
+        "stops": stopping,
+        "shared": _shared(records, votes, draws),
         "latency": {
             name: [[record.question_id, record.repeat, record.seconds] for record in group]
             for name, group in records.items()
+        },
+    }
+
+
+def _shared(records: Records, votes: Mapping[str, str], draws: int) -> dict[str, Any]:
+    """Return the figures that pictures compare: on the questions that all methods have answered.
+
+    Where there is no such question, each method stands on its own ones.
+    """
+    keys = set.intersection(*({record.key for record in group} for group in records.values()))
+    compared: Records = records
+    if keys:
+        compared = {n: [r for r in group if r.key in keys] for n, group in records.items()}
+    every = {record.key for group in records.values() for record in group}
+    return {
+        "questions": len({question_id for _, question_id in keys}),
+        "pairs": len(keys),
+        "complete": keys == every,
+        "methods": {
+            name: {
+                **{
+                    metric: dataclasses.asdict(found)
+                    for metric, found in summarise(group, votes[name], draws).metrics.items()
+                },
+                **{
+                    figure: dataclasses.asdict(mean_with_interval(group, read, draws))
+                    for figure, read in _TRACE_SECONDS.items()
+                },
+            }
+            for name, group in compared.items()
         },
     }
 

@@ -1,8 +1,9 @@
 """What the records say: a summary of each method, and paired differences to the baseline.
 
-The unit is the question: intervals come from drawing questions with replacement, and, where each
-was asked several times, repeats within each drawn question (a paired bootstrap; both methods always
-share the draw). A difference is called shown only if its 95 % interval leaves out zero.
+The unit is the question: intervals come from drawing questions with replacement, each with all of
+its repeats (a paired bootstrap; both methods always share the draw). How much repeats vary is in
+the means of the drawn questions; drawing repeats as well would count it twice. A difference is
+called shown only if its 95 % interval leaves out zero.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -114,23 +115,15 @@ def bootstrap_weights(
 ) -> tuple[Floats, Floats]:
     """Return the weight of each row in the plain mean [P] and in each draw [draws, P].
 
-    Rows of one question are its repeats. Each question weighs the same, however often it was asked;
-    all weights of a draw sum to 1.
+    Rows of one question are its repeats, which are drawn together. Each question weighs the same,
+    however often it was asked; all weights of a draw sum to 1.
     """
     generator = np.random.default_rng(seed)
-    names = sorted(set(question_ids))
-    rows_of = {name: [i for i, q in enumerate(question_ids) if q == name] for name in names}
-    plain_P = np.zeros(len(question_ids))
-    drawn_DP = np.zeros((draws, len(question_ids)))
-    times_DQ = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    for index, name in enumerate(names):
-        rows = rows_of[name]
-        repeats = len(rows)
-        times_D = times_DQ[:, index]
-        counts_DR = generator.multinomial(times_D * repeats, np.full(repeats, 1 / repeats))
-        drawn_DP[:, rows] = counts_DR / (repeats * len(names))
-        plain_P[rows] = 1 / (repeats * len(names))
-    return plain_P, drawn_DP
+    names, question_P = np.unique(np.array(question_ids), return_inverse=True)
+    count = len(names)
+    plain_P = 1 / (np.bincount(question_P)[question_P] * count)
+    times_DQ = generator.multinomial(count, np.full(count, 1 / count), size=draws)
+    return plain_P, times_DQ[:, question_P] * plain_P
 
 
 def interval(value: float, drawn: Floats) -> Interval:
@@ -159,6 +152,17 @@ class Summary:
     """Traces that ran to their end without a final answer."""
     ungradable: int
     """Traces with an answer that could not be compared with the truth; they count as wrong."""
+
+
+def mean_with_interval(
+    records: Sequence[QuestionRecord],
+    read: Callable[[QuestionRecord], float],
+    draws: int = DRAWS,
+) -> Interval:
+    """Return the mean over questions of what `read` takes from a record, with its interval."""
+    plain_P, drawn_DP = bootstrap_weights([record.question_id for record in records], draws)
+    values_P = np.array([read(record) for record in records], dtype=float)
+    return interval(float(plain_P @ values_P), drawn_DP @ values_P)
 
 
 def summarise(records: Sequence[QuestionRecord], vote_by: str, draws: int = DRAWS) -> Summary:

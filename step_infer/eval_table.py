@@ -1,5 +1,6 @@
 """The comparison on the terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,47 +10,122 @@ from step_infer.eval_format import HEADINGS, change, number, number_range
 from step_infer.eval_statistics import FEW_QUESTIONS
 
 _MOST_IDS = 8
+_UNBOUNDED = 10_000  # columns
 
 
 def print_results(results: dict[str, Any], console: Console) -> None:
     """Print a run's results: figures of each method, differences, what got worse."""
-    methods = results["methods"]
     comparisons = list(results["comparisons"].values())
-    table = Table(title="Means per question, with 95 % intervals", title_justify="left")
-    table.add_column("")
-    for method in methods.values():
-        table.add_column(f"{method['label']}\n[dim]vote {method['vote']}[/dim]", justify="right")
-    for comparison in comparisons:
-        label, base = (methods[comparison[key]]["label"] for key in ("method", "baseline"))
-        table.add_column(f"{label} against {base}", justify="right")
-        table.add_column("", justify="left")
-    for metric, heading in HEADINGS.items():
-        cells = [heading]
-        for method in methods.values():
-            found = method["metrics"][metric]
-            ends = number_range(metric, found["low"], found["high"])
-            cells.append(f"{number(metric, found['value'])}\n[dim]{ends}[/dim]")
-        for comparison in comparisons:
-            difference = comparison["differences"][metric]
-            value, ends = change(metric, difference)
-            verdict = difference["verdict"]
-            colour = {"better": "green", "worse": "red"}.get(verdict, "dim")
-            cells.append(f"{value}\n[dim]{ends}[/dim]")
-            shown = verdict.replace("no difference shown", "not shown")
-            cells.append(f"[{colour}]{shown}[/{colour}]")
-        table.add_row(*cells)
-    console.print(table)
+    for table in _tables(results, console):
+        console.print(table)
     if comparisons:
         console.print(
             '"not shown": the interval of the difference holds zero, so these questions show no '
             "difference.",
             style="dim",
         )
-    if any(method["questions"] < FEW_QUESTIONS for method in methods.values()):
+    if any(method["questions"] < FEW_QUESTIONS for method in results["methods"].values()):
         console.print(
             f"Fewer than {FEW_QUESTIONS} questions: the intervals are rough, and may be too narrow."
         )
     _print_counts(results, console)
+
+
+def _tables(results: dict[str, Any], console: Console) -> list[Table]:
+    """Return the figures in one table, or, where that is too wide, with a row for each method."""
+    wide = console.options.update(max_width=_UNBOUNDED)
+
+    def fits(table: Table) -> bool:
+        return console.measure(table, options=wide).maximum <= console.width
+
+    tables = [_by_figure(results)]
+    if fits(tables[0]) or len(results["methods"]) < 3:
+        return tables
+    names = list(HEADINGS)
+    for count in (len(names), 4, 2):  # figures a table
+        parts = [names[i : i + count] for i in range(0, len(names), count)]
+        tables = [_by_method(results, part) for part in parts]
+        if results["comparisons"]:
+            tables += [_differences(results, part) for part in parts]
+        if all(fits(table) for table in tables):
+            break
+    return tables
+
+
+_TITLE = "Means per question, with 95 % intervals"
+
+
+def _by_figure(results: dict[str, Any]) -> Table:
+    """Return the table with a row for each figure, and a column for each method and difference."""
+    methods = results["methods"]
+    table = Table(title=_TITLE, title_justify="left")
+    table.add_column("")
+    for method in methods.values():
+        table.add_column(f"{method['label']}\n[dim]vote {method['vote']}[/dim]", justify="right")
+    for comparison in results["comparisons"].values():
+        table.add_column(_against(results, comparison), justify="right")
+        table.add_column("", justify="left")
+    for metric, heading in HEADINGS.items():
+        cells = [heading, *(_figure(metric, method) for method in methods.values())]
+        for comparison in results["comparisons"].values():
+            cells += _difference(metric, comparison)
+        table.add_row(*cells)
+    return table
+
+
+def _by_method(results: dict[str, Any], figures: Sequence[str]) -> Table:
+    """Return the table with a row for each method."""
+    table = Table(title=_TITLE, title_justify="left")
+    table.add_column("Method\n[dim]vote[/dim]")
+    for name in figures:
+        table.add_column(HEADINGS[name].replace(" ", "\n", 1), justify="right")
+    for method in results["methods"].values():
+        name = f"{method['label']}\n[dim]{method['vote']}[/dim]"
+        table.add_row(name, *(_figure(metric, method) for metric in figures))
+    return table
+
+
+def _differences(results: dict[str, Any], figures: Sequence[str]) -> Table:
+    """Return the table of differences with a row for each method."""
+    base = results["methods"][results["baseline"]]["label"]
+    table = Table(title=f"Differences to {base}, with 95 % intervals", title_justify="left")
+    table.add_column("")
+    for name in figures:
+        table.add_column(HEADINGS[name].replace(" ", "\n", 1), justify="right")
+    for comparison in results["comparisons"].values():
+        cells = ["\n".join(_difference(metric, comparison)) for metric in figures]
+        label = results["methods"][comparison["method"]]["label"]
+        name = "\n".join([label, *(f"[dim]{w}[/dim]" for w in _questions(comparison).split(", "))])
+        table.add_row(name, *cells)
+    return table
+
+
+def _against(results: dict[str, Any], comparison: dict[str, Any]) -> str:
+    label, base = (results["methods"][comparison[key]]["label"] for key in ("method", "baseline"))
+    return f"{label} against {base}\n[dim]on {_questions(comparison)}[/dim]"
+
+
+def _questions(comparison: dict[str, Any]) -> str:
+    """Return on what two methods are compared: "6 questions", or "6 questions, 12 pairs"."""
+    count, pairs = comparison["questions"], comparison["pairs"]
+    words = f"{count} question{'s' if count > 1 else ''}"
+    return words if pairs == count else f"{words}, {pairs} pairs"
+
+
+def _figure(metric: str, method: dict[str, Any]) -> str:
+    found = method["metrics"][metric]
+    ends = number_range(metric, found["low"], found["high"])
+    return f"{number(metric, found['value'])}\n[dim]{ends}[/dim]"
+
+
+def _difference(metric: str, comparison: dict[str, Any]) -> list[str]:
+    """Return a difference over its interval, and what it shows."""
+    difference = comparison["differences"][metric]
+    value, ends = change(metric, difference)
+    verdict = difference["verdict"]
+    colour = {"better": "green", "worse": "red"}.get(verdict, "dim")
+    shown = verdict.replace("no difference shown", "not shown")
+    return [f"{value}\n[dim]{ends}[/dim]", f"[{colour}]{shown}[/{colour}]"]
 
 
 def _print_counts(results: dict[str, Any], console: Console) -> None:

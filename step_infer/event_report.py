@@ -132,7 +132,7 @@ def _kv_use(events: Events, names: Sequence[str]) -> str:
         _time_axis(axes, float(seconds[-1]))
         legend_above(axes, empty="nothing pruned")
 
-    return draw("events-kv", paint)
+    return draw("events-kv", "KV cache in use over time, with a mark for each pruned trace", paint)
 
 
 def _sides(events: Events) -> list[tuple[str, str, list[dict[str, Any]]]]:
@@ -160,7 +160,7 @@ def _scores(events: Events) -> str:
         axes.set_ylabel("traces")
         legend_above(axes, empty="no trace has a score")
 
-    return draw("events-scores", paint)
+    return draw("events-scores", "Trace scores of finished and of pruned traces", paint)
 
 
 def _lengths(events: Events) -> str:
@@ -188,7 +188,7 @@ def _lengths(events: Events) -> str:
         axes.set_ylabel("trace score at the end")
         legend_above(axes)
 
-    return draw("events-lengths", paint)
+    return draw("events-lengths", "Trace score against length, finished and pruned", paint)
 
 
 def _freed(events: Events) -> str:
@@ -210,4 +210,4 @@ def _freed(events: Events) -> str:
         _time_axis(axes, float(seconds[-1]))
         legend_above(axes)
 
-    return draw("events-freed", paint)
+    return draw("events-freed", "Tokens of finished and pruned traces, summed up", paint)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from step_infer.eval_curves import TENTHS
 from step_infer.eval_format import (
     EXPLAINED,
     HEADINGS,
@@ -17,15 +16,27 @@ from step_infer.eval_format import (
 )
 from step_infer.eval_records import QuestionRecord
 from step_infer.eval_statistics import FEW_QUESTIONS, METRICS
+from step_infer.eval_stops import TENTHS
+from step_infer.eval_votes import LOWEST_CONFIDENCE
 from step_infer.files import atomic_write
 from step_infer.report_figures import (
-    accuracy_against,
+    SERIES,
     auroc_curves,
     kv_over_time,
     score_curves,
     series_colours,
 )
+from step_infer.report_method_figures import accuracy_against, stop_bins, trace_seconds
 from step_infer.report_page import render_page
+from step_infer.report_words import (
+    bin_rows,
+    cost_words,
+    lost_words,
+    saved_words,
+    seconds_words,
+    shared_rows,
+    unknown_words,
+)
 
 _TEMPLATE = "report.html.j2"
 _HEADLINE_METRICS = ("accuracy", "seconds", "tokens")
@@ -57,7 +68,7 @@ def render_report(
         _TEMPLATE,
         results=results,
         methods=methods,
-        variables={name: f"--series-{index}" for index, name in enumerate(methods)},
+        variables={name: f"--series-{i % len(SERIES)}" for i, name in enumerate(methods)},
         headings=HEADINGS,
         explained=EXPLAINED,
         number=number,
@@ -80,8 +91,17 @@ def render_report(
             }
             for name, curve in results["curves"].items()
         ],
-        seconds_figure=accuracy_against(results, "seconds", "seconds per question", colours),
-        tokens_figure=accuracy_against(results, "tokens", "tokens per question", colours),
+        costs=[
+            {
+                "figure": accuracy_against(results, metric, f"{metric} per question", colours),
+                "words": cost_words(results, metric, unit),
+            }
+            for metric, unit in (("seconds", "s"), ("tokens", "tokens"))
+        ],
+        times_figure=trace_seconds(results),
+        times_words=seconds_words(results),
+        shared_rows=shared_rows(results),
+        stopping=[_stopping(results, name) for name in results["stops"]],
         kv_questions=_kv_pictures(results, records, colours),
         settings=_settings(results),
         card=_card(results.get("card")),
@@ -130,7 +150,39 @@ def _worse(results: Mapping[str, Any], name: str) -> dict[str, Any]:
         "hinted": hinted,
         "lost": comparison["lost"],
         "gained": comparison["gained"],
-        "fates": results["methods"][name]["fates"],
+    }
+
+
+def _stopping(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what the page shows of the traces that a method stopped."""
+    stopped = results["stops"][name]
+    baseline = results["methods"][results["baseline"]]["label"]
+    pictures = []
+    if stopped["known"]:
+        score = "score" if results["methods"][name]["vote"] != LOWEST_CONFIDENCE else "confidence"
+        for key, title, label, kind in (
+            (
+                "saved_bins",
+                "What each stop saved",
+                "tokens it would still have made",
+                "tokens",
+            ),
+            ("by_progress", "Where they were stopped", "part of its full length", "percent"),
+            ("by_score", f"At which {score}", f"{score} when it was stopped", "score"),
+        ):
+            if stopped[key]:
+                figure = stop_bins(f"{key}-{name}", stopped[key], label, kind == "percent")
+                rows = bin_rows(stopped[key], kind)
+                pictures.append({"title": title, "figure": figure, "label": label, "rows": rows})
+    return {
+        "label": results["methods"][name]["label"],
+        "baseline": baseline,
+        "known": stopped["known"],
+        "pictures": pictures,
+        "saved": saved_words(stopped, baseline) if stopped["known"] else "",
+        "lost": lost_words(stopped, baseline) if stopped["known"] else "",
+        "unknown": unknown_words(stopped),
+        "questions": [row for row in stopped["questions"] if row["right"]],
     }
 
 

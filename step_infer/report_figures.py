@@ -4,6 +4,7 @@ Every colour drawn here stands for a CSS variable of the page, so that one pictu
 and a dark page. Nothing in the SVG points outside the page.
 """
 
+import html
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,17 +14,17 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from step_infer.eval_curves import TENTHS
 from step_infer.eval_records import QuestionRecord
+from step_infer.eval_stops import TENTHS
 
 # Colours that matplotlib draws with -> the page's variables. The values only need to be distinct.
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
 RIGHT, WRONG = "#040404", "#050505"
 MARK = "#060606"
 WAITING = "#0d0d0d"
-SERIES = ("#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c")
+SERIES = tuple(f"#{n:02x}{n:02x}{n:02x}" for n in (*range(7, 13), *range(14, 20)))
 _VARIABLES = {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
@@ -59,7 +60,11 @@ _STYLE = {
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
 }
-_WIDTH, _HEIGHT = 4.3, 3.0  # inches; 310 x 216 points, about a phone's width
+_WIDTH, HEIGHT = 4.3, 3.0  # inches; 310 x 216 points, about a phone's width
+
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "*")
+"""One for each of SERIES, for those who cannot tell the colours apart."""
 
 
 def series_colours(methods: Sequence[str]) -> dict[str, str]:
@@ -67,23 +72,33 @@ def series_colours(methods: Sequence[str]) -> dict[str, str]:
     return {name: SERIES[index % len(SERIES)] for index, name in enumerate(methods)}
 
 
-def draw(name: str, paint: Callable[[Figure], None], height: float = _HEIGHT) -> str:
-    """Return the SVG of a painted figure; `name` keeps its inner ids apart from other figures'."""
+def draw(name: str, words: str, paint: Callable[[Figure], None], height: float = HEIGHT) -> str:
+    """Return the SVG of a painted figure.
+
+    Args:
+        name: keeps its inner ids apart from other figures'.
+        words: what it shows, for those who cannot see it.
+        paint: draws it.
+        height: inches.
+    """
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         paint(figure)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _embeddable(buffer.getvalue(), name)
+    return _embeddable(buffer.getvalue(), name, words)
 
 
-def _embeddable(svg: str, name: str) -> str:
+def _embeddable(svg: str, name: str, words: str) -> str:
     """Return the bare <svg> element: no metadata, no namespaces, page colours, a fluid width."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
     svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', svg)
+    box = re.search(r'viewBox="([^"]*)"', svg)
+    assert box is not None
+    opening = f'<svg viewBox="{box[1]}" role="img" aria-label="{html.escape(words)}">'
+    svg = opening + svg[svg.index(">") + 1 :]
     # Groups are named figure_1, axes_1 and so on in every drawing.
     svg = re.sub(r'<g id="([^"]*)"', rf'<g id="{name}-\1"', svg)
     svg = re.sub(r"font: (\d[\d.]*)px [^;\"]*", r"font-size: \1px; font-family: inherit", svg)
@@ -117,7 +132,7 @@ def score_curves(curve: Mapping[str, Any], method: str) -> str:
         axes.set_ylabel("step score")
         legend_above(axes)
 
-    return draw(f"scores-{method}", paint)
+    return draw(f"scores-{method}", "Step scores of right and of wrong traces by progress", paint)
 
 
 def auroc_curves(curve: Mapping[str, Any], method: str) -> str:
@@ -151,7 +166,7 @@ def auroc_curves(curve: Mapping[str, Any], method: str) -> str:
         axes.set_ylabel("AUROC of the trace score")
         legend_above(axes)
 
-    return draw(f"auroc-{method}", paint)
+    return draw(f"auroc-{method}", "AUROC of the trace score by progress", paint)
 
 
 def kv_over_time(
@@ -213,46 +228,8 @@ def kv_over_time(
         lower.set_ylabel("traces")
         legend_above(lower)
 
-    return draw(f"kv-{record.method}-{record.question_id}", paint, height=4.1)
-
-
-def accuracy_against(
-    results: Mapping[str, Any], metric: str, label: str, colours: Mapping[str, str]
-) -> str:
-    """Draw each method's accuracy against a cost, with the 95 % intervals of both."""
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        for name, method in results["methods"].items():
-            x, y = (method["metrics"][key] for key in (metric, "accuracy"))
-            axes.errorbar(
-                x["value"],
-                y["value"],
-                xerr=_bars(x),
-                yerr=_bars(y),
-                fmt="o",
-                markersize=8,
-                color=colours[name],
-                elinewidth=1.6,
-                capsize=3,
-            )
-            axes.plot([], [], "o", color=colours[name], label=method["label"])
-        most = max(m["metrics"][metric]["high"] for m in results["methods"].values())
-        axes.set_xlim(0, most * 1.08 or 1)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.set_xlabel(label)
-        axes.set_ylabel("accuracy")
-        legend_above(axes)
-
-    return draw(f"accuracy-{metric}", paint)
-
-
-def _bars(found: Mapping[str, float]) -> list[list[float]]:
-    """Return an interval as lengths below and above the value, none negative."""
-    below, above = found["value"] - found["low"], found["high"] - found["value"]
-    return [[max(below, 0.0)], [max(above, 0.0)]]
+    words = f"{label}, question {record.question_id}: KV cache in use and traces over time"
+    return draw(f"kv-{record.method}-{record.question_id}", words, paint, height=4.1)
 
 
 def progress_axis(axes: Axes) -> None:

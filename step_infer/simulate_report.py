@@ -177,4 +177,5 @@ def _against_auroc(rows: Sequence[Mapping[str, Any]], figure: str, label: str, n
             axes.set_ylim(bottom=0)
         legend_above(axes)
 
-    return draw(name, paint)
+    words = f"{label} of STEP against the scorer's AUROC, a line for each KV budget"
+    return draw(name, words[0].upper() + words[1:], paint)

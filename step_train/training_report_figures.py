@@ -48,7 +48,7 @@ def loss_curves(history: Sequence[Mapping[str, float]], best_epoch: int) -> str:
         axes.set_ylabel("loss, nats a step")
         legend_above(axes)
 
-    return draw("loss", paint)
+    return draw("loss", "Loss in training and validation by epoch", paint)
 
 
 def auroc_by_progress(metrics: Mapping[str, Any], baselines: Mapping[str, Any]) -> str:
@@ -61,7 +61,7 @@ def auroc_by_progress(metrics: Mapping[str, Any], baselines: Mapping[str, Any]) 
         progress_axis(axes)
         _finish_auroc(axes)
 
-    return draw("progress", paint, height=_TALL)
+    return draw("progress", "Within-question AUROC by progress", paint, height=_TALL)
 
 
 def auroc_by_step(metrics: Mapping[str, Any], baselines: Mapping[str, Any]) -> str:
@@ -79,7 +79,7 @@ def auroc_by_step(metrics: Mapping[str, Any], baselines: Mapping[str, Any]) -> s
         axes.set_xlabel("step number")
         _finish_auroc(axes)
 
-    return draw("steps", paint, height=_TALL)
+    return draw("steps", "Within-question AUROC by step number", paint, height=_TALL)
 
 
 def _curves(
@@ -154,7 +154,7 @@ def calibration_curve(
         axes.set_ylabel("steps of right traces")
         legend_above(axes)
 
-    return draw("calibration", paint)
+    return draw("calibration", "Share of right traces against the step score", paint)
 
 
 def score_distribution(name: str, label_S: Any, score_S: Floats, xlabel: str) -> str:
@@ -177,7 +177,7 @@ def score_distribution(name: str, label_S: Any, score_S: Floats, xlabel: str) ->
         axes.set_ylabel("share of them")
         legend_above(axes)
 
-    return draw(f"spread-{name}", paint)
+    return draw(f"spread-{name}", "Spread of scores of right and of wrong traces", paint)
 
 
 def sample_curves(samples: Sequence[Mapping[str, Any]]) -> str:
@@ -203,4 +203,4 @@ def sample_curves(samples: Sequence[Mapping[str, Any]]) -> str:
         axes.set_ylabel("step score")
         legend_above(axes, columns=2)
 
-    return draw("samples", paint, height=_TALL)
+    return draw("samples", "Step scores of the sample traces", paint, height=_TALL)

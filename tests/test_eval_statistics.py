@@ -9,7 +9,14 @@ import pytest
 from step_infer.errors import InputError
 from step_infer.eval_curves import auroc, auroc_by_progress, score_curve, scored_traces
 from step_infer.eval_records import AnswerRecord, QuestionRecord, TraceRecord
-from step_infer.eval_statistics import bootstrap_weights, compare, outcome, summarise
+from step_infer.eval_statistics import (
+    bootstrap_weights,
+    compare,
+    interval,
+    outcome,
+    summarise,
+)
+from step_infer.eval_stops import describe_stops, fates, stops
 from step_infer.eval_votes import vote_rule
 
 VOTES = {"sc": "uniform", "step": "score"}
@@ -114,6 +121,25 @@ def test_summary_weighs_each_question_the_same_however_often_it_was_asked():
     assert (summary.questions, summary.repeats) == (2, 2)
 
 
+def test_the_repeats_of_a_question_are_drawn_together():
+    _, drawn = bootstrap_weights(["a", "b", "a", "b", "b"], draws=50)
+    assert (drawn[:, 0] == drawn[:, 2]).all()
+    assert (drawn[:, 1] == drawn[:, 3]).all()
+    assert (drawn[:, 1] == drawn[:, 4]).all()
+    assert drawn.std(axis=0).min() > 0
+
+
+def test_the_interval_covers_the_truth_when_only_repeats_vary():
+    rng = np.random.default_rng(5)
+    plain, drawn = bootstrap_weights([f"q{i // 4}" for i in range(160)], draws=500)
+    covered = 0
+    for _ in range(400):
+        values = rng.normal(size=160)
+        found = interval(plain @ values, drawn @ values)
+        covered += found.low <= 0 <= found.high
+    assert 0.91 <= covered / 400 <= 0.975
+
+
 def test_bootstrap_weights_of_every_draw_sum_to_one():
     plain, drawn = bootstrap_weights(["a", "a", "b", "c", "c", "c"], draws=50)
     assert plain == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 9, 1 / 9, 1 / 9])
@@ -208,7 +234,7 @@ def test_scores_that_only_know_the_question_rank_nothing_within_it():
         answers = ["7" if (i < 5) == bool(easy) or i == 2 else "3" for i in range(6)]
         traces = [scored(i, a, [level] * 5, score=level) for i, a in enumerate(answers)]
         records.append(record(f"q{number}", traces, "step"))
-    traces, _ = scored_traces(records, [])
+    traces = scored_traces(records, [])
     last = auroc_by_progress(traces, "mean")[-1]
     assert last.overall > 0.75
     assert last.within == pytest.approx(0.5)
@@ -219,7 +245,7 @@ def test_auroc_rises_when_scores_part_late():
     traces = [
         scored(i, "7" if i % 2 else "3", [0.5] * 5 + [0.8 if i % 2 else 0.2] * 5) for i in range(10)
     ]
-    known, _ = scored_traces([record("q", traces, "step")], [])
+    known = scored_traces([record("q", traces, "step")], [])
     points = auroc_by_progress(known, "last")
     assert points[2].within == pytest.approx(0.5)
     assert points[-1].within == pytest.approx(1.0)
@@ -232,14 +258,19 @@ def test_auroc_rises_when_scores_part_late():
 
 def test_a_pruned_trace_takes_the_outcome_of_its_twin_with_the_same_start():
     whole = scored(0, "7", [0.5] * 8)
-    cut = scored(0, None, [0.4] * 3, finish_reason="pruned", correct=None)
-    known, fates = scored_traces([record("q", [cut], "step")], [record("q", [whole])])
-    assert (fates.pruned, fates.known, fates.would_be_right) == (1, 1, 1)
-    assert fates.tokens_saved == whole.tokens - cut.tokens
+    cut = scored(0, None, [0.4] * 3, score=0.4, finish_reason="pruned", correct=None)
+    after, before = [record("q", [cut], "step")], [record("q", [whole])]
+    known = scored_traces(after, before)
     assert known[0].right
     assert known[0].progress == [pytest.approx(10 * i / whole.tokens) for i in (1, 2, 3)]
     late = auroc_by_progress(known, "mean")[-1]
     assert late.traces == 0
+    [stop] = stops(after, before)
+    assert (stop.saved, stop.twin_right, stop.score) == (whole.tokens - cut.tokens, True, 0.4)
+    assert stop.progress == cut.tokens / whole.tokens
+    found = fates([stop])
+    assert (found.pruned, found.known, found.would_be_right) == (1, 1, 1)
+    assert (found.tokens_saved, found.estimated) == (whole.tokens - cut.tokens, 0)
 
 
 @pytest.mark.parametrize(
@@ -248,5 +279,40 @@ def test_a_pruned_trace_takes_the_outcome_of_its_twin_with_the_same_start():
 def test_a_pruned_trace_without_such_a_twin_is_left_out(change):
     whole = scored(0, "7", [0.5] * 8)
     cut = scored(0, None, [0.4] * 3, **{"finish_reason": "pruned", "correct": None} | change)
-    known, fates = scored_traces([record("q", [cut], "step")], [record("q", [whole])])
-    assert (known, fates.pruned, fates.known) == ([], 1, 0)
+    after, before = [record("q", [cut], "step")], [record("q", [whole])]
+    assert scored_traces(after, before) == []
+    found = fates(stops(after, before))
+    assert (found.pruned, found.known, found.tokens_saved) == (1, 0, 0)
+    # What it saved is guessed from the other traces of the question, and said to be a guess.
+    assert (found.estimated, found.tokens_estimated) == (1, whole.tokens - cut.tokens)
+
+
+def test_without_a_baseline_the_estimate_comes_from_longer_traces_of_the_same_question():
+    cut = trace(0, None, tokens=100, finish_reason="pruned")
+    ended = [trace(1, tokens=90), trace(2, tokens=150), trace(3, tokens=250)]
+    longest = trace(0, None, tokens=300, finish_reason="pruned")
+    found = fates(stops([record("q", [cut, *ended], "step"), record("p", [longest], "step")], []))
+    assert (found.pruned, found.known, found.estimated) == (2, 0, 1)
+    assert found.tokens_estimated == (50 + 150) / 2
+
+
+def test_stopped_traces_are_counted_by_progress_score_and_question():
+    before, after = [], []
+    for number, (answer, steps, score) in enumerate([("7", 2, 0.1), ("3", 6, 0.2), ("3", 2, 0.3)]):
+        before.append(scored(number, answer, [0.5] * 9))
+        after.append(
+            scored(number, None, [score] * steps, score=score, finish_reason="pruned", correct=None)
+        )
+    sc, step = [record("q", before)], [record("q", after, "step")]
+    found = describe_stops(stops(step, sc), step, sc)
+    assert [(row["right"], row["wrong"]) for row in found["by_progress"]] == (
+        [(0, 0), (0, 0), (1, 1), (0, 0), (0, 0), (0, 0), (0, 1), (0, 0), (0, 0), (0, 0)]
+    )
+    assert (found["by_score"][0]["right"], found["by_score"][-1]["wrong"]) == (1, 1)
+    assert sum(row["right"] + row["wrong"] for row in found["saved_bins"]) == 3
+    assert found["saved_mean"] == pytest.approx((70 + 30 + 70) / 3)
+    assert found["baseline_right"] == pytest.approx(1 / 3)
+    assert found["baseline_tokens"] == 300
+    [row] = found["questions"]
+    assert (row["pruned"], row["known"], row["right"], row["right_left"]) == (3, 3, 1, 0)
+    assert (row["progress"], row["score"]) == (pytest.approx(0.3), pytest.approx(0.1))

@@ -1,5 +1,7 @@
 """The report is one page that needs nothing else, whatever the run holds."""
 
+import dataclasses
+import io
 import re
 from html.parser import HTMLParser
 
@@ -10,6 +12,7 @@ from rich.console import Console
 from step_infer.eval_config import EvalConfig
 from step_infer.eval_results import build_results, read_run
 from step_infer.eval_run import evaluate
+from step_infer.eval_table import print_results
 from step_infer.report import render_report
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -105,8 +108,77 @@ def test_the_page_says_what_was_found(page):
         "6 questions, 2 times each",
     ):
         assert words in page, words
-    # Two against cost; six over time; two of the scorer.
-    assert page.count("<svg") == 2 + 6 + 2
+    # Two against cost; one of waiting; three of what was stopped; six over time; two of the scorer.
+    assert page.count("<svg") == 2 + 1 + 3 + 6 + 2
+
+
+def test_every_picture_has_words_for_those_who_cannot_see_it(page):
+    labels = re.findall(r'<svg [^>]*aria-label="([^"]+)"', page)
+    assert len(labels) == page.count("<svg")
+    assert "Accuracy of each method against seconds per question" in labels
+
+
+def test_the_page_says_what_stopping_saved_and_where_right_traces_were_lost(run, page):
+    manifest, records = run
+    results = build_results(manifest, records, draws=50)
+    stopped = results["stops"]["step"]
+    lengths = {(r.key, t.trace_id): t.tokens for r in records["sc"] for t in r.traces}
+    saved = sum(
+        lengths[r.key, t.trace_id] - t.tokens for r in records["step"] for t in r.traces if t.pruned
+    )
+    assert stopped["tokens_saved"] == saved > 0
+    assert f"together {saved:,}: " in page
+    assert f"{stopped['would_be_right']} of {stopped['known']} stopped traces" in page
+    assert "Questions with stopped traces that would be right" in page
+    assert "Under SC a trace decodes for" in page
+
+
+def test_without_the_baseline_the_page_says_that_the_saving_is_an_estimate(run):
+    manifest, records = run
+    page = render(manifest, {"step": records["step"]})
+    assert "have no twin, so what they would have come to is not known" in page
+    assert "(an estimate)" in page
+    assert "What each stop saved" not in page
+
+
+def test_a_cut_run_is_compared_on_the_questions_that_both_have(run):
+    manifest, records = run
+    cut = {"sc": records["sc"], "step": records["step"][:3]}
+    results = build_results(manifest, cut, draws=50)
+    assert results["shared"]["pairs"] == results["comparisons"]["step"]["pairs"] == 3
+    assert not results["shared"]["complete"]
+    seconds = [
+        record.seconds for record in records["sc"] if record.key in {r.key for r in cut["step"]}
+    ]
+    assert results["shared"]["methods"]["sc"]["seconds"]["value"] == pytest.approx(
+        sum(seconds) / 3, abs=1e-9
+    )
+    page = render_report(results, cut)
+    assert "On the 3 questions that all methods have answered." in page
+    assert "STEP against SC<span>on 3 questions</span>" in page
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_results(results, console)
+    text = console.export_text()
+    assert "on 3 questions" in text
+    assert "STEP: 3 of 12 questions answered so far." in text
+    apart = {"sc": records["sc"][:2], "step": records["step"][3:5]}
+    assert "these pictures do not compare them" in render(manifest, apart)
+
+
+def test_many_methods_have_a_row_each_and_a_narrow_terminal_is_not_overrun(run):
+    manifest, records = run
+    many = {**records}
+    for name in ("deepconf-low", "deepconf-high", "slim-sc"):
+        many[name] = [dataclasses.replace(r, method=name) for r in records["step"]]
+    results = build_results(manifest, many, draws=50)
+    page = render_report(results, many)
+    assert page.count("against SC<span>on 6 questions</span>") == 4
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_results(results, console)
+    text = console.export_text()
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert "Differences to SC" in text
 
 
 def test_an_interval_around_zero_is_called_no_difference(run):
@@ -135,7 +207,7 @@ def test_one_method_without_scores_or_series_makes_a_page(run):
     plain = [type(r)(**{**vars(r), "series": None}) for r in records["sc"]]
     page = render({**manifest, "card": None, "scorer": None}, {"sc": plain})
     assert "STEP" not in page[page.index("<h1>") : page.index("The run")]
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "KV cache over time" not in page
 
 
