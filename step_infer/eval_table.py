@@ -1,6 +1,6 @@
 """The comparison on the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -41,12 +41,21 @@ def _tables(results: dict[str, Any], console: Console) -> list[Table]:
     tables = [_by_figure(results)]
     if fits(tables[0]) or len(results["methods"]) < 3:
         return tables
+    kinds = [_by_method, *([_differences] if results["comparisons"] else [])]
+    return [table for kind in kinds for table in _in_parts(results, kind, fits)]
+
+
+def _in_parts(
+    results: dict[str, Any],
+    kind: Callable[[dict[str, Any], Sequence[str]], Table],
+    fits: Callable[[Table], bool],
+) -> list[Table]:
+    """Return a table of all figures, or several of some figures each, so that each fits."""
     names = list(HEADINGS)
-    for count in (len(names), 4, 2):  # figures a table
+    tables = []
+    for count in (len(names), 4, 3, 2):
         parts = [names[i : i + count] for i in range(0, len(names), count)]
-        tables = [_by_method(results, part) for part in parts]
-        if results["comparisons"]:
-            tables += [_differences(results, part) for part in parts]
+        tables = [kind(results, part) for part in parts]
         if all(fits(table) for table in tables):
             break
     return tables

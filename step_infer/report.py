@@ -164,11 +164,11 @@ def _stopping(results: Mapping[str, Any], name: str) -> dict[str, Any]:
             (
                 "saved_bins",
                 "What each stop saved",
-                "tokens it would still have made",
+                "tokens still to come",
                 "tokens",
             ),
-            ("by_progress", "Where they were stopped", "part of its full length", "percent"),
-            ("by_score", f"At which {score}", f"{score} when it was stopped", "score"),
+            ("by_progress", "Where they were stopped", "part of the full length", "percent"),
+            ("by_score", f"At which {score}", f"{score} at the stop", "score"),
         ):
             if stopped[key]:
                 figure = stop_bins(f"{key}-{name}", stopped[key], label, kind == "percent")

@@ -251,6 +251,8 @@ def legend_above(axes: Axes, empty: str | None = None, columns: int = 3) -> None
             ncols=columns,
             borderaxespad=0.2,
             handletextpad=0.5,
+            handlelength=1.5,
+            columnspacing=1.0,
         )
     elif empty is not None:
         axes.set_title(empty, loc="left", fontsize=9.5, color=MUTED)

@@ -15,7 +15,9 @@ def cost_words(results: Mapping[str, Any], metric: str, unit: str) -> str:
         unit: its unit in words.
     """
     methods = results["shared"]["methods"]
-    best = max(methods, key=lambda name: methods[name]["accuracy"]["value"])
+    label = {name: results["methods"][name]["label"] for name in methods}
+    most = max(found["accuracy"]["value"] for found in methods.values())
+    best = [name for name in methods if methods[name]["accuracy"]["value"] == most]
     least = min(methods, key=lambda name: methods[name][metric]["value"])
 
     def place(name: str) -> str:
@@ -25,15 +27,14 @@ def cost_words(results: Mapping[str, Any], metric: str, unit: str) -> str:
             f"{number(metric, found[metric]['value'])} {unit} a question"
         )
 
-    label = {name: results["methods"][name]["label"] for name in methods}
     if len(methods) == 1:
-        return f"{label[best]}: {place(best)}."
-    if best == least:
-        return f"{label[best]} has the best accuracy at the least cost: {place(best)}."
-    return (
-        f"{label[best]} has the best accuracy ({place(best)}), {label[least]} the least cost "
-        f"({place(least)})."
-    )
+        return f"{label[least]}: {place(least)}."
+    if least in best:
+        also = [label[name] for name in best if name != least]
+        words = f" (as {', '.join(also)})" if also else ""
+        return f"By the mean, {label[least]} is the best{words} and the cheapest: {place(least)}."
+    names = ", ".join(f"{label[name]} ({place(name)})" for name in best)
+    return f"By the mean, best: {names}; cheapest: {label[least]} ({place(least)})."
 
 
 def seconds_words(results: Mapping[str, Any]) -> str:

@@ -4,17 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
 from step_infer.eval_format import HEADINGS, TO, number, number_range, signed
 from step_infer.files import atomic_write
-from step_infer.report_figures import MUTED, SERIES, draw, legend_above
 from step_infer.report_page import render_page
 from step_infer.simulate_config import METHODS
+from step_infer.simulate_figures import against_auroc, auroc_needed
 from step_infer.simulate_question import FIGURES
-from step_infer.simulate_sweep import RECORDED
 
 _TEMPLATE = "simulate_report.html.j2"
 
@@ -42,6 +37,8 @@ def render_simulation_report(results: Mapping[str, Any]) -> str:
         mean_tokens=results["mean_tokens"],
         scaled=len(results["settings"]["length_scale"]) > 1,
         break_even=[{**row, **break_even_words(row)} for row in results["break_even"]],
+        needed=auroc_needed(results["break_even"]) if results["break_even"] else "",
+        needed_words=needed_words(results["break_even"]),
         pictures=_pictures(rows, headings["seconds"].lower() + " per question"),
         check=check,
         check_rows=[] if check is None else check_rows(check),
@@ -68,6 +65,21 @@ def break_even_words(row: Mapping[str, Any]) -> dict[str, str]:
         "words": words(row["value"]),
         "range": ends[0] if ends[0] == ends[1] else f" {TO} ".join(ends),
     }
+
+
+def needed_words(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return which KV budget asks for the best scorer, as a sentence; nothing without rows."""
+    if not rows:
+        return ""
+
+    def need(row: Mapping[str, Any]) -> float:
+        return 1.0 if row["value"] is None else float(row["value"])
+
+    hardest = max(rows, key=need)
+    return (
+        f"The highest need is at {hardest['num_traces']} traces and a KV budget of "
+        f"{hardest['kv_budget']:g}: {break_even_words(hardest)['words']}."
+    )
 
 
 def check_rows(check: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -120,62 +132,8 @@ def _pictures(rows: Sequence[Mapping[str, Any]], unit: str) -> list[dict[str, st
         pictures.append(
             {
                 "title": title,
-                "accuracy": _against_auroc(here, "accuracy", "accuracy", f"sim-accuracy-{index}"),
-                "seconds": _against_auroc(here, "seconds", unit, f"sim-seconds-{index}"),
+                "accuracy": against_auroc(here, "accuracy", "accuracy", f"sim-accuracy-{index}"),
+                "seconds": against_auroc(here, "seconds", unit, f"sim-seconds-{index}"),
             }
         )
     return pictures
-
-
-def _against_auroc(rows: Sequence[Mapping[str, Any]], figure: str, label: str, name: str) -> str:
-    """Draw a figure of STEP against AUROC, one line for each KV budget, with SC's level."""
-
-    def paint(picture: Figure) -> None:
-        axes: Axes = picture.subplots()
-        for index, budget in enumerate(dict.fromkeys(row["kv_budget"] for row in rows)):
-            colour = SERIES[(index + 1) % len(SERIES)]
-            here = [row for row in rows if row["kv_budget"] == budget]
-            step = [row for row in here if row["method"] == "step"]
-            made = sorted((r for r in step if r["scorer"] != RECORDED), key=lambda r: r["auroc"])
-            if made:
-                x = [row["auroc"] for row in made]
-                found = [row["figures"][figure] for row in made]
-                axes.fill_between(
-                    x,
-                    [f["low"] for f in found],
-                    [f["high"] for f in found],
-                    color=colour,
-                    alpha=0.12,
-                    linewidth=0,
-                )
-                y = [f["value"] for f in found]
-                axes.plot(x, y, color=colour, marker="o", markersize=4, label=f"KV {budget:g}")
-            for row in step:
-                if row["scorer"] == RECORDED and row["auroc"] is not None:
-                    value = row["figures"][figure]["value"]
-                    axes.plot([row["auroc"]], [value], "X", color=colour, markersize=8)
-            for row in here:
-                if row["method"] == "sc":
-                    value = row["figures"][figure]["value"]
-                    axes.axhline(value, color=colour, linewidth=1.2, linestyle=":")
-            voted = [r for r in here if r["method"] == "sc-score" and r["scorer"] != RECORDED]
-            if voted and figure == "accuracy" and index == 0:
-                voted.sort(key=lambda row: row["auroc"])
-                axes.plot(
-                    [row["auroc"] for row in voted],
-                    [row["figures"][figure]["value"] for row in voted],
-                    "--",
-                    color=MUTED,
-                    linewidth=1.4,
-                    label="no pruning",
-                )
-        axes.set_xlabel("within-question AUROC of the scorer")
-        axes.set_ylabel(label)
-        if figure == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        else:
-            axes.set_ylim(bottom=0)
-        legend_above(axes)
-
-    words = f"{label} of STEP against the scorer's AUROC, a line for each KV budget"
-    return draw(name, words[0].upper() + words[1:], paint)

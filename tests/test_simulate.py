@@ -169,7 +169,9 @@ def test_the_command_writes_results_and_a_page_on_its_own(tmp_path, capsys):
     assert len(results["cells"]) == 2 + 2 * 2 * 2
     assert len(results["break_even"]) == 2
     page = (tmp_path / "simulation.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 1 + 2
+    assert "AUROC from which pruning pays" in page
+    assert "The highest need is at 8 traces" in page
     assert "Engine steps" in page
     assert not re.search(r"https?://|src=|@import", page)
     assert "Break-even AUROC, 8 traces" in capsys.readouterr().out
