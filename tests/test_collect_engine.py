@@ -1,4 +1,4 @@
-"""Collecting on a real engine: killed half way, and gone on with."""
+"""Collecting on a real engine: killed half way, gone on with, and compared with extraction."""
 
 import contextlib
 import dataclasses
@@ -13,11 +13,16 @@ from typing import Any
 import pytest
 import torch
 from collect_engine import assert_whole
+from command_harness import run_command
 
 from data_gen.collect_config import CollectConfig
+from data_gen.commands import main
+from data_gen.ledger.__main__ import LedgerConfig, write_questions
 from data_gen.trace_directory import TraceDirectory
 from step_infer.boundary import BoundaryRule
 from step_infer.errors import InputError
+from step_train.extract import extract
+from step_train.extract_config import ExtractConfig
 
 ENGINE_N = 8
 ENGINE_QUESTIONS = 4
@@ -53,32 +58,29 @@ def collected(engine_model: str, tmp_path_factory: pytest.TempPathFactory) -> Co
     """Collect, kill after the second part, go on."""
     folder = tmp_path_factory.mktemp("collect")
     questions = folder / "questions.jsonl"
-    world = [sys.executable, "-m", "data_gen.ledger", "--split", "test", "--seed", "5"]
-    world += ["--count", str(ENGINE_QUESTIONS), "--out", str(questions)]
-    subprocess.run(world, check=True, capture_output=True)
+    write_questions(LedgerConfig(questions, "test", ENGINE_QUESTIONS, seed=5))
     config = CollectConfig(engine_model, str(questions), str(folder / "out"), num_traces=ENGINE_N)
     options = ["--model", config.model, "--questions", config.questions, "--out", config.out]
     options += ["--num-traces", str(ENGINE_N), "--system", "", "--part-traces", "4"]
     options += ["--sampling.temperature", "1", "--sampling.top-p", "1", "--sampling.top-k", "0"]
     options += ["--max-in-flight", "8"]
-    arguments = [sys.executable, "-m", "data_gen.commands", *options]
-    log = (folder / "log").open("w+")
-    process = subprocess.Popen(arguments, stdout=log, stderr=log)
-    try:
-        while len(listed_parts(config)) < 2:
-            log.seek(0)
-            assert process.poll() is None, log.read()
-            time.sleep(0.02)
-        engines = children(process.pid)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    with (folder / "log").open("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "data_gen.commands", *options], stdout=log, stderr=log
+        )
+        try:
+            while len(listed_parts(config)) < 2:
+                log.seek(0)
+                assert process.poll() is None, log.read()
+                time.sleep(0.02)
+            engines = children(process.pid)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
     before = list(TraceDirectory(config.out).keys())
     assert 0 < len(before) < ENGINE_N * ENGINE_QUESTIONS
-    result = subprocess.run(arguments, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    result = run_command(main, *options)
     assert f"{len(before)} of them done" in result.stdout
-    log.close()
     return Collected(config, before, engines)
 
 
@@ -137,3 +139,29 @@ def test_no_engine_outlives_a_killed_collector(collected: Collected) -> None:
     while any(Path(f"/proc/{pid}").exists() for pid in collected.engines):
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.engine
+def test_extraction_agrees_with_the_engines_own_capture(
+    collected: Collected, tmp_path: Path
+) -> None:
+    captured_in = TraceDirectory(collected.config.out)
+    computed_in = extract(
+        ExtractConfig(
+            collected.config.model,
+            Path(collected.config.out),
+            tmp_path / "extracted",
+            progress=False,
+            accelerator="cpu",
+        )
+    )
+    cosine = torch.nn.CosineSimilarity(dim=1)
+    for captured, computed in zip(captured_in.shards(), computed_in.shards(), strict=True):
+        assert torch.equal(captured.position(), computed.position())
+        assert torch.equal(captured.trace_index(), computed.trace_index())
+        assert captured.dtype == computed.dtype == torch.bfloat16
+        a_SH, b_SH = captured.hidden().float(), computed.hidden().float()
+        # Both round to 8 bits in every layer, in their own order.
+        noise = (a_SH - b_SH).norm(dim=1) / b_SH.norm(dim=1)
+        assert float(noise.median()) < 0.01
+        assert float(cosine(a_SH, b_SH).min()) > 0.999

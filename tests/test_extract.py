@@ -4,12 +4,10 @@ import itertools
 import json
 import random
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from command_harness import run_command
 
 from data_gen.ledger.questions import iter_questions
 from data_gen.ledger.reasoner import Reasoner
@@ -20,6 +18,7 @@ from step_infer.boundary import BoundaryRule
 from step_infer.errors import InputError
 from step_infer.identity import identify
 from step_infer.scorer import load_scorer
+from step_train.commands import main
 from step_train.export import export
 from step_train.extract import extract
 from step_train.extract_batches import length_batches
@@ -27,8 +26,6 @@ from step_train.extract_config import ExtractBoundary, ExtractConfig
 from step_train.fit import fit
 from step_train.fit_config import FitConfig
 from step_train.ledger_export import export_model, new_model
-
-CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
 
 
 @pytest.fixture(scope="module")
@@ -268,21 +265,15 @@ def test_a_damaged_part_is_named_in_one_line_and_what_is_done_is_kept(
     whole = part.read_bytes()
     part.write_bytes(whole[: len(whole) // 2])
     options = ["--model", model, "--traces", damaged, "--out", tmp_path / "out"]
-    command = [sys.executable, "-m", "step_train.commands", "extract", *map(str, options)]
-    command += ["--accelerator", "cpu", "--batch-tokens", "1500", "--dtype", "float32"]
-
-    def run():
-        root = Path(__file__).parent.parent
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
-
-    done = run()
+    options += ["--accelerator", "cpu", "--batch-tokens", "1500", "--dtype", "float32"]
+    done = run_command(main, "extract", *options)
     assert done.returncode == 2
     assert done.stderr.startswith("error: Expected a Parquet file at ")
     assert str(part) in done.stderr
     assert done.stderr.count("\n") == 1
     assert TraceDirectory(tmp_path / "out").num_parts == 1
     part.write_bytes(whole)
-    done = run()
+    done = run_command(main, "extract", *options)
     assert done.returncode == 0, done.stderr
     found = TraceDirectory(tmp_path / "out")
     assert found.complete
@@ -311,41 +302,3 @@ def test_batches_hold_traces_of_similar_length_within_the_budget():
     padded = [len(batch) * max(lengths[i] for i in batch) for batch in batches[1:]]
     assert max(padded) <= 4000
     assert sum(padded) < 1.2 * sum(lengths[:-1])
-
-
-@pytest.mark.engine
-@pytest.mark.skipif(not CHECKPOINT.is_dir(), reason="no demo model in this checkout")
-def test_extraction_agrees_with_the_engines_own_capture(tmp_path):
-    from data_gen.collect import collect
-    from data_gen.collect_config import CollectConfig
-    from step_infer.sampling import Sampling
-
-    questions = tmp_path / "questions.jsonl"
-    with questions.open("w") as file:
-        for question in itertools.islice(iter_questions("test"), 2):
-            line = {"id": question.id, "question": question.text, "answer": question.answer}
-            file.write(json.dumps(line) + "\n")
-    collect(
-        CollectConfig(
-            str(CHECKPOINT),
-            str(questions),
-            str(tmp_path / "collected"),
-            num_traces=6,
-            sampling=Sampling(1.0, 1.0, 0, 1500),
-            system="",
-            engine={"max_model_len": 2048},
-        )
-    )
-    collected = TraceDirectory(tmp_path / "collected")
-    directory = extract(config(str(CHECKPOINT), tmp_path / "collected", tmp_path / "extracted"))
-    cosine = torch.nn.CosineSimilarity(dim=1)
-    for index in range(collected.num_parts):
-        captured, computed = collected.shard(index), directory.shard(index)
-        assert torch.equal(captured.position(), computed.position())
-        assert torch.equal(captured.trace_index(), computed.trace_index())
-        assert captured.dtype == computed.dtype == torch.bfloat16
-        a_SH, b_SH = captured.hidden().float(), computed.hidden().float()
-        # Both round to 8 bits in every layer, in their own order.
-        noise = (a_SH - b_SH).norm(dim=1) / b_SH.norm(dim=1)
-        assert float(noise.median()) < 0.01
-        assert float(cosine(a_SH, b_SH).min()) > 0.999
