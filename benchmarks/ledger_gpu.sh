@@ -10,16 +10,11 @@
 # seconds a question are then those of a shared GPU, the same for both methods.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-runs/gpu} SHARDS=${SHARDS:-3} QUESTIONS=${QUESTIONS:-200} N=${N:-64} PYTHON=${PYTHON:-python3}
-KV_BUDGET=${KV_BUDGET:-0.4} SCORER=${SCORER:-checkpoints/ledger-5m/scorer/scorer.safetensors}
-model=checkpoints/ledger-5m
-sampling=(--system= --sampling.temperature 1 --sampling.top-p 1 --sampling.top-k 0)
-engine=(--engine.max_model_len 2400)
+. benchmarks/ledger_common.sh
+OUT=${OUT:-runs/gpu} SHARDS=${SHARDS:-3} KV_BUDGET=${KV_BUDGET:-0.4}
 mkdir -p "$OUT"
-stage() { echo "== $(date +%T) $*"; }
 
-stage questions
-"$PYTHON" -m data_gen.ledger --split test --count "$QUESTIONS" --out "$OUT/test.jsonl"
+write_questions "$OUT/test.jsonl"
 
 if [[ -z ${LENGTHS:-} ]]; then
     LENGTHS="$OUT/model-statistics"

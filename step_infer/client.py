@@ -59,6 +59,7 @@ class StepLLM:
         scorer: str | Path | None = None,
         *,
         prune: bool = True,
+        victim: str = "score",
         min_keep: int = 1,
         min_steps: int = 1,
         aggregator: str | None = None,
@@ -78,6 +79,8 @@ class StepLLM:
             model: Hugging Face folder or hub id.
             scorer: scorer file; without one nothing is scored or pruned.
             prune: stop traces when memory is short; False scores only.
+            victim: which trace that is; others than "score" are for comparisons
+                (`StepSettings.victim`).
             min_keep: traces of a question that are always kept.
             min_steps: step scores that a trace must have before it can be stopped.
             aggregator: trace aggregator; None takes the scorer card's.
@@ -105,7 +108,13 @@ class StepLLM:
         if self.plain and event_log is not None:
             raise InputError("Expected a scorer with event_log, found none: nothing is scored.")
         self.capture = capture
+        if victim != "score" and (scorer is None or not prune):
+            raise InputError(
+                f"Expected a scorer, and prune=True, with victim {victim!r}: unscored traces are "
+                "never stopped."
+            )
         self.confidence = confidence
+        self.victim = victim
         self.tokenizer = load_tokenizer(model)
         self.rule = (
             card.boundary_rule
@@ -119,6 +128,7 @@ class StepLLM:
                 settings = StepSettings(
                     scorer=None if scorer is None else str(Path(scorer).resolve()),
                     prune=prune and scorer is not None,
+                    victim=victim,
                     min_keep=min_keep,
                     min_steps=min_steps,
                     aggregator=aggregator,
@@ -310,6 +320,10 @@ class StepLLM:
             raise InputError(
                 "Expected an engine with confidence=True for windows of token confidences, found "
                 "one without."
+            )
+        if order.rank is not None and self.victim != "rank":
+            raise InputError(
+                'Expected an engine with victim="rank" for traces with a rank, found one without.'
             )
         room = self.max_model_len - len(order.prompt_token_ids)
         options = None if self.plain else {"capture": self.capture}

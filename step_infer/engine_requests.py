@@ -38,7 +38,7 @@ def sampling_params(
     extra_args = None
     if options is not None:
         options = {"group": order.group} | options
-        for name in ("window", "stop_below", "replay"):
+        for name in ("window", "stop_below", "replay", "rank"):
             if (value := getattr(order, name)) is not None:
                 options[name] = value
         extra_args = {CONFIG_KEY: options}

@@ -56,9 +56,12 @@ class MergeConfig:
     out: str
     """Directory to make."""
     runs: list[str] = field(default_factory=list)
-    """Directories of step-eval, each with a part of the questions."""
+    """Directories of step-eval, each with a part of the questions or of the methods."""
     vote: str = "auto"
     """How traces vote; see step-eval --help."""
+    paired: bool = False
+    """Keep only the questions and repeats that every method has answered: a balanced comparison
+    of runs that were cut."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def command(argv: Sequence[str]) -> None:
         merging = parse_config(
             MergeConfig, _with_positionals(argv, "runs"), "step-eval merge", DESCRIPTION
         )
-        results = merge(merging.runs, merging.out, merging.vote)
+        results = merge(merging.runs, merging.out, merging.vote, merging.paired)
         out = merging.out
     elif name == "replay":
         from step_infer.replay_config import ReplayConfig

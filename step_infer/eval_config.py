@@ -8,7 +8,7 @@ from step_infer.aggregate import AGGREGATORS
 from step_infer.deepconf import WARMUP
 from step_infer.errors import InputError
 from step_infer.eval_methods import METHODS, method_names
-from step_infer.eval_votes import vote_rule
+from step_infer.eval_votes import CONFIDENCE, vote_rule
 from step_infer.group_confidence import WINDOW
 from step_infer.prompt import SYSTEM_PROMPT
 from step_infer.questions import QuestionOptions
@@ -28,10 +28,15 @@ class EvalConfig(QuestionOptions):
     out: str
     """Directory for records, results.json and report.html; a run that was stopped goes on."""
     methods: str = "sc,step"
-    """Methods to compare, separated by commas: sc, step, deepconf-low, deepconf-high,
-    slim-sc."""
+    """Methods to compare, separated by commas: sc, step, deepconf-low, deepconf-high, slim-sc,
+    single (one trace a question); and STEP with another choice of the trace that is stopped:
+    random, youngest, longest, least-confident, oracle. all: every method."""
     scorer: str | None = None
-    """Scorer file; the method step needs it."""
+    """Scorer file; the method step needs it, and those that differ from it by the victim only."""
+    oracle_from: str | None = None
+    """Directory of step-eval whose records of the method sc say which traces come out right, for
+    the method oracle; none given, --out itself. Questions that are missing there are left
+    out."""
     num_traces: int = 64
     """Traces N for each question."""
     repeats: int = 1
@@ -54,8 +59,13 @@ class EvalConfig(QuestionOptions):
     pilot_questions: int = 2
     """Questions of that pilot, N traces each."""
     vote: str = "auto"
-    """How traces vote: uniform, score, score^POWER, best or lowest-confidence; auto takes each
-    method's own: uniform for sc, score for step, lowest-confidence for DeepConf."""
+    """How traces vote: uniform, score, score^POWER, score-top-K (only the K highest-scored traces,
+    by score), best, confidence (mean token confidence) or lowest-confidence; auto takes each
+    method's own: uniform for sc, score for step, lowest-confidence for DeepConf. Where a method's
+    traces lack that number, each has one vote."""
+    confidence: bool = False
+    """Also record the mean token confidence of traces on engines that score, for the vote
+    confidence; DeepConf and least-confident always record it, stock vLLM never."""
     aggregator: str | None = None
     """From step scores to a trace score: mean, last, min or ema; none given, the scorer card's."""
     min_keep: int = 1
@@ -107,6 +117,13 @@ class EvalConfig(QuestionOptions):
             )
         if self.vote != "auto":
             vote_rule(self.vote)
+        if self.vote == CONFIDENCE and not self.confidence:
+            raise InputError(
+                "Expected --confidence true beside --vote confidence, found false: the engine "
+                "would not record it."
+            )
+        if self.oracle_from is not None and "oracle" not in self.method_names:
+            raise InputError("Expected the method oracle beside --oracle-from, found none.")
         warming = [name for name in self.method_names if "warmup" in METHODS[name].settings]
         if warming and self.warmup >= self.num_traces:
             raise InputError(

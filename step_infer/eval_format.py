@@ -1,5 +1,6 @@
 """Figures in words: the same in the terminal's table and in the report."""
 
+from collections.abc import Mapping
 from typing import Any
 
 MINUS = "\N{MINUS SIGN}"
@@ -34,6 +35,13 @@ EXPLAINED = {
     "trace_accuracy": "traces with the right answer, of those not pruned; no answer is wrong",
 }
 """What each figure is, for the reader of a report."""
+
+
+def vote_words(method: Mapping[str, Any]) -> str:
+    """Return a method's vote rule, and why it is not the one asked for."""
+    if method["vote"] == method["vote_wanted"]:
+        return str(method["vote"])
+    return f"{method['vote']} (nothing recorded for {method['vote_wanted']})"
 
 
 def number(metric: str, value: float) -> str:

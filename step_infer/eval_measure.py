@@ -151,6 +151,7 @@ def _trace_record(
         submitted_s=trace.submitted_s - started_s,
         finished_s=trace.finished_s - started_s,
         lowest_confidence=trace.lowest_group_confidence,
+        mean_confidence=trace.mean_token_confidence,
         text=trace.text if keep_text else None,
     )
 

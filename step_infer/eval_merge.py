@@ -10,19 +10,25 @@ from step_infer.eval_results import read_run, write_results
 from step_infer.manifest import MANIFEST_NAME, run_manifest, write_manifest
 
 _MAY_DIFFER = frozenset({"shard"})
+_Key = tuple[str, int, str]
+"""Method, repeat and question of a record."""
 
 
-def merge(runs: Sequence[str], out: str, vote: str = "auto") -> dict[str, Any]:
+def merge(
+    runs: Sequence[str], out: str, vote: str = "auto", paired: bool = False
+) -> dict[str, Any]:
     """Join the records of runs with the same settings in a new directory, and report on it.
 
     Args:
         runs: directories of step-eval, at least one.
         out: the directory to make; made anew where it holds an earlier join.
         vote: vote rule, or "auto".
+        paired: keep only what every method has answered; single answers that are missing say
+            nothing then.
 
     Raises:
-        InputError: no runs, a setting or the KV budget differs, or two runs answered the same
-            question.
+        InputError: no runs, a setting or the KV budget differs, two runs answered the same
+            question, or none was answered by every method where that is asked for.
     """
     if not runs:
         raise InputError("Expected at least one directory of step-eval to merge, found none.")
@@ -30,7 +36,7 @@ def merge(runs: Sequence[str], out: str, vote: str = "auto") -> dict[str, Any]:
         raise InputError(f"Expected --out to be a new directory, found one of the runs, {out}.")
     read = [read_run(directory) for directory in runs]
     first = read[0][0]
-    records: dict[tuple[str, int, str], QuestionRecord] = {}
+    records: dict[_Key, QuestionRecord] = {}
     ids: dict[str, None] = {}
     settings: dict[str, Any] = {}
     for directory, (manifest, groups) in zip(runs, read, strict=True):
@@ -46,6 +52,8 @@ def merge(runs: Sequence[str], out: str, vote: str = "auto") -> dict[str, Any]:
                     f"{directory} and in a run before it."
                 )
             records[key] = record
+    if paired:
+        records = _paired(records)
     merged = Path(out)
     with locked(merged):
         if (merged / MANIFEST_NAME).exists() and "merged" not in read_run(merged)[0]:
@@ -71,6 +79,19 @@ def merge(runs: Sequence[str], out: str, vote: str = "auto") -> dict[str, Any]:
         )
         write_manifest(merged, manifest)
         return write_results(merged, vote)
+
+
+def _paired(records: dict[_Key, QuestionRecord]) -> dict[_Key, QuestionRecord]:
+    """Return the records of the questions and repeats that every method has answered."""
+    methods = {method for method, _, _ in records}
+    answered = [{key[1:] for key in records if key[0] == method} for method in methods]
+    common = set.intersection(*answered)
+    if not common:
+        raise InputError(
+            "Expected a question that every method has answered beside --paired, found none. "
+            f"Methods: {', '.join(sorted(methods))}."
+        )
+    return {key: record for key, record in records.items() if key[1:] in common}
 
 
 def _check_same(

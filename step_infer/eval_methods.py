@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from step_infer.ablations import ABLATIONS
 from step_infer.deepconf import HIGH, LOW, DeepConf
 from step_infer.errors import InputError
 from step_infer.trace import Trace, TracePlan
@@ -36,6 +37,10 @@ class Method:
     """Settings of `EvalConfig` that decide its records, beside those of every method."""
     needs_text: bool = False
     """Whether it looks at what traces say: then a replay without text cannot run it."""
+    needs_confidence: bool = False
+    """Whether it goes by token confidences: then a replay needs recorded ones."""
+    traces: int | None = None
+    """Traces of a question, the first ones of `num_traces`; None takes all."""
 
 
 def _stock(config: "EvalConfig") -> dict[str, Any]:
@@ -49,8 +54,15 @@ def _step(config: "EvalConfig") -> dict[str, Any]:
         "aggregator": config.aggregator,
         "min_keep": config.min_keep,
         "min_steps": config.min_steps,
+        "confidence": config.confidence,
         "allow_mismatch": tuple(config.allow_mismatch),
     }
+
+
+def _ablation(victim: str) -> "Callable[[EvalConfig], dict[str, Any]]":
+    # The choice by confidence has to record it.
+    confidence = {"confidence": True} if victim == "least-confident" else {}
+    return lambda config: _step(config) | {"victim": victim} | confidence
 
 
 def _confidence(config: "EvalConfig") -> dict[str, Any]:
@@ -64,6 +76,8 @@ def _slim_sc(config: "EvalConfig") -> Sampler:
 def _deepconf(percentile: float) -> "Callable[[EvalConfig], Sampler]":
     return lambda config: DeepConf(percentile, config.warmup, config.window).stream
 
+
+_STEP_SETTINGS = ("aggregator", "min_keep", "min_steps", "confidence")
 
 METHODS: dict[str, Method] = {
     "sc": Method(
@@ -79,7 +93,7 @@ METHODS: dict[str, Method] = {
         "score",
         _step,
         needs_scorer=True,
-        settings=("aggregator", "min_keep", "min_steps"),
+        settings=_STEP_SETTINGS,
     ),
     "deepconf-low": Method(
         "DeepConf-low",
@@ -88,6 +102,7 @@ METHODS: dict[str, Method] = {
         "lowest-confidence",
         _confidence,
         sampler=_deepconf(LOW),
+        needs_confidence=True,
         settings=("min_keep", "warmup", "window"),
     ),
     "deepconf-high": Method(
@@ -96,6 +111,7 @@ METHODS: dict[str, Method] = {
         "lowest-confidence",
         _confidence,
         sampler=_deepconf(HIGH),
+        needs_confidence=True,
         settings=("min_keep", "warmup", "window"),
     ),
     "slim-sc": Method(
@@ -108,24 +124,49 @@ METHODS: dict[str, Method] = {
         settings=("min_keep", "slim"),
         needs_text=True,
     ),
+    "single": Method(
+        "single trace",
+        "the first trace of each question, on stock vLLM: what one trace costs, and how often it "
+        "is right",
+        "uniform",
+        _stock,
+        traces=1,
+    ),
+    **{
+        name: Method(
+            ablation.label,
+            f"STEP, but it is {ablation.about} that is stopped; the others vote by their scores",
+            "score",
+            _ablation(ablation.victim),
+            needs_scorer=True,
+            settings=_STEP_SETTINGS,
+            needs_confidence=name == "least-confident",
+        )
+        for name, ablation in ABLATIONS.items()
+    },
 }
 """All methods by the name that `step-eval --methods` takes. The first is the baseline."""
 
 BASELINE = "sc"
+ALL = "all"
+"""Stands for every method."""
 
 
 def method_names(text: str) -> list[str]:
-    """Split "sc,step" into names of methods.
+    """Split "sc,step" into names of methods; "all" is every one.
 
     Raises:
         InputError: none is named, one is unknown, or one is named twice.
     """
+    if text.strip() == ALL:
+        return list(METHODS)
     names = [name.strip() for name in text.split(",") if name.strip()]
+    known = ", ".join([*METHODS, ALL])
     if not names:
-        raise InputError(f"Expected --methods out of {', '.join(METHODS)}, found none.")
+        raise InputError(f"Expected --methods out of {known}, found none.")
     for name in names:
         if name not in METHODS:
-            raise InputError(f"Expected --methods out of {', '.join(METHODS)}, found {name!r}.")
+            raise InputError(f"Expected --methods out of {known}, found {name!r}.")
     if len(set(names)) < len(names):
         raise InputError(f"Expected each method once in --methods, found {text!r}.")
     return names

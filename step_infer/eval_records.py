@@ -50,6 +50,8 @@ class TraceRecord:
     finished_s: float
     lowest_confidence: float | None = None
     """Lowest group confidence, where the method looked at it."""
+    mean_confidence: float | None = None
+    """Mean token confidence, where the engine recorded it."""
     text: str | None = None
     """The whole text, where it was asked for."""
 

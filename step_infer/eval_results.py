@@ -21,7 +21,7 @@ from step_infer.eval_statistics import (
     vote_name,
 )
 from step_infer.eval_stops import describe_stops, fates, stops
-from step_infer.eval_votes import SHOWN_VOTES
+from step_infer.eval_votes import SHOWN_VOTES, UNIFORM, has_signal
 from step_infer.files import write_json
 from step_infer.manifest import read_manifest
 
@@ -71,7 +71,8 @@ def build_results(
         vote: vote rule, or "auto" for each method's own.
         draws: bootstrap draws.
     """
-    votes = {name: vote_name(name, vote) for name in records}
+    wanted = {name: vote_name(name, vote) for name in records}
+    votes = {name: rule if _able(rule, records[name]) else UNIFORM for name, rule in wanted.items()}
     baseline = BASELINE if BASELINE in records else next(iter(records))
     card = manifest.get("card")
     aggregator = manifest["settings"].get("aggregator") or (card or {}).get("aggregator") or "mean"
@@ -84,6 +85,7 @@ def build_results(
             "label": METHODS[name].label,
             "about": METHODS[name].about,
             "vote": votes[name],
+            "vote_wanted": wanted[name],
             **dataclasses.asdict(summarise(group, votes[name], draws)),
             "accuracy_by_vote": _accuracy_by_vote(group),
         }
@@ -165,12 +167,14 @@ def _shared(records: Records, votes: Mapping[str, str], draws: int) -> dict[str,
     }
 
 
+def _able(rule: str, records: Sequence[QuestionRecord]) -> bool:
+    return has_signal(rule, (trace for record in records for trace in record.traces))
+
+
 def _accuracy_by_vote(records: Sequence[QuestionRecord]) -> dict[str, float]:
-    """Return the accuracy of each vote rule on the same traces; only uniform without scores."""
-    scored = any(trace.score is not None for record in records for trace in record.traces)
-    rules = SHOWN_VOTES if scored else SHOWN_VOTES[:1]
+    """Return the accuracy of each vote rule that these traces have the numbers for."""
     shares = {}
-    for rule in rules:
+    for rule in (rule for rule in SHOWN_VOTES if _able(rule, records)):
         by_question: dict[str, list[bool]] = {}
         for record in records:
             by_question.setdefault(record.question_id, []).append(outcome(record, rule).right)

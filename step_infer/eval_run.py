@@ -1,5 +1,6 @@
 """Run an evaluation: one engine per method, one question at a time, resumable per question."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,8 @@ from step_infer.eval_config import EvalConfig
 from step_infer.eval_inputs import EvalInputs, load_inputs
 from step_infer.eval_manifest import earlier_manifest, make_manifest
 from step_infer.eval_measure import measure
-from step_infer.eval_methods import METHODS
+from step_infer.eval_methods import BASELINE, METHODS
+from step_infer.eval_ranks import ORACLE, Ranks
 from step_infer.eval_records import RecordStore, locked
 from step_infer.eval_results import write_results
 from step_infer.eval_statistics import outcome, vote_name
@@ -55,6 +57,7 @@ class Evaluation:
         self._start_engine = start_engine
         self.inputs = inputs or load_inputs(config, self.console.print)
         self.store = RecordStore(config.out)
+        self.ranks = Ranks(self.inputs)
 
     def run(self) -> dict[str, Any]:
         """Ask what has not been asked yet, write records, results and report; return the results.
@@ -66,7 +69,11 @@ class Evaluation:
         out = Path(config.out)
         with locked(out):
             earlier = earlier_manifest(out, self.inputs.settings(), self.store.begun())
-            todo = {name: self._missing(name) for name in config.method_names}
+            # The baseline first: the oracle takes from it which traces come out right.
+            names = sorted(config.method_names, key=lambda name: name != BASELINE)
+            todo = {name: self._missing(name) for name in names}
+            if ORACLE in todo:
+                todo[ORACLE] = self._known_to_oracle(todo[ORACLE], todo.get(BASELINE, []))
             budget = Budget(**earlier["budget"]) if earlier else self._budget()
             if earlier is None or any(todo.values()):
                 write_manifest(out, make_manifest(self.inputs, budget, earlier))
@@ -85,6 +92,18 @@ class Evaluation:
             for question in self.inputs.mine
             if (repeat, question.id) not in done
         ]
+
+    def _known_to_oracle(
+        self, asked: list[tuple[int, Question]], coming: list[tuple[int, Question]]
+    ) -> list[tuple[int, Question]]:
+        known = self.ranks.answerable(asked, coming)
+        if len(known) < len(asked):
+            self.console.print(
+                f"{METHODS[ORACLE].label}: {len(asked) - len(known)} questions have no record of "
+                f"the method sc in {self.config.oracle_from}, and are left out.",
+                highlight=False,
+            )
+        return known
 
     def _budget(self) -> Budget:
         config = self.config
@@ -137,7 +156,7 @@ class Evaluation:
         with (
             engine as llm,
             TraceProgress(
-                len(missing) * config.num_traces, label=f"{method.label} traces"
+                len(missing) * (method.traces or config.num_traces), label=f"{method.label} traces"
             ) as progress,
         ):
             with turn(config.turns, alone=False):
@@ -149,7 +168,7 @@ class Evaluation:
                         name,
                         repeat,
                         question,
-                        self._plans(llm, question, repeat),
+                        self._plans_of(name, llm, question, repeat),
                         grader,
                         sample_seconds=config.sample_seconds,
                         keep_series=repeat == 0 and question.id in shown,
@@ -172,6 +191,14 @@ class Evaluation:
         if self.inputs.card is not None and "scorer" not in options:
             arguments["boundary"] = self.inputs.card.boundary_rule
         return start(self.config.model, **arguments)
+
+    def _plans_of(
+        self, name: str, llm: "StepLLM", question: Question, repeat: int
+    ) -> list[TracePlan]:
+        """Return the orders for a question's traces under a method."""
+        ranks = self.ranks.of(name, repeat, question)
+        plans = self._plans(llm, question, repeat)[: METHODS[name].traces]
+        return [dataclasses.replace(p, rank=ranks.get(p.trace_id)) for p in plans]
 
     def _plans(
         self, llm: "StepLLM", question: Question, repeat: int, sampling: Sampling | None = None

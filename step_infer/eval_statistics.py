@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from step_infer.eval_methods import METHODS
 from step_infer.eval_records import QuestionRecord
-from step_infer.eval_votes import LOWEST_CONFIDENCE, vote_rule
+from step_infer.eval_votes import vote_rule, vote_signal
 from step_infer.voting import vote
 
 Floats = NDArray[np.float64]
@@ -88,9 +88,8 @@ def outcome(record: QuestionRecord, vote_by: str) -> Outcome:
 def voted_group(record: QuestionRecord, vote_by: str) -> int | None:
     """Return the index of the group of equal answers that wins, or None where nobody votes."""
     voters = [trace for trace in record.traces if not trace.pruned and trace.group is not None]
-    values = [
-        trace.lowest_confidence if vote_by == LOWEST_CONFIDENCE else trace.score for trace in voters
-    ]
+    signal = vote_signal(vote_by)
+    values = [None if signal is None else getattr(trace, signal) for trace in voters]
     weights = vote_rule(vote_by)(values)
     winner = vote([str(trace.group) for trace in voters], weights).answer
     return None if winner is None else int(winner)

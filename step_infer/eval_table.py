@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from step_infer.eval_format import HEADINGS, change, number, number_range
+from step_infer.eval_format import HEADINGS, change, number, number_range, vote_words
 from step_infer.eval_statistics import FEW_QUESTIONS
 
 _MOST_IDS = 8
@@ -70,7 +70,9 @@ def _by_figure(results: dict[str, Any]) -> Table:
     table = Table(title=_TITLE, title_justify="left")
     table.add_column("")
     for method in methods.values():
-        table.add_column(f"{method['label']}\n[dim]vote {method['vote']}[/dim]", justify="right")
+        table.add_column(
+            f"{method['label']}\n[dim]vote {vote_words(method)}[/dim]", justify="right"
+        )
     for comparison in results["comparisons"].values():
         table.add_column(_against(results, comparison), justify="right")
         table.add_column("", justify="left")
@@ -89,7 +91,7 @@ def _by_method(results: dict[str, Any], figures: Sequence[str]) -> Table:
     for name in figures:
         table.add_column(HEADINGS[name].replace(" ", "\n", 1), justify="right")
     for method in results["methods"].values():
-        name = f"{method['label']}\n[dim]{method['vote']}[/dim]"
+        name = f"{method['label']}\n[dim]{vote_words(method)}[/dim]"
         table.add_row(name, *(_figure(metric, method) for metric in figures))
     return table
 
@@ -143,6 +145,11 @@ def _print_counts(results: dict[str, Any], console: Console) -> None:
         done = len(results["latency"][name])
         if done < asked:
             console.print(f"{method['label']}: {done} of {asked} questions answered so far.")
+        if method["vote"] != method["vote_wanted"]:
+            console.print(
+                f"{method['label']}: nothing was recorded for the vote {method['vote_wanted']}; "
+                "each trace has one vote."
+            )
         if method["ungradable"]:
             console.print(
                 f"{method['label']}: {method['ungradable']} answers could not be compared with "

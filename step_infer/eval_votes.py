@@ -1,20 +1,35 @@
 """Vote rules by name: how much each trace of a question counts."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from step_infer.errors import InputError
 
+if TYPE_CHECKING:
+    from step_infer.eval_records import TraceRecord
+
 Weights = Callable[[Sequence[float | None]], list[float]]
-"""From trace scores [N] (None where a trace was not scored) to weights [N], none below 0."""
+"""From a number of each trace [N] (None where it has none) to weights [N], none below 0."""
 
-_SCORE = re.compile(r"score(?:\^(\d+(?:\.\d+)?))?")
-SHOWN_VOTES = ("uniform", "score", "score^4", "best")
-"""Rules that a report compares on the same traces."""
-
-
+_POWER = re.compile(r"score(?:\^(\d+(?:\.\d+)?))?")
+_TOP = re.compile(r"score-top-([1-9]\d*)")
+UNIFORM = "uniform"
+CONFIDENCE = "confidence"
+"""Vote by the mean token confidence in the place of the score."""
 LOWEST_CONFIDENCE = "lowest-confidence"
 """Vote by the lowest group confidence in the place of the score (DeepConf)."""
+RULES = f"uniform, score, score^POWER, score-top-K, best, {CONFIDENCE}, {LOWEST_CONFIDENCE}"
+SHOWN_VOTES = (
+    UNIFORM,
+    "score",
+    "score^4",
+    "score-top-5",
+    "best",
+    CONFIDENCE,
+    LOWEST_CONFIDENCE,
+)
+"""Rules that a report compares on the same traces."""
 
 
 def uniform(scores: Sequence[float | None]) -> list[float]:
@@ -40,22 +55,57 @@ def score_power(power: float) -> Weights:
     return weights
 
 
-def vote_rule(name: str) -> Weights:
-    """Return the rule "uniform", "score" (STEP, section 3.3), "score^POWER" or "best".
+def score_top(count: int) -> Weights:
+    """Return the rule by which only the traces of the highest scores vote, weighted by score.
 
-    "lowest-confidence" is the rule "score" on other values.
+    Between equal scores the first trace goes; if no trace has a score, each has one vote.
+    """
+
+    def weights(scores: Sequence[float | None]) -> list[float]:
+        known = {index: score for index, score in enumerate(scores) if score is not None}
+        if not known:
+            return uniform(scores)
+        chosen = sorted(known, key=lambda index: (-known[index], index))[:count]
+        return [max(known[i], 0.0) if i in chosen else 0.0 for i in range(len(scores))]
+
+    return weights
+
+
+def vote_rule(name: str) -> Weights:
+    """Return the rule of one of the names in `RULES`; "score" is that of STEP (section 3.3).
+
+    "confidence" and "lowest-confidence" are the rule "score" on other numbers (`vote_signal`).
 
     Raises:
         InputError: there is no such rule.
     """
-    if name == "uniform":
+    if name == UNIFORM:
         return uniform
     if name == "best":
         return best
-    match = _SCORE.fullmatch("score" if name == LOWEST_CONFIDENCE else name)
+    if (top := _TOP.fullmatch(name)) is not None:
+        return score_top(int(top[1]))
+    match = _POWER.fullmatch("score" if name in (CONFIDENCE, LOWEST_CONFIDENCE) else name)
     if match is None:
-        raise InputError(
-            f"Expected a vote out of uniform, score, score^POWER, best, {LOWEST_CONFIDENCE}, "
-            f"found {name!r}."
-        )
+        raise InputError(f"Expected a vote out of {RULES}, found {name!r}.")
     return score_power(float(match[1] or 1))
+
+
+def has_signal(vote_by: str, traces: Iterable["TraceRecord"]) -> bool:
+    """Say whether any trace has the number that a rule goes by."""
+    signal = vote_signal(vote_by)
+    return signal is None or any(getattr(trace, signal) is not None for trace in traces)
+
+
+def vote_signal(name: str) -> str | None:
+    """Return the number of a trace that a rule goes by: None, or a field of `TraceRecord`.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    vote_rule(name)
+    if name == CONFIDENCE:
+        return "mean_confidence"
+    if name == LOWEST_CONFIDENCE:
+        return "lowest_confidence"
+    return None if name == UNIFORM else "score"

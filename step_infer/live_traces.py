@@ -40,6 +40,7 @@ class LiveTrace:
         "num_tokens",
         "positions",
         "prune",
+        "rank",
         "recorded",
         "request_id",
         "scores",
@@ -71,6 +72,11 @@ class LiveTrace:
                     "Expected step option window with the engine setting confidence only."
                 )
             self.groups = GroupConfidence(options.window)
+        if options.rank is not None and settings.victim != "rank":
+            raise InputError(
+                'Expected step option rank with the engine setting victim "rank" only.'
+            )
+        self.rank = options.rank
         self.stop_below = -math.inf if options.stop_below is None else options.stop_below
         self.num_tokens = 0
         self.thinking = True

@@ -6,9 +6,12 @@ recorded score counts in the place of the one that the worker has just computed.
 
 import math
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from step_infer.errors import InputError
+
+if TYPE_CHECKING:
+    from step_infer.simulate_world import PoolTrace
 
 
 class RecordedSteps:
@@ -84,3 +87,29 @@ class RecordedSteps:
         if self._confidences is None or position > self._last:
             return self._tail
         return self._confidences[position]
+
+
+def signals(trace: "PoolTrace") -> dict[str, Any] | None:
+    """Return a recorded trace's signals as the scheduler takes them; None without scores.
+
+    Confidences are recorded as means from the first token on; each step's own follows from two.
+    """
+    if not trace.scores and not trace.confidences:
+        return None
+    found: dict[str, Any] = {
+        "positions": list(trace.positions),
+        "scores": list(trace.scores) or [None] * len(trace.positions),
+    }
+    if trace.confidences:
+        ends = [(0, 0.0)] + [
+            (position + 1, None if mean is None else mean * (position + 1))
+            for position, mean in zip(trace.positions, trace.confidences, strict=True)
+        ]
+        whole = None if trace.confidence is None else trace.confidence * trace.tokens
+        ends.append((trace.tokens, whole))
+        steps = [
+            None if before is None or after is None else (after - before) / (end - start)
+            for (start, before), (end, after) in pairwise(ends)
+        ]
+        found["confidences"], found["tail_confidence"] = steps[:-1], steps[-1]
+    return found

@@ -13,18 +13,18 @@ from rich.console import Console
 from step_infer.boundary import BoundaryRule
 from step_infer.errors import InputError
 from step_infer.eval_inputs import EvalInputs
-from step_infer.eval_methods import METHODS, method_names
+from step_infer.eval_methods import METHODS
 from step_infer.eval_run import Evaluation
 from step_infer.files import sha256_file
 from step_infer.identity import config_hash, identify
 from step_infer.manifest import MANIFEST_NAME
 from step_infer.questions import Question, QuestionSet
 from step_infer.replay_config import ReplayConfig
-from step_infer.replay_engine import as_answered, starter
+from step_infer.replay_engine import as_answered, chosen_traces, starter
 from step_infer.scorer import read_card
 from step_infer.shapes import NO_WEIGHTS, model_folder, read_shape, write_model, write_scorer
 from step_infer.simulate_traces import read_world
-from step_infer.simulate_world import World
+from step_infer.simulate_world import PoolQuestion, World
 
 _ROUND_CONTEXT = 16
 _ANY_STEP = BoundaryRule("stride", frozenset(), None, None, 64)
@@ -37,6 +37,15 @@ class ReplayInputs(EvalInputs):
 
     decided: dict[str, Any]
     """What must agree when a run goes on, beside the evaluation's own settings."""
+    recorded: dict[str, PoolQuestion]
+    """The recorded traces of each question, by its id."""
+
+    def right_traces(self, repeat: int, question_id: str) -> list[bool]:
+        """Return whether each trace that a question has in a repeat was right."""
+        config = self.config
+        question = self.recorded[question_id]
+        traces = chosen_traces(question, config.num_traces, repeat, config.seed)
+        return [trace.right for trace in traces]
 
     def settings(self) -> dict[str, Any]:
         """Return everything that must agree when a run goes on, flat and JSON-ready."""
@@ -60,14 +69,14 @@ def read_traces(config: ReplayConfig) -> tuple[World, float]:
             f"{without[0]}."
         )
     world = replace(world, questions=tuple(as_answered(question) for question in world.questions))
-    needing = [name for name in method_names(config.methods) if METHODS[name].needs_scorer]
+    needing = [name for name in config.method_names if METHODS[name].needs_scorer]
     if needing and not world.scored:
         raise InputError(
             f"Expected recorded step scores in {config.traces} for the method {needing[0]}, found "
             "none. Hint: collect the traces with step-collect --scorer."
         )
-    unsure = [name for name in method_names(config.methods) if "confidence" in METHODS[name].vote]
-    if unsure and not any(t.confidences for q in world.questions for t in q.traces):
+    unsure = [name for name in config.method_names if METHODS[name].needs_confidence]
+    if unsure and not world.confident:
         raise InputError(
             f"Expected recorded confidences in {config.traces} for the method {unsure[0]}, found "
             "none. Hint: collect the traces with step-collect, which records them."
@@ -132,6 +141,7 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, World]:
             "replay.factor": factor,
             "replay.scorer": config.scorer and sha256_file(config.scorer),
         },
+        {question.question_id: question for question in world.questions},
     )
     return inputs, world
 

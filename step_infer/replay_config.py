@@ -9,7 +9,7 @@ from step_infer.aggregate import AGGREGATORS
 from step_infer.deepconf import WARMUP
 from step_infer.errors import InputError
 from step_infer.eval_config import EvalConfig
-from step_infer.eval_methods import METHODS, method_names
+from step_infer.eval_methods import ALL, METHODS, method_names
 from step_infer.eval_votes import vote_rule
 from step_infer.group_confidence import WINDOW
 from step_infer.sampling import Sampling
@@ -28,7 +28,8 @@ class ReplayConfig:
     """Model whose shape the engine takes, with random weights: qwen3-4b, qwen3-8b, phi-4-15b, or
     a config.json."""
     methods: str = "sc,step"
-    """Methods to compare, separated by commas; see step-eval --help."""
+    """Methods to compare, separated by commas; see step-eval --help. All that need no text: all,
+    which leaves slim-sc out. Which traces come out right, the oracle knows from the recording."""
     scorer: str | None = None
     """Scorer file whose size the worker's scorer takes; none given, one of random weights with 512
     units. Its scores are computed and then replaced by the recorded ones."""
@@ -53,6 +54,8 @@ class ReplayConfig:
     """KV cache for every method in tokens; wins over kv_budget."""
     vote: str = "auto"
     """How traces vote; see step-eval --help."""
+    confidence: bool = False
+    """Also record mean token confidences; see step-eval --help."""
     aggregator: str | None = None
     """From step scores to a trace score: mean, last, min or ema; none given, that of the recorded
     traces, or mean."""
@@ -74,7 +77,7 @@ class ReplayConfig:
     """More vLLM engine arguments, as --engine.NAME VALUE."""
 
     def __post_init__(self) -> None:
-        for name in method_names(self.methods):
+        for name in self.method_names:
             if METHODS[name].needs_text:
                 raise InputError(
                     f"Expected methods that do not look at the text of traces, found {name}: "
@@ -100,6 +103,14 @@ class ReplayConfig:
         if self.vote != "auto":
             vote_rule(self.vote)
 
+    @property
+    def method_names(self) -> list[str]:
+        """The methods to run; "all" leaves out those that need text."""
+        names = method_names(self.methods)
+        if self.methods.strip() == ALL:
+            names = [name for name in names if not METHODS[name].needs_text]
+        return names
+
     def evaluation(
         self, model: Path | str, scorer: Path | str | None, engine: dict[str, Any]
     ) -> EvalConfig:
@@ -112,6 +123,7 @@ class ReplayConfig:
         }
         own = {
             "model": str(model),
+            "methods": ",".join(self.method_names),
             "questions": self.traces,
             "scorer": None if scorer is None else str(scorer),
             "lengths_from": self.traces,

@@ -7,9 +7,9 @@ noise. What the engine does in which time is its own.
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from step_infer.recorded_steps import signals
 from step_infer.sampling import Sampling
 from step_infer.settings import AdapterConfig
 from step_infer.shapes import kv_bytes_per_token
@@ -74,11 +74,10 @@ class ReplayEngine:
             prompt = self._prompt(question_id, _WARM_UP_PROMPT)
             return [TracePlan(question_id, i, prompt, None, sampling) for i in numbers]
         prompt = self._prompt(question_id, found.prompt_tokens)
-        key = [self._first_seed, zlib.crc32(question_id.encode())]
-        chosen = pick(found, first_trace_id + n, seed - self._first_seed, key)
+        traces = chosen_traces(found, first_trace_id + n, seed - self._first_seed, self._first_seed)
         plans = []
         for number in numbers:
-            trace = found.traces[chosen[number]]
+            trace = traces[number]
             self._chosen[question_id, number] = trace, trace_seed(seed, question_id, number)
             length = dataclasses.replace(sampling, max_tokens=trace.tokens)
             plans.append(
@@ -136,30 +135,12 @@ class ReplayEngine:
         )
 
 
-def signals(trace: PoolTrace) -> dict[str, Any] | None:
-    """Return a recorded trace's signals as the scheduler takes them; None without scores.
-
-    Confidences are recorded as means from the first token on; each step's own follows from two.
-    """
-    if not trace.scores and not trace.confidences:
-        return None
-    found: dict[str, Any] = {
-        "positions": list(trace.positions),
-        "scores": list(trace.scores) or [None] * len(trace.positions),
-    }
-    if trace.confidences:
-        ends = [(0, 0.0)] + [
-            (position + 1, None if mean is None else mean * (position + 1))
-            for position, mean in zip(trace.positions, trace.confidences, strict=True)
-        ]
-        whole = None if trace.confidence is None else trace.confidence * trace.tokens
-        ends.append((trace.tokens, whole))
-        steps = [
-            None if before is None or after is None else (after - before) / (end - start)
-            for (start, before), (end, after) in pairwise(ends)
-        ]
-        found["confidences"], found["tail_confidence"] = steps[:-1], steps[-1]
-    return found
+def chosen_traces(
+    question: PoolQuestion, count: int, repeat: int, first_seed: int
+) -> list[PoolTrace]:
+    """Return the recorded traces that a question has in a repeat [count]."""
+    key = [first_seed, zlib.crc32(question.question_id.encode())]
+    return [question.traces[index] for index in pick(question, count, repeat, key)]
 
 
 def as_answered(question: PoolQuestion) -> PoolQuestion:

@@ -13,6 +13,7 @@ from step_infer.eval_format import (
     number,
     number_range,
     sentence,
+    vote_words,
 )
 from step_infer.eval_records import QuestionRecord
 from step_infer.eval_statistics import FEW_QUESTIONS, METRICS
@@ -74,6 +75,7 @@ def render_report(
         number=number,
         number_range=number_range,
         change=change,
+        vote_words=vote_words,
         headlines=[_headline(results, name) for name in results["comparisons"]],
         worse=[_worse(results, name) for name in results["comparisons"]],
         curves=[

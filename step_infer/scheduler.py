@@ -259,6 +259,7 @@ class StepScheduler(AsyncScheduler):
 
     def _prunable(self) -> list[policy.RunningTrace]:
         traces = []
+        victim, rank = self.settings.victim, None
         for request in self.running:
             if not self._competes(request):
                 continue
@@ -266,6 +267,8 @@ class StepScheduler(AsyncScheduler):
                 continue
             trace = self.live.traces[request.request_id]
             assert trace.group is not None
+            if victim != "score":
+                rank = policy.victim_rank(victim, trace.num_tokens, trace.confidence, trace.rank)
             traces.append(
                 policy.RunningTrace(
                     request.request_id,
@@ -276,6 +279,7 @@ class StepScheduler(AsyncScheduler):
                     request.arrival_time,
                     trace.min_steps,
                     trace.min_keep,
+                    rank,
                 )
             )
         return traces

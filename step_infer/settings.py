@@ -8,6 +8,7 @@ from typing import Any
 
 from step_infer.aggregate import AGGREGATORS
 from step_infer.errors import InputError
+from step_infer.policy import VICTIMS
 
 CONFIG_KEY = "step"
 """Key in the engine's `additional_config`, in a request's `extra_args`, and in what comes back."""
@@ -26,6 +27,9 @@ class StepSettings:
     """Path of the scorer's safetensors file; None: only `capture` and `confidence` are left."""
     prune: bool = True
     """Stop the worst trace when the KV cache is about to overflow; False scores only."""
+    victim: str = "score"
+    """Which trace of a group that is (`step_infer.policy.VICTIMS`): "score", or, for comparisons,
+    "youngest", "longest", "least-confident" (needs confidence), or "rank" (of the request)."""
     min_keep: int = 1
     """Traces of a group that are always kept, running or finished."""
     min_steps: int = 1
@@ -59,6 +63,11 @@ class StepSettings:
             self.aggregator is None or self.aggregator in AGGREGATORS,
             f"out of {known}",
         )
+        _check("victim", self.victim, self.victim in VICTIMS, f"out of {', '.join(VICTIMS)}")
+        if self.victim == "least-confident" and not self.confidence:
+            raise InputError(
+                "Expected step setting confidence beside victim least-confident, found none."
+            )
         if self.scorer is None and self.boundary is None:
             raise InputError(
                 "Expected step setting scorer (a safetensors file), found none. "
@@ -131,6 +140,8 @@ class RequestOptions:
     """Stop the trace as soon as a group confidence is lower than this."""
     replay: dict[str, Any] | None = None
     """Recorded signals (`RecordedSteps`), for an engine with the setting replay."""
+    rank: float | None = None
+    """The trace of the lowest is stopped first, for an engine with the setting victim "rank"."""
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> "RequestOptions | None":
@@ -176,9 +187,10 @@ class RequestOptions:
             number = getattr(options, name)
             good = number is None or _whole(number, 1)
             _check(name, number, good, "a whole number >= 1")
-        bar = options.stop_below
-        _check("stop_below", bar, bar is None or _finite(bar), "a finite number")
-        if bar is not None and options.window is None:
+        for name in ("stop_below", "rank"):
+            number = getattr(options, name)
+            _check(name, number, number is None or _finite(number), "a finite number")
+        if options.stop_below is not None and options.window is None:
             raise InputError("Expected step option window beside stop_below, found none.")
         for name in ("prune", "capture"):
             flag = getattr(options, name)

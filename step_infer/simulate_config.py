@@ -4,18 +4,20 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from step_infer.ablations import ABLATIONS
 from step_infer.aggregate import AGGREGATORS
 from step_infer.errors import InputError
+from step_infer.eval_votes import vote_signal
 from step_infer.simulate_world import Distributions
 
 METHODS = {
     "sc": ("SC", "every trace runs to its end; one vote each"),
     "sc-score": ("SC, score vote", "SC's schedule; votes weighted by score: nothing is stopped"),
     "step": ("STEP", "the lowest-scored trace is stopped; votes weighted by score"),
-    "random": ("random victim", "STEP's trigger, a random victim; votes weighted by score"),
-    "youngest": ("youngest victim", "STEP's trigger, the trace with the fewest tokens"),
-    "longest": ("longest victim", "STEP's trigger, the trace with the most tokens"),
-    "oracle": ("oracle victim", "STEP's trigger, a wrong trace where there is one"),
+    **{
+        name: (ablation.label, f"STEP's trigger and vote, but it stops {ablation.about}")
+        for name, ablation in ABLATIONS.items()
+    },
 }
 """What can be simulated: label, and what it does."""
 
@@ -36,7 +38,8 @@ class SimulateConfig:
     """The distributions that traces are drawn from."""
     methods: str = "sc,sc-score,step"
     """Methods, separated by commas: sc; sc-score, which only votes by score; step; and as victims
-    of STEP's trigger: random, youngest, longest, oracle."""
+    of STEP's trigger: random, youngest, longest, least-confident (needs recorded confidences),
+    oracle."""
     num_traces: list[int] = field(default_factory=lambda: [64])
     """Traces N for each question, one or more sizes."""
     kv_budget: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
@@ -59,7 +62,8 @@ class SimulateConfig:
     min_steps: int = 1
     """Step scores that a trace must have before it can be pruned."""
     vote: str = "score"
-    """How traces vote under every method but sc: uniform, score, score^POWER or best."""
+    """How traces vote under every method but sc: uniform, score, score^POWER, score-top-K or
+    best."""
     block_size: int = 16
     """Tokens of a KV block; vLLM's own is 16 on CUDA, 32 with StepLLM on CPU."""
     max_num_seqs: int = 256
@@ -103,6 +107,11 @@ class SimulateConfig:
         for name in self.method_names:
             if name not in METHODS:
                 raise InputError(f"Expected --methods out of {', '.join(METHODS)}, found {name!r}.")
+        if vote_signal(self.vote) not in (None, "score"):
+            raise InputError(
+                f"Expected a --vote that goes by scores or is uniform, found {self.vote!r}: "
+                "nothing else is simulated."
+            )
         if self.scorer is not None and self.traces is None:
             raise InputError("Expected --traces beside --scorer, found none.")
         if self.check is not None and self.scorer is None:

@@ -1,5 +1,8 @@
 """The adapter's own work in a simulated engine: `StepScheduler._make_room`."""
 
+from itertools import accumulate
+from math import isfinite
+
 from step_infer import policy
 from step_infer.aggregate import AGGREGATORS
 from step_infer.simulate_batch import Batch
@@ -18,6 +21,9 @@ class Pruner:
     def __init__(self, batch: Batch, pruning: Pruning, result: Schedule) -> None:
         self.batch, self.pruning, self.result = batch, pruning, result
         self.aggregate = AGGREGATORS[pruning.aggregator]
+        self.confidence_sums: list[list[float]] = []
+        if pruning.victim == "least-confident":
+            self.confidence_sums = [list(accumulate(trace.confidences)) for trace in batch.traces]
         self.kept: dict[str, int] = {}
         """Traces of each group that run, wait or have finished."""
         for trace in batch.traces:
@@ -63,6 +69,12 @@ class Pruner:
                 trace,
                 pruning.min_steps,
                 pruning.min_keep,
+                policy.victim_rank(
+                    pruning.victim,
+                    batch.tokens(trace),
+                    self._confidence(trace),
+                    batch.traces[trace].rank,
+                ),
             )
             for trace in batch.running
             if not batch.done_in_flight(trace)
@@ -82,9 +94,16 @@ class Pruner:
         count = self._scored(trace)
         if count == 0:
             return None
-        if self.pruning.rank is not None:
-            return self.pruning.rank(trace, self.batch.tokens(trace))
+        if self.pruning.victim != "score":
+            return 0.0  # it only says that there is one
         return self.aggregate(self.batch.traces[trace].scores[:count])
+
+    def _confidence(self, trace: int) -> float | None:
+        tokens = self.batch.tokens(trace)
+        if not self.confidence_sums or not tokens:
+            return None
+        mean = self.confidence_sums[trace][tokens - 1] / tokens
+        return mean if isfinite(mean) else None
 
     def _prune(self, trace: int, work: Work) -> None:
         batch = self.batch

@@ -1,11 +1,12 @@
 """One question, simulated with one engine and one method: schedule, vote, figures."""
 
-import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from step_infer.ablations import ABLATIONS, oracle_ranks, random_ranks
 from step_infer.aggregate import AGGREGATORS
 from step_infer.eval_votes import vote_rule
+from step_infer.recorded_steps import RecordedSteps, signals
 from step_infer.simulate_engine import simulate
 from step_infer.simulate_schedule import EngineShape, Pruning, Schedule
 from step_infer.simulate_timing import Timing
@@ -54,28 +55,28 @@ def run_question(
     )
     if setting.method in STOCK:
         return simulate(setting.shape, simulated)
-    rank = _rank(setting.method, traces)
-    pruning = Pruning(
-        setting.pruning.aggregator,
-        setting.pruning.min_keep,
-        setting.pruning.min_steps,
-        setting.pruning.resume_free,
-        rank,
-    )
-    return simulate(setting.shape, simulated, pruning)
+    if setting.method not in ABLATIONS:
+        return simulate(setting.shape, simulated, setting.pruning)
+    victim = ABLATIONS[setting.method].victim
+    if setting.method == "random":
+        lengths = " ".join(str(trace.tokens) for trace in traces)  # what tells the question apart
+        ranks = random_ranks(0, lengths, len(traces))
+        simulated = [replace(t, rank=rank) for t, rank in zip(simulated, ranks, strict=True)]
+    elif setting.method == "oracle":
+        ranks = oracle_ranks(trace.right for trace in traces)
+        simulated = [replace(t, rank=rank) for t, rank in zip(simulated, ranks, strict=True)]
+    elif victim == "least-confident":
+        simulated = [
+            replace(t, confidences=token_confidences(trace))
+            for t, trace in zip(simulated, traces, strict=True)
+        ]
+    return simulate(setting.shape, simulated, replace(setting.pruning, victim=victim))
 
 
-def _rank(method: str, traces: Sequence[PoolTrace]) -> Callable[[int, int], float] | None:
-    """Return what a victim policy puts in the place of the score; None for the score itself."""
-    if method == "random":
-        return lambda trace, tokens: zlib.crc32(f"{trace} {traces[trace].tokens}".encode())
-    if method == "youngest":
-        return lambda trace, tokens: tokens
-    if method == "longest":
-        return lambda trace, tokens: -tokens
-    if method == "oracle":
-        return lambda trace, tokens: float(traces[trace].right)
-    return None
+def token_confidences(trace: PoolTrace) -> list[float]:
+    """Return the confidence of each token [T] as a replay has it: the mean of its step."""
+    recorded = RecordedSteps(**(signals(trace) or {"positions": [], "scores": []}))
+    return [recorded.confidence(position) for position in range(trace.tokens)]
 
 
 def figures(

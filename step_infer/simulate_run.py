@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from step_infer.errors import InputError
 from step_infer.eval_format import HEADINGS, number, number_range
 from step_infer.files import write_json
 from step_infer.manifest import run_manifest
@@ -40,6 +41,11 @@ def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict
         world = read_world(config.traces, config.scorer)
     else:
         world = draw_world(config.world, max(config.num_traces) * config.repeats, config.seed)
+    if "least-confident" in config.method_names and not world.confident:
+        raise InputError(
+            "Expected recorded traces with confidences (--traces) for the method least-confident, "
+            f"found {world.source} without."
+        )
     if config.limit is not None:
         world = dataclasses.replace(world, questions=world.questions[: config.limit])
     timing = read_timing(config.timing)

@@ -1,6 +1,6 @@
 """What goes into a simulated schedule and what comes out: engine, traces, pruning, `Schedule`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from step_infer.errors import InputError
@@ -47,6 +47,10 @@ class SimulatedTrace:
     content: Sequence[int] | None = None
     """A number for each full block of prompt and response; equal ones stand for equal text up to
     the block's end. None: it shares no text with others but the prompt. All traces or none."""
+    rank: float | None = None
+    """Where victims go by rank, the trace of the lowest is stopped first."""
+    confidences: Sequence[float] = ()
+    """Confidence of each token [T], where victims go by it; NaN unknown."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,7 @@ class Pruning:
     min_keep: int = 1
     min_steps: int = 1
     resume_free: float = 0.5
-    rank: Callable[[int, int], float] | None = None
-    """What stands for the trace score in the choice of the victim, of a trace's number and its
-    tokens so far; None is the score itself."""
+    victim: str = "score"
 
 
 @dataclass

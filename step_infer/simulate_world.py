@@ -67,6 +67,11 @@ class World:
         return any(trace.scores for question in self.questions for trace in question.traces)
 
     @property
+    def confident(self) -> bool:
+        """Whether the traces carry confidences."""
+        return any(trace.confidences for question in self.questions for trace in question.traces)
+
+    @property
     def mean_response_tokens(self) -> float:
         """Mean over traces of generated tokens."""
         lengths = [trace.tokens for question in self.questions for trace in question.traces]

@@ -35,6 +35,8 @@ class TracePlan:
     """Tokens of a sliding window of token confidences; None does not look at windows."""
     stop_below: float | None = None
     """Stop the trace as soon as the mean confidence of a window is lower than this."""
+    rank: float | None = None
+    """The trace of the lowest is stopped first, on an engine whose victims go by rank."""
 
     @property
     def key(self) -> TraceKey:

@@ -1,7 +1,8 @@
 """An engine for tests that only pretends: traces of random length in a small KV cache.
 
 It has the surface of `step_infer.client.StepLLM`. Its clock is its own: one step is 10 ms. When the
-cache is full it puts the newest trace back (plain), or stops the one of the lowest score.
+cache is full it puts the newest trace back (plain), or stops the one of the lowest score, or
+whatever victim is asked for.
 """
 
 import json
@@ -12,6 +13,7 @@ from step_infer.boundary import BoundaryRule
 from step_infer.card import ScorerCard
 from step_infer.engine_stats import EngineStats
 from step_infer.identity import identify
+from step_infer.policy import victim_rank
 from step_infer.scorer import StepScorer, save_scorer
 from step_infer.trace import Trace, TracePlan, trace_seed
 
@@ -45,6 +47,7 @@ class FakeEngine:
         self.model = model
         self.options = options
         self.plain = plain
+        self.victim = options.get("victim", "score")
         self.kv_capacity_tokens = kv_budget_tokens or 1_000_000
         self.time_s = 0.0
         self.preemptions = 0
@@ -99,9 +102,16 @@ class FakeEngine:
                 self.waiting.insert(0, run)
                 self.preemptions += 1
             else:
-                run = min(self.running, key=lambda run: self._scores(run, 1)[-1])
+                run = min(self.running, key=self._value)
                 self.running.remove(run)
                 yield self._trace(run, "pruned")
+
+    def _value(self, run):
+        rank = victim_rank(self.victim, run.done, self._confidence(run), run.plan.rank)
+        return self._scores(run, 1)[-1] if rank is None else rank
+
+    def _confidence(self, run):
+        return 10 * run.fate.scores[0] if self.options.get("confidence") else None
 
     def _scores(self, run, least=0):
         return run.fate.scores[: max(run.done // 50, least)]
@@ -122,6 +132,7 @@ class FakeEngine:
             positions,
             scores[: len(positions)],
             sum(scores) / len(scores) if scores else None,
+            mean_token_confidence=self._confidence(run),
             submitted_s=0.0,
             finished_s=self.time_s,
         )

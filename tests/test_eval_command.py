@@ -48,7 +48,7 @@ def inputs(tmp_path_factory):
         ),
         (
             {"--methods": "sc,magic"},
-            "deepconf-low, deepconf-high, slim-sc, found 'magic'",
+            "slim-sc, single, random, youngest, longest, least-confident, oracle, all, found",
         ),
         ({"--colour": "red"}, "step-eval --help"),
         ({"--num-traces": "many"}, "--num-traces: "),

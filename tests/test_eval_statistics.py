@@ -5,6 +5,8 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from step_infer.errors import InputError
 from step_infer.eval_curves import auroc, auroc_by_progress, score_curve, scored_traces
@@ -17,7 +19,7 @@ from step_infer.eval_statistics import (
     summarise,
 )
 from step_infer.eval_stops import describe_stops, fates, stops
-from step_infer.eval_votes import vote_rule
+from step_infer.eval_votes import SHOWN_VOTES, has_signal, vote_rule
 
 VOTES = {"sc": "uniform", "step": "score"}
 
@@ -96,7 +98,15 @@ def test_an_answer_that_could_not_be_graded_counts_as_wrong():
 
 @pytest.mark.parametrize(
     ("rule", "winner"),
-    [("uniform", "b"), ("score", "b"), ("score^4", "a"), ("best", "a")],
+    [
+        ("uniform", "b"),
+        ("score", "b"),
+        ("score^4", "a"),
+        ("best", "a"),
+        ("score-top-1", "a"),
+        ("score-top-2", "a"),
+        ("score-top-3", "b"),
+    ],
 )
 def test_vote_rules_weigh_scores(rule, winner):
     weights = vote_rule(rule)([0.9, 0.5, 0.5])
@@ -108,7 +118,38 @@ def test_a_trace_without_a_score_has_one_vote():
     assert vote_rule("best")([None, None]) == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("rule", ["scores", "score^", "score^-1", ""])
+@given(st.lists(st.none() | st.floats(0, 1), min_size=1, max_size=20), st.integers(1, 25))
+def test_only_the_traces_of_the_highest_scores_vote(scores, count):
+    weights = vote_rule(f"score-top-{count}")(scores)
+    known = sorted((s for s in scores if s is not None), reverse=True)
+    if not known:
+        assert weights == [1.0] * len(scores)
+        return
+    assert sorted(weights, reverse=True)[: len(known[:count])] == known[:count]
+    assert sum(weights) == pytest.approx(sum(known[:count]))
+    assert all(w in (0, s) for w, s in zip(weights, scores, strict=True) if s is not None)
+
+
+def test_votes_go_by_the_number_that_they_name():
+    traces = [
+        trace(0, "7", score=0.1, mean_confidence=9.0, lowest_confidence=1.0),
+        trace(1, "3", score=0.9, mean_confidence=2.0, lowest_confidence=1.5),
+    ]
+    found = {rule: outcome(record("q", traces), rule).answer for rule in SHOWN_VOTES}
+    assert found == {
+        "uniform": "7",
+        "score": "3",
+        "score^4": "3",
+        "score-top-5": "3",
+        "best": "3",
+        "confidence": "7",
+        "lowest-confidence": "3",
+    }
+    bare = [trace(0), trace(1, "3", mean_confidence=2.0)]
+    assert [rule for rule in SHOWN_VOTES if has_signal(rule, bare)] == ["uniform", "confidence"]
+
+
+@pytest.mark.parametrize("rule", ["scores", "score^", "score^-1", "score-top-0", "score-top", ""])
 def test_an_unknown_vote_rule_is_named(rule):
     with pytest.raises(InputError, match="Expected a vote out of uniform, score"):
         vote_rule(rule)

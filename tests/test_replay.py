@@ -11,12 +11,14 @@ from step_infer.boundary import BoundaryRule
 from step_infer.errors import InputError
 from step_infer.eval_command import command
 from step_infer.eval_methods import METHODS
+from step_infer.eval_ranks import Ranks
 from step_infer.identity import identify
 from step_infer.prompt import load_tokenizer
+from step_infer.recorded_steps import signals
 from step_infer.recorded_table import read_table, write_table
 from step_infer.replay import prepare, read_traces
 from step_infer.replay_config import ReplayConfig
-from step_infer.replay_engine import signals
+from step_infer.replay_engine import chosen_traces
 from step_infer.scorer import load_scorer
 from step_infer.shapes import (
     kv_bytes_per_token,
@@ -132,6 +134,21 @@ def test_the_inputs_decide_the_engine_and_its_kv_budget(tmp_path):
     assert inputs.mean_response_tokens == world.mean_response_tokens
     assert inputs.card.aggregator == "min", "the aggregator that the scores were recorded for"
     assert inputs.settings()["replay.factor"] == 1
+
+
+def test_the_recording_tells_the_oracle_which_traces_a_repeat_has(tmp_path):
+    settings = {"shape": "qwen3-8b", "num_traces": 32, "repeats": 2, "methods": "all"}
+    inputs, world = prepare(config(tmp_path, **settings))
+    assert "slim-sc" not in inputs.config.method_names
+    question = world.questions[0]
+    first = inputs.right_traces(0, question.question_id)
+    assert first == [trace.right for trace in question.traces[:32]]
+    again = inputs.right_traces(1, question.question_id)
+    chosen = chosen_traces(question, 32, 1, inputs.config.seed)
+    assert again == [trace.right for trace in chosen]
+    assert again != first
+    ranks = Ranks(inputs).of("oracle", 1, inputs.mine[0])
+    assert ranks == {number: float(right) for number, right in enumerate(again)}
 
 
 def test_every_setting_of_a_method_can_be_given():

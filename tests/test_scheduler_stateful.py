@@ -27,6 +27,7 @@ from scheduler_harness import (
 from vllm.v1.engine import FinishReason
 
 from step_infer.aggregate import AGGREGATORS
+from step_infer.policy import VICTIMS
 from step_infer.scheduler import StepScheduler
 
 NUM_BLOCKS = 24
@@ -65,8 +66,9 @@ class SchedulerMachine(RuleBasedStateMachine):
         v2_runner=st.booleans(),
         budget=st.sampled_from([16, 64]),
         long_prefill=st.sampled_from([0, 0, 6]),
+        victim=st.sampled_from(["score", *VICTIMS]),
     )
-    def start(self, in_flight, asynchronous, policy, v2_runner, budget, long_prefill):
+    def start(self, in_flight, asynchronous, policy, v2_runner, budget, long_prefill, victim):
         scheduler = make_scheduler(
             StepScheduler,
             NUM_BLOCKS,
@@ -76,6 +78,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             long_prefill=long_prefill,
             asynchronous=asynchronous,
             confidence=True,
+            victim=victim,
         )
         self.engine = Engine(scheduler, in_flight)
         self.watch(scheduler)

@@ -26,6 +26,8 @@ def test_the_compile_cache_key_does_not_depend_on_the_scorer():
         ({"scorer": "x", "min_steps": 1.5}, "min_steps"),
         ({"scorer": "x", "resume_free": 2}, "resume_free"),
         ({"scorer": "x", "aggregator": "median"}, "mean, last, min, ema"),
+        ({"scorer": "x", "victim": "oldest"}, "least-confident, rank, found 'oldest'"),
+        ({"scorer": "x", "victim": "least-confident"}, "confidence beside victim least-confident"),
         ({"scorer": "x", "scorr": 1}, "found 'scorr'"),
         ({}, "Expected step setting scorer"),
     ],
@@ -60,6 +62,8 @@ def test_a_request_opts_in_by_object_json_text_or_group_name():
         ({"group": 5}, "group to be a text"),
         ({"group": "a", "min_keep": -1}, "min_keep"),
         ({"group": "a", "aggregator": "x"}, "aggregator"),
+        ({"group": "a", "rank": "first"}, "rank a finite number, found 'first'"),
+        ({"group": "a", "rank": True}, "rank a finite number"),
     ],
 )
 def test_bad_request_options_are_named(value, message):

@@ -14,16 +14,18 @@ from scheduler_harness import (
     Script,
     make_scheduler,
     row_score,
+    token_confidence,
 )
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from step_infer.errors import InputError
+from step_infer.policy import VICTIMS
 from step_infer.scheduler import StepScheduler
 from step_infer.simulate_engine import simulate
 from step_infer.simulate_schedule import EngineShape, Pruning, SimulatedTrace
 
 
-def workload(seed, same_texts=False):
+def workload(seed, same_texts=False, ranked=False):
     """Return random scripts of a few groups, and the engine that they meet."""
     rng = random.Random(seed)
     scripts = []
@@ -44,11 +46,10 @@ def workload(seed, same_texts=False):
             if rng.random() < 0.5:
                 body += [THINK_END, *rng.choices(range(WORD, 90), k=3), BOUNDARY, WORD]
             most = 10_000 if rng.random() < 0.8 else rng.randint(1, 60)
-            scripts.append(
-                Script(
-                    f"{group}-{number}", prompt, (*body, EOS), most, options={"group": f"g{group}"}
-                )
-            )
+            options = {"group": f"g{group}"}
+            if ranked:
+                options["rank"] = rng.choice([0.0, 0.5, 1.0])
+            scripts.append(Script(f"{group}-{number}", prompt, (*body, EOS), most, options=options))
     rng.shuffle(scripts)
     longest = max(len(s.prompt) + len(s.generated()) for s in scripts)
     needed = sum(-(-(len(s.prompt) + len(s.generated())) // BLOCK_SIZE) for s in scripts)
@@ -87,6 +88,8 @@ def simulated(script, content=None):
         [score for _, score in scored],
         cut=len(tokens) == open_ended,
         content=content,
+        rank=script.opted.get("rank"),
+        confidences=[token_confidence(script.name, i) for i in range(len(tokens))],
     )
 
 
@@ -136,6 +139,37 @@ def test_simulation_takes_the_steps_of_the_real_scheduler(kind, in_flight, same_
     assert seen["preempted"] > (60 if kind is AsyncScheduler else 0)
     if kind is StepScheduler:
         assert seen["pruned"] > 20
+
+
+@pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
+@pytest.mark.parametrize("victim", [name for name in VICTIMS if name != "score"])
+def test_simulation_stops_the_victims_that_the_real_scheduler_stops(victim, in_flight):
+    num_pruned = num_others = 0
+    for seed in range(25):
+        scripts, blocks, shape, settings = workload(seed, ranked=victim == "rank")
+        settings["min_keep"] = 1
+        engine, steps, _, preempted = real_run(
+            StepScheduler,
+            in_flight,
+            scripts,
+            blocks,
+            shape,
+            settings | {"victim": victim, "confidence": True},
+        )
+        traces = [simulated(script) for script in scripts]
+        engine_shape = EngineShape(blocks, BLOCK_SIZE, **shape, in_flight=in_flight)
+        result = simulate(engine_shape, traces, Pruning(**settings, victim=victim))
+        names = [script.name for script in scripts]
+        pruned = [name for name in engine.ended if engine.pruned(name)]
+        assert [names[trace] for trace in result.pruned] == pruned, seed
+        assert sorted(names[t] for t in result.preempted) == sorted(preempted), seed
+        assert [len(engine.tokens[name]) for name in names] == result.tokens, seed
+        assert result.work[0] == steps, seed
+        num_pruned += len(pruned)
+        by_score = simulate(engine_shape, traces, Pruning(**settings))
+        num_others += result.pruned != by_score.pruned
+    assert num_pruned > 20
+    assert num_others > 3, "the victim made no difference"
 
 
 def test_a_cache_below_the_longest_trace_is_refused():
