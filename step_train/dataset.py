@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningDataModule
 
@@ -11,7 +11,11 @@ from step_infer.card import LAST_LAYER
 from step_infer.errors import InputError
 from step_infer.identity import ModelIdentity
 from step_train.feature_blocks import MEBIBYTE, EvaluationBatches, FeatureRows, TrainingBatches
+from step_train.subspace import Subspace
 from step_train.trace_table import TraceTable, balance, fingerprint, read_traces, split_questions
+
+if TYPE_CHECKING:
+    from step_train.projection import Projection
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,14 @@ def _manifest_field(directory: TraceDirectory, name: str) -> Any:
 class StepDataModule(LightningDataModule):
     """Batches of step features, for any number of processes."""
 
-    def __init__(self, data: TrainingData, batch_size: int, memory_mib: int, seed: int) -> None:
+    def __init__(
+        self,
+        data: TrainingData,
+        batch_size: int,
+        memory_mib: int,
+        seed: int,
+        projection: "Projection | None" = None,
+    ) -> None:
         """Take data that has been read.
 
         Args:
@@ -168,18 +179,33 @@ class StepDataModule(LightningDataModule):
             batch_size: steps of a training batch, over all devices.
             memory_mib: bound on the blocks of features in memory of one process, MiB.
             seed: of the batches' order.
+            projection: what makes the features smaller first; None takes them as they are.
         """
         super().__init__()
         self.data = data
+        self.projection = projection
+        self.subspace: Subspace | None = None
+        """What the batches' states are coordinates of; None: of nothing, or not set up yet."""
+        self._rows, self._splits = data.rows, data.splits
         self.batch_size = batch_size
         self.memory_mib = memory_mib
         self.seed = seed
 
+    def prepare_data(self) -> None:
+        """Write projected features where they are wanted; the first process of each machine."""
+        if self.projection is not None:
+            self.projection.write()
+
+    def setup(self, stage: str) -> None:
+        """Open projected features."""
+        if self.projection is not None and self.subspace is None:
+            self.subspace, self._rows, self._splits = self.projection.open()
+
     def train_dataloader(self) -> TrainingBatches:
         """Return the shuffled batches of the training questions."""
         return TrainingBatches(
-            self.data.rows,
-            self.data.splits["train"],
+            self._rows,
+            self._splits["train"],
             self.batch_size,
             self.memory_mib * MEBIBYTE,
             self.seed,
@@ -198,8 +224,8 @@ class StepDataModule(LightningDataModule):
 
     def _in_order(self, split: str) -> EvaluationBatches:
         return EvaluationBatches(
-            self.data.rows,
-            self.data.splits[split],
+            self._rows,
+            self._splits[split],
             self.trainer.global_rank,
             self.trainer.world_size,
         )

@@ -15,8 +15,9 @@ from step_train.calibration import fold_temperature
 from step_train.checkpoint import read_checkpoint
 from step_train.gate import EARNED, earned
 from step_train.normaliser import Normaliser
-from step_train.record import RECORD_KEY
+from step_train.record import RECORD_KEY, SUBSPACE_KEY
 from step_train.run_directory import BEST
+from step_train.subspace import Subspace
 
 _PREFIX, _NORMALISER = "scorer.", "normaliser."
 
@@ -77,7 +78,9 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
             "Hint: train again."
         ) from error
     # Weights that cannot be used are refused first: that is the greater fault.
-    scorer = StepScorer(card.state_size, width, depth)
+    subspace = _subspace(saved, card, path)
+    inputs = card.state_size if subspace is None else subspace.weight_HK.shape[1]
+    scorer = StepScorer(inputs, width, depth)
     expected = {name: tuple(tensor.shape) for name, tensor in scorer.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -92,11 +95,33 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
                 "Hint: train again with a lower learning_rate."
             )
     scorer.load_state_dict(weights)
+    if subspace is not None:
+        scorer = subspace.unfold(scorer, width, depth)
     _fold(scorer, saved["state_dict"], card)
     passed = earned(card.metrics, card.aggregator, force)
     card = dataclasses.replace(card, metrics=card.metrics | {EARNED: passed})
     save_scorer(out, scorer, card)
     return card
+
+
+def _subspace(saved: dict[str, Any], card: ScorerCard, path: Path) -> Subspace | None:
+    """Return the subspace that a checkpoint's weights are for; None: for states as they are."""
+    if not card.training["settings"].get("components"):
+        return None
+    found: Any = saved.get(SUBSPACE_KEY)
+    try:
+        subspace = Subspace(**found)
+        good = subspace.mean_H.shape == (card.state_size,)
+        good = good and subspace.weight_HK.shape[:-1] == (card.state_size,)
+        good = good and all(bool(torch.isfinite(tensor).all()) for tensor in found.values())
+    except (TypeError, AttributeError):
+        good = False
+    if not good:
+        raise InputError(
+            f"Expected the subspace of states of size {card.state_size} in {path}, found none or a "
+            "damaged one. Hint: train again."
+        )
+    return subspace
 
 
 def _fold(scorer: StepScorer, state: dict[str, Any], card: ScorerCard) -> None:

@@ -20,7 +20,7 @@ from step_infer.errors import InputError
 from step_train.trace_table import Ints, TraceTable
 
 MEBIBYTE = 2**20
-_EVALUATION_BYTES = 32 * MEBIBYTE
+_EVALUATION_BYTES, _EVALUATION_ROWS = 32 * MEBIBYTE, 8192
 
 Block = tuple[Tensor, Tensor]
 EvaluationBatch = tuple[Tensor, Tensor]
@@ -218,7 +218,8 @@ class EvaluationBatches:
     def __post_init__(self) -> None:
         # No process may be left without a batch: all of them meet after the last one.
         share = self.table.num_steps // self.world_size
-        self._chunk = max(1, min(_EVALUATION_BYTES // self.rows.row_bytes, share))
+        most = min(_EVALUATION_BYTES // self.rows.row_bytes, _EVALUATION_ROWS)
+        self._chunk = max(1, min(most, share))
         self._first_row_N = self.rows.of_traces(self.table)
 
     def _starts(self) -> range:

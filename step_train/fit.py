@@ -30,8 +30,10 @@ from step_train.metrics import Floats
 from step_train.module import MONITOR, ScorerModule
 from step_train.normaliser import Normaliser
 from step_train.peak_memory import PeakMemory
+from step_train.projection import Projection
 from step_train.record import RECORD_KEY, RECORD_SCHEMA_VERSION
 from step_train.run_directory import REPORT, RunDirectory
+from step_train.subspace import require_components
 from step_train.trainer import EpochLines, RunCheckpoint, lightning_run, make_trainer
 from step_train.training_report import write_report
 
@@ -99,6 +101,7 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         # One process is enough.
         verify_checksums=config.verify_checksums and rank_zero_only.rank in (None, 0),
     )
+    require_components(config.components, data.rows, config.memory_mib)
     run = RunDirectory(config.out)
     # With several devices, Lightning starts this program again for each: only the first writes.
     first = rank_zero_only.rank in (None, 0)
@@ -155,7 +158,7 @@ def train(
         ],
         num_sanity_val_steps=0,
     )
-    datamodule = StepDataModule(data, config.batch_size, config.memory_mib, config.seed)
+    datamodule = _datamodule(config, data, run)
     if resume is not None:
         saved = torch.load(resume, map_location="cpu", weights_only=True)
         if _stopped(saved, stopping):
@@ -173,6 +176,15 @@ def train(
     return module, trainer
 
 
+def _datamodule(config: FitConfig, data: TrainingData, run: RunDirectory) -> StepDataModule:
+    projection = None
+    if config.components:
+        projection = Projection(
+            run.projected, data, config.components, config.memory_mib, config.seed, config.progress
+        )
+    return StepDataModule(data, config.batch_size, config.memory_mib, config.seed, projection)
+
+
 def _module(config: FitConfig, data: TrainingData) -> ScorerModule:
     seed_everything(config.seed, workers=True, verbose=False)
     loss = StepLoss(
@@ -182,7 +194,9 @@ def _module(config: FitConfig, data: TrainingData) -> ScorerModule:
         label_smoothing=config.label_smoothing,
         ranking_weight=config.ranking_weight,
     )
-    inputs = data.rows.hidden_size
+    inputs = config.components or data.rows.hidden_size
+    # The coordinates of components have mean 0 and deviation 1 by themselves.
+    normalise = config.normalise == "standard" and not config.components
     return ScorerModule(
         StepScorer(inputs, config.width, config.depth),
         loss,
@@ -198,7 +212,7 @@ def _module(config: FitConfig, data: TrainingData) -> ScorerModule:
             "settings": config.deciding(),
             "data": data.summary() | {"pos_weight": loss.pos_weight},
         },
-        normaliser=Normaliser(inputs) if config.normalise == "standard" else None,
+        normaliser=Normaliser(inputs) if normalise else None,
         dropout=config.dropout,
         precision=config.precision,
         select=config.select,
@@ -222,7 +236,7 @@ def best_epoch(
     history = module.history
     best = torch.load(run.best, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
-    datamodule = StepDataModule(data, config.batch_size, config.memory_mib, config.seed)
+    datamodule = _datamodule(config, data, run)
     module.temperature = 1.0
     trainer.validate(module, datamodule=datamodule, verbose=False)
     calibration = calibrate(data.splits["val"].label_S, module.logits_S)

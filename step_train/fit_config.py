@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from step_infer.errors import InputError
 
+LEAST_COMPONENTS = 8
+"""Fewer hold no direction of every kind that `step_train.subspace` looks for."""
+
 _FREE_TO_CHANGE = (
     "traces",
     "out",
@@ -46,6 +49,11 @@ class FitConfig:
     """Hidden layers of the scorer; 0 for a linear one."""
     normalise: Literal["none", "standard"] = "none"
     """Input normalisation: none, or standard (mean 0 and deviation 1 over the training steps)."""
+    components: int = 0
+    """Train on so many coordinates of the states, each with mean 0 and deviation 1: principal
+    components, and directions that tell right from wrong; found on training questions, folded into
+    the exported weights. Each state is then read twice instead of once an epoch. 0: train on the
+    states themselves."""
     dropout: float = 0.0
     """Part of the hidden units that a training step leaves out."""
     trace_weighting: Literal["none", "trace"] = "none"
@@ -103,6 +111,11 @@ class FitConfig:
                 raise InputError(
                     f"Expected {name} from 0 to {2**32 - 1}, found {getattr(self, name)}."
                 )
+        if self.components and self.components < LEAST_COMPONENTS:
+            raise InputError(
+                f"Expected components of at least {LEAST_COMPONENTS}, or 0 for none, "
+                f"found {self.components}."
+            )
         if self.depth < 0:
             raise InputError(f"Expected depth of at least 0, found {self.depth}.")
         for name in ("dropout", "early_discount", "label_smoothing"):

@@ -14,7 +14,7 @@ from step_train.feature_blocks import EvaluationBatch, TrainingBatch
 from step_train.loss import StepLoss
 from step_train.metrics import Floats, auroc, f1, selection_score, within_question
 from step_train.normaliser import Normaliser
-from step_train.record import RECORD_KEY
+from step_train.record import RECORD_KEY, SUBSPACE_KEY
 from step_train.trace_table import TraceTable
 
 MONITOR = "val_score"
@@ -207,8 +207,11 @@ class ScorerModule(LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the record and the history."""
+        """Add the record, the history, and the subspace whose coordinates the weights take."""
         checkpoint[RECORD_KEY] = self.record | {"history": self.history}
+        subspace = self.trainer.datamodule.subspace
+        if subspace is not None:
+            checkpoint[SUBSPACE_KEY] = vars(subspace)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the history back."""

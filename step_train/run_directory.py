@@ -1,10 +1,11 @@
 """The directory of one training run: what it holds, and whether it may be gone on with.
 
 manifest.json, split.json (question ids), best.ckpt, last.ckpt, csv/metrics.csv, tensorboard/,
-report.html and, once the run is complete, metrics.json.
+report.html, projected/ while a run with `components` is not complete, and metrics.json once it is.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ KIND = "scorer training"
 
 BEST, LAST = "best.ckpt", "last.ckpt"
 METRICS, SPLIT, REPORT = "metrics.json", "split.json", "report.html"
+PROJECTED = "projected"
 
 
 class RunDirectory:
@@ -35,6 +37,11 @@ class RunDirectory:
     def last(self) -> Path:
         """Checkpoint of the newest epoch, from which a run goes on."""
         return self.path / LAST
+
+    @property
+    def projected(self) -> Path:
+        """Folder of the projected features (`step_train.projection`)."""
+        return self.path / PROJECTED
 
     @property
     def complete(self) -> bool:
@@ -110,6 +117,7 @@ class RunDirectory:
         return found
 
     def finish(self, metrics: dict[str, Any], **manifest: Any) -> None:
-        """Write the result, then mark the run as complete."""
+        """Write the result, mark the run as complete, and remove what only training needs."""
         write_json(self.path / METRICS, metrics)
         write_manifest(self.path, read_manifest(self.path) | {"complete": True, **manifest})
+        shutil.rmtree(self.projected, ignore_errors=True)

@@ -20,6 +20,7 @@ from step_train.fit_config import FitConfig
 from step_train.held_out import CHOICE_FRACTIONS, trace_scores
 from step_train.metrics import Floats, auroc_by_group
 from step_train.run_directory import RunDirectory
+from step_train.subspace import require_components
 from step_train.sweep_compare import Scores, compare, gain
 from step_train.sweep_config import COMBINED, PAPER, Changes, SweepConfig, combine, read_variants
 from step_train.trace_table import TraceTable
@@ -144,6 +145,7 @@ def fit_scores(config: FitConfig) -> Scores:
         seed=config.seed,
         test_seed=config.test_seed,
     )
+    require_components(config.components, data.rows, config.memory_mib)
     run = RunDirectory(config.out)
     settings = config.deciding() | {"traces_fingerprint": data.fingerprint, "purpose": "sweep"}
     run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
