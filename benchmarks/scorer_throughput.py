@@ -72,7 +72,13 @@ def write_features(path: Path, options: argparse.Namespace) -> None:
             "tokenizer_hash": "0" * 64,
             "hidden_size": hidden_size,
         },
-        "boundary": {"kind": "stride", "pattern": "", "stride": 1, "think_end_id": 0},
+        "boundary": {
+            "kind": "stride",
+            "pattern": "",
+            "stride": 1,
+            "think_end_id": 0,
+            "token_ids": [],
+        },
     }
     with TraceWriter(path, {}, **manifest) as out:
         for question in range(options.questions):
@@ -143,6 +149,10 @@ class Times:
         """The epoch's metrics are known."""
         self.elapsed.append((np.array(now()) - self._start).tolist())
 
+    def figures(self) -> dict[str, Any]:
+        """Return all times, JSON-ready."""
+        return {"before": self.before, "training": self.training, "elapsed": self.elapsed}
+
 
 class Clock(Callback):
     """Takes the times of a Lightning fit."""
@@ -191,7 +201,7 @@ def train_ours(traces: Path, options: argparse.Namespace) -> dict[str, Any]:
         export(result.run, path, force=True)
         scorer, _ = load_scorer(path)
     data = read_training_data(traces, max_traces_per_class=None, **SPLIT)
-    return vars(times) | {
+    return times.figures() | {
         "val_auroc": [row["val_within_question"] for row in result.history],
         "test_auroc": question_aurocs(scorer, data, data.splits["test"]),
     }
@@ -244,7 +254,7 @@ def train_plain(traces: Path, options: argparse.Namespace) -> dict[str, Any]:
         if aurocs[-1] == max(aurocs):
             best = copy.deepcopy(scorer.state_dict())
     scorer.load_state_dict(best)
-    return vars(times) | {
+    return times.figures() | {
         "val_auroc": aurocs,
         "test_auroc": question_aurocs(scorer, data, data.splits["test"]),
     }

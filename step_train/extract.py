@@ -285,8 +285,9 @@ class PartWriter(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """End the bar's line."""
+        """Take the bar away: the error stands alone."""
         if self._bar is not None:
+            self._bar.leave = False
             self._bar.close()
 
     def _list_pieces(self) -> None:

@@ -109,7 +109,7 @@ def fit_subspace(
     # Every entry of a state counts the same, however large some are.
     state_RH -= mean_H
     scale_H = torch.linalg.vector_norm(state_RH, dim=0) / count**0.5
-    scale_H.clamp_(min=1e-3 * float(scale_H.square().mean().sqrt()) + 1e-30)
+    scale_H.clamp_(min=max(1e-3 * float(scale_H.square().mean().sqrt()), 1e-6))
     state_RH /= scale_H
 
     generator = torch.Generator().manual_seed(seed)
@@ -207,7 +207,7 @@ def _principal(state_RH: Tensor, count: int, generator: torch.Generator) -> _Whi
     size = state_RH.shape[1]
     found = torch.randn(size, min(count + _OVERSAMPLING, size), generator=generator)
     for _ in range(2):
-        found = _orthonormal(state_RH.T @ (state_RH @ found))
+        found = _orthonormal(_transposed(state_RH, state_RH @ found))
     _, deviation, turn = torch.linalg.svd(state_RH @ found, full_matrices=False)
     deviation_P = deviation[:count] / len(state_RH) ** 0.5
     whole = float(torch.linalg.vector_norm(state_RH)) ** 2 / len(state_RH)
@@ -222,7 +222,7 @@ def _least_squares(state_RH: Tensor, contrast_H2: Tensor, basis_HK: Tensor, coun
     while basis_HK.shape[1] < wanted:
         block_HV = _orthonormal(_outside(basis_HK, _orthonormal(block_HV)))
         basis_HK = torch.cat([basis_HK, block_HV], dim=1)
-        block_HV = _outside(basis_HK, state_RH.T @ (state_RH @ block_HV))
+        block_HV = _outside(basis_HK, _transposed(state_RH, state_RH @ block_HV))
     return _orthonormal(basis_HK[:, :wanted])
 
 
@@ -242,7 +242,7 @@ def _quadratic(
 
     def difference(direction_HV: Tensor) -> Tensor:
         product_RV = weight_R.unsqueeze(1) * (state_RH @ whitener(direction_HV))
-        return whitener(state_RH.T @ product_RV) / len(state_RH)
+        return whitener(_transposed(state_RH, product_RV)) / len(state_RH)
 
     size = state_RH.shape[1]
     width = min(count + _OVERSAMPLING, size - basis_HK.shape[1])
@@ -251,6 +251,11 @@ def _quadratic(
     found = _orthonormal(_outside(basis_HK, difference(_orthonormal(difference(found)))))
     turn, _, _ = torch.linalg.svd(difference(found).T, full_matrices=False)
     return _orthonormal(torch.cat([basis_HK, found @ turn[:, :count]], dim=1))
+
+
+def _transposed(state_RH: Tensor, product_RV: Tensor) -> Tensor:
+    """Return state_RH.T @ product_RV; in this form, few columns take a twentieth of the time."""
+    return (product_RV.T @ state_RH).T
 
 
 def _outside(basis_HK: Tensor, direction_HV: Tensor) -> Tensor:

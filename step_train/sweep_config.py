@@ -23,6 +23,7 @@ VARIANTS: dict[str, Changes] = {
     "label smoothing": {"label_smoothing": 0.1},
     "ranking loss": {"ranking_weight": 1.0},
     "normalised input": {"normalise": "standard"},
+    "components": {"components": 64},
     "linear": {"depth": 0},
     "two layers": {"depth": 2},
     "narrow": {"width": 128},

@@ -36,7 +36,7 @@ torch.set_num_threads(1)
 before = anonymous_mib()
 result = fit(FitConfig(*sys.argv[1:3], memory_mib=int(sys.argv[3]), max_epochs=1, batch_size=512,
                        width=16, accelerator="cpu", normalise="standard", baselines="none",
-                       progress=False))
+                       components=int(sys.argv[4]), progress=False))
 manifest = json.loads((result.run / "manifest.json").read_text())
 assert manifest["peak_memory_mib"] == result.peak_memory_mib
 print(json.dumps(result.peak_memory_mib - before))
@@ -83,7 +83,8 @@ def lengthen(directory, factor):
         pq.write_table(table, path)
 
 
-def test_a_fit_on_gigabytes_of_features_stays_within_its_memory_budget(tmp_path):
+@pytest.mark.parametrize("components", [0, 32])
+def test_a_fit_on_gigabytes_of_features_stays_within_its_memory_budget(tmp_path, components):
     directory = write_traces(tmp_path / "t", "noise", questions=12, hidden_size=HIDDEN)
     enlarge(directory, 250)
     lengthen(directory, 250)
@@ -92,7 +93,10 @@ def test_a_fit_on_gigabytes_of_features_stays_within_its_memory_budget(tmp_path)
     assert logical > 16 * 2**20 * BUDGET_MIB
     assert on_disk < 2**28
     done = subprocess.run(
-        [sys.executable, "-c", FIT, tmp_path / "t", tmp_path / "run", str(BUDGET_MIB)],
+        [
+            *(sys.executable, "-c", FIT, tmp_path / "t", tmp_path / "run"),
+            *(str(BUDGET_MIB), str(components)),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
