@@ -191,13 +191,8 @@ class StepDataModule(LightningDataModule):
         self.memory_mib = memory_mib
         self.seed = seed
 
-    def prepare_data(self) -> None:
-        """Write projected features where they are wanted; the first process of each machine."""
-        if self.projection is not None:
-            self.projection.write()
-
     def setup(self, stage: str) -> None:
-        """Open projected features."""
+        """Open projected features, which the first process has written before it got here."""
         if self.projection is not None and self.subspace is None:
             self.subspace, self._rows, self._splits = self.projection.open()
 

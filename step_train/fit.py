@@ -159,6 +159,10 @@ def train(
         num_sanity_val_steps=0,
     )
     datamodule = _datamodule(config, data, run)
+    # Not in prepare_data: where a baseline trains in one process of several, that would wait for
+    # the others. Those start, or meet the first, only in `trainer.fit`.
+    if datamodule.projection is not None and rank_zero_only.rank in (None, 0):
+        datamodule.projection.write()
     if resume is not None:
         saved = torch.load(resume, map_location="cpu", weights_only=True)
         if _stopped(saved, stopping):

@@ -38,7 +38,7 @@ class Projection:
     progress: bool = False
 
     def write(self) -> None:
-        """Make what is missing. One process of a run calls it; the others wait.
+        """Make what is missing. The first process of a run calls it.
 
         Raises:
             InputError: a state is not finite, or the folder cannot be written.
