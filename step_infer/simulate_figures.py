@@ -31,7 +31,7 @@ def auroc_needed(rows: Sequence[Mapping[str, Any]]) -> str:
                 for key in ("value", "low", "high")
             )
             colour = SERIES[(index + 1) % len(SERIES)]
-            label = f"{count} traces" + (f", length x {scale:g}" if scaled else "")
+            label = f"{count} traces" + (f", x {scale:g}" if scaled else "")
             x = [row["kv_budget"] for row in here]
             axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
             marker = MARKERS[index % len(MARKERS)]
