@@ -10,6 +10,12 @@ Every finished run is a line of OUT; a run that is there is not made again.
 usage: python benchmarks/adapter_cost.py --out FILE.jsonl [--sequences 64 256] [--runners 0 1]
 
 Two 8B engines with 256 sequences need 120 GiB of GPU memory, with 64 sequences 60 GiB.
+
+To find where the time goes: `--engines plain scoring idle worker scheduler` also runs the engine
+with parts of the adapter off, in the same process. "worker": the rows are scored, but no request
+opts in; "scheduler": all requests opt in, but no row is scored; "idle": neither, so that its loss
+is that of the measurement itself. `--profile` writes FILE.profile.json: what GPU and host do in a
+step of each (`engine_profile.py`).
 """
 
 import argparse
@@ -24,12 +30,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import engine_profile
 import torch
 
 from step_infer.boundary import BoundaryRule
 from step_infer.client import StepLLM
 from step_infer.files import atomic_write
 from step_infer.manifest import package_versions
+from step_infer.row_scorer import RowScorer
 from step_infer.sampling import Sampling
 from step_infer.scorer import read_card
 from step_infer.shapes import NO_WEIGHTS, kv_bytes_per_token, read_shape, write_model, write_scorer
@@ -37,7 +45,15 @@ from step_infer.trace import TracePlan
 
 PROMPT_TOKENS = 32
 BOUNDARY_EVERY = 20
-ENGINES = ("plain", "scoring")
+PROFILED_TOKENS = 48
+PARTS = {
+    "scoring": (True, True),
+    "idle": (False, False),
+    "worker": (True, False),
+    "scheduler": (False, True),
+}
+"""Engines with the adapter: whether the worker scores, and whether requests opt in."""
+ENGINES = ("plain", *PARTS)
 
 
 def main() -> None:
@@ -47,9 +63,10 @@ def main() -> None:
         _run_both(arguments)
         return
     for runner in arguments.runners:
-        if _missing(arguments, runner):
+        if _missing(arguments, runner) or _unprofiled(arguments, runner):
             command = [sys.executable, __file__, *sys.argv[1:], "--runner", str(runner)]
             environment = {**os.environ, "VLLM_USE_V2_MODEL_RUNNER": str(runner)}
+            environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # to reach into the workers
             subprocess.run(command, env=environment, check=True)
     print(json.dumps(summary(_read(arguments.out)), indent=2))
 
@@ -63,6 +80,9 @@ def _parse() -> argparse.Namespace:
     add("--runners", type=int, nargs="+", default=[0, 1], help="0: vLLM's V1 runner, 1: its V2")
     add("--tokens", type=int, default=1024, help="generated tokens of a sequence")
     add("--repeats", type=int, default=3)
+    add("--engines", nargs="+", choices=ENGINES, default=["plain", "scoring"])
+    add("--profile", action="store_true", help="also look into a few steps of each engine")
+    add("--ranks", type=int, default=1, help="tensor-parallel ranks of an engine")
     add("--runner", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -77,13 +97,14 @@ def _missing(arguments: argparse.Namespace, runner: int) -> list[tuple[int, int,
     done = {
         (run["repeat"], run["sequences"], run["engine"])
         for run in _read(arguments.out)
-        if (run["runner"], run["tokens"], run["shape"]) == (runner, arguments.tokens, shape)
+        if (run["runner"], run["tokens"], run["shape"], run.get("ranks", 1))
+        == (runner, arguments.tokens, shape, arguments.ranks)
     }
     wanted = [
         (repeat, sequences, engine)
         for sequences in arguments.sequences
         for repeat in range(arguments.repeats)
-        for engine in ENGINES
+        for engine in arguments.engines
     ]
     return [run for run in wanted if run not in done]
 
@@ -109,8 +130,9 @@ def _run_both(arguments: argparse.Namespace) -> None:
         "max_model_len": context,
         "max_num_seqs": most,
         # A block more for each sequence, and a tenth to spare: nobody may wait or be pruned.
-        "kv_cache_memory_bytes": int(1.1 * most * (context + 32) * per_token),
+        "kv_cache_memory_bytes": int(1.1 * most * (context + 32) * per_token / arguments.ranks),
         "gpu_memory_utilization": 0.4,
+        "tensor_parallel_size": arguments.ranks,
         "seed": 0,
     }
     with tempfile.TemporaryDirectory() as name:
@@ -120,13 +142,14 @@ def _run_both(arguments: argparse.Namespace) -> None:
             StepLLM(name, plain=True, boundary=rule, **options) as plain,
             StepLLM(name, scorer, **options) as own,
         ):
-            engines = {"plain": plain, "scoring": own}
-            for llm in engines.values():
+            for llm in (plain, own):
                 _time(llm, min(8, most), 32)
             for repeat, sequences, engine in _missing(arguments, arguments.runner):
-                seconds, scored = _time(engines[engine], sequences, arguments.tokens)
+                llm = plain if engine == "plain" else _with_parts(own, *PARTS[engine])
+                seconds, scored = _time(llm, sequences, arguments.tokens)
                 run = {
                     "runner": arguments.runner,
+                    "ranks": arguments.ranks,
                     "sequences": sequences,
                     "tokens": arguments.tokens,
                     "engine": engine,
@@ -143,6 +166,43 @@ def _run_both(arguments: argparse.Namespace) -> None:
                     file.write(before + json.dumps(run).encode() + b"\n")
                 shown = f"{run['tokens_per_second']:.1f} tokens/s"
                 print(f"runner {arguments.runner}, {sequences} sequences, {engine}: {shown}")
+            _profile(arguments, plain, own)
+
+
+def _with_parts(own: StepLLM, scores: bool, opts_in: bool) -> StepLLM:
+    """Switch parts of the adapter on or off."""
+    own._llm.collective_rpc(_let_score, args=(scores,))
+    own.plain = not opts_in  # its requests do not ask for the adapter
+    return own
+
+
+def _let_score(worker: Any, scores: bool) -> None:
+    hook = worker.model_runner.get_model().compute_logits
+    if isinstance(hook, RowScorer):  # on the rank that scores
+        worker.row_scorer = hook if scores else None
+
+
+def _profiles(arguments: argparse.Namespace) -> dict[str, Any]:
+    path = arguments.out.with_suffix(".profile.json")
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _unprofiled(arguments: argparse.Namespace, runner: int) -> dict[str, str]:
+    """Return the engines to be looked into, by the names of their profiles."""
+    wanted = {f"V{runner + 1} {engine}": engine for engine in arguments.engines}
+    done = _profiles(arguments)
+    return {k: v for k, v in wanted.items() if k not in done} if arguments.profile else {}
+
+
+def _profile(arguments: argparse.Namespace, plain: StepLLM, own: StepLLM) -> None:
+    """Write what a step of each engine is made of, at the first number of sequences."""
+    for name, engine in _unprofiled(arguments, arguments.runner).items():
+        llm = plain if engine == "plain" else _with_parts(own, *PARTS[engine])
+        llm._llm.collective_rpc(engine_profile.start)
+        _time(llm, arguments.sequences[0], PROFILED_TOKENS)
+        ranks = llm._llm.collective_rpc(engine_profile.stop, args=(PROFILED_TOKENS,))
+        with atomic_write(arguments.out.with_suffix(".profile.json"), "w") as file:
+            file.write(json.dumps({**_profiles(arguments), name: ranks}, indent=1))
 
 
 def _time(llm: StepLLM, sequences: int, tokens: int) -> tuple[float, int]:
@@ -167,29 +227,34 @@ def _device() -> str:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, for each runner and number of sequences, both throughputs and the loss.
+    """Return, for each runner, number of ranks and of sequences, what each engine loses over plain.
 
-    A repeat's loss compares its two runs, which were made one after the other.
+    A repeat's loss compares runs that were made one after the other.
     """
+    rates: dict[tuple[int, int, int], dict[str, dict[int, float]]] = {}
+    for run in runs:
+        key = run["runner"], run.get("ranks", 1), run["sequences"]
+        of_engine = rates.setdefault(key, {}).setdefault(run["engine"], {})
+        of_engine[run["repeat"]] = run["tokens_per_second"]
     rows = []
-    for runner, sequences in sorted({(run["runner"], run["sequences"]) for run in runs}):
-        rates: dict[str, dict[int, float]] = {engine: {} for engine in ENGINES}
-        for run in runs:
-            if (run["runner"], run["sequences"]) == (runner, sequences):
-                rates[run["engine"]][run["repeat"]] = run["tokens_per_second"]
-        both = sorted(rates["plain"].keys() & rates["scoring"].keys())
-        losses = [100 * (1 - rates["scoring"][n] / rates["plain"][n]) for n in both]
-        if losses:
-            rows.append(
-                {
-                    "runner": f"V{runner + 1}",
-                    "sequences": sequences,
-                    "plain_tokens_per_second": statistics.mean(rates["plain"].values()),
-                    "scoring_tokens_per_second": statistics.mean(rates["scoring"].values()),
-                    "loss_percent": statistics.mean(losses),
-                    "loss_percent_of_each_repeat": losses,
-                }
-            )
+    for (runner, ranks, sequences), engines in sorted(rates.items()):
+        plain = engines.get("plain", {})
+        for engine in PARTS:
+            own = engines.get(engine, {})
+            losses = [100 * (1 - own[n] / plain[n]) for n in sorted(plain.keys() & own.keys())]
+            if losses:
+                rows.append(
+                    {
+                        "runner": f"V{runner + 1}",
+                        "ranks": ranks,
+                        "sequences": sequences,
+                        "engine": engine,
+                        "plain_tokens_per_second": statistics.mean(plain.values()),
+                        "tokens_per_second": statistics.mean(own.values()),
+                        "loss_percent": statistics.mean(losses),
+                        "loss_percent_of_each_repeat": losses,
+                    }
+                )
     return rows
 
 

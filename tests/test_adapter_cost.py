@@ -1,6 +1,6 @@
 """benchmarks/adapter_cost.py: its arithmetic, and a run in a tiny shape that goes on."""
 
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -14,11 +14,12 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "adapter_cost.py"
 
 
-def load():
-    spec = importlib.util.spec_from_file_location("adapter_cost", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def load(name):
+    sys.path.insert(0, str(SCRIPT.parent))  # as when the script runs
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
 
 
 def run(engine, repeat, rate, runner=0):
@@ -34,10 +35,18 @@ def run(engine, repeat, rate, runner=0):
 def test_the_loss_compares_the_runs_of_one_repeat():
     runs = [run("plain", 0, 100.0), run("scoring", 0, 99.0), run("plain", 1, 200.0)]
     runs += [run("scoring", 1, 190.0), run("plain", 2, 100.0), run("plain", 0, 5.0, runner=1)]
-    (row,) = load().summary(runs)
-    assert (row["runner"], row["sequences"]) == ("V1", 64)
+    runs += [run("plain", 0, 7.0) | {"ranks": 2}]
+    (row,) = load("adapter_cost").summary(runs)
+    assert (row["runner"], row["ranks"], row["sequences"]) == ("V1", 1, 64)
     assert row["loss_percent_of_each_repeat"] == pytest.approx([1.0, 5.0])
     assert row["loss_percent"] == pytest.approx(3.0)
+
+
+def test_the_gpu_is_busy_while_any_kernel_runs():
+    covered = load("engine_profile").covered
+    assert covered([]) == (0, 0)
+    # Two streams: the second kernel within the first, the third half, a gap before the fourth.
+    assert covered([(10, 20), (12, 14), (15, 25), (30, 31)]) == (16, 21)
 
 
 @pytest.mark.engine
@@ -50,7 +59,9 @@ def test_a_tiny_shape_runs_and_what_is_done_is_not_done_again(tmp_path):
     out = tmp_path / "cost.jsonl"
     command = [sys.executable, str(SCRIPT), "--out", str(out), "--shape"]
     command += [str(tmp_path / "tiny.json"), "--runners", "0", "--sequences", "4"]
-    command += ["--tokens", "64", "--repeats", "2"]
+    command += ["--tokens", "64", "--repeats", "2", "--profile"]
+    engines = ["plain", "scoring", "idle", "worker", "scheduler"]
+    command += ["--engines", *engines]
 
     def measure():
         return subprocess.run(command, capture_output=True, text=True, timeout=400)
@@ -58,11 +69,19 @@ def test_a_tiny_shape_runs_and_what_is_done_is_not_done_again(tmp_path):
     done = measure()
     assert done.returncode == 0, done.stderr[-3000:]
     runs = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [run["engine"] for run in runs] == ["plain", "scoring"] * 2
-    assert all(run["scored_steps"] > 0 for run in runs if run["engine"] == "scoring")
+    assert [run["engine"] for run in runs] == engines * 2
+    # A step without a score is a step all the same; a request that did not opt in has none.
+    opted = {run["engine"] for run in runs if run["scored_steps"] > 0}
+    assert opted == {"scoring", "scheduler"}
+    profile = json.loads((tmp_path / "cost.profile.json").read_text())
+    assert list(profile) == [f"V1 {engine}" for engine in engines]
+    ranks = {engine: profile[f"V1 {engine}"] for engine in engines}
+    assert all(len(found) == 1 and len(found[0]["kernels"]) > 20 for found in ranks.values())
+    scored = [engine for engine in engines if "aten::sigmoid" in ranks[engine][0]["kernels"]]
+    assert scored == ["scoring", "worker"]
     assert all(run["device"] and run["versions"]["torch"] for run in runs)
     before = out.read_bytes()
     again = measure()
-    assert again.returncode == 0
+    assert again.returncode == 0, again.stderr[-3000:]
     assert "tokens/s" not in again.stdout, "a run was made again"
     assert out.read_bytes() == before

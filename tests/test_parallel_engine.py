@@ -27,7 +27,9 @@ pytestmark = [
     pytest.mark.skipif(ON_CUDA and torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
 ]
 
-KV_TOKENS = 1600
+KV_TOKENS, KV_BYTES = 1600, 2**29
+# Both model runners may be tested side by side on the same GPUs.
+SHARED_GPU = {"gpu_memory_utilization": 0.3} if ON_CUDA else {}
 KINDS = {
     "tensor": {"tensor_parallel_size": 2},
     "pipeline": {"pipeline_parallel_size": 2},
@@ -58,6 +60,8 @@ def parallel(request):
             kv_budget_tokens=KV_TOKENS,
             max_model_len=1600,
             max_num_seqs=8,
+            kv_cache_memory_bytes=KV_BYTES,
+            **SHARED_GPU,
             dtype=DTYPE,
             distributed_executor_backend="mp",
             **KINDS[request.param],
@@ -128,6 +132,8 @@ def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkey
     block_size = CUDA_BLOCK_SIZE if ON_CUDA else CPU_BLOCK_SIZE
     kv_blocks = KV_TOKENS // block_size + 1
     flags = ["--data-parallel-size", "2", "--dtype", DTYPE]
+    if ON_CUDA:
+        flags += ["--kv-cache-memory-bytes", str(KV_BYTES), "--gpu-memory-utilization", "0.3"]
     with serve(tmp_path, kv_blocks, *flags) as server:
 
         def ask(number):
