@@ -173,7 +173,7 @@ def test_structured_output_masks_logits_not_scores(engine, forward):
     assert any(request.kv_transfer_params["step"]["scores"] for request in bound)
 
 
-def test_priorities_are_kept_and_scored(engine, forward):
+def test_requests_with_priorities_are_scored(engine, forward):
     requests = generate(engine, 4, priority=[3, 2, 1, 0])
     for request in requests:
         check(forward, request)
