@@ -176,7 +176,8 @@ def _with_parts(own: StepLLM, scores: bool, opts_in: bool) -> StepLLM:
     return own
 
 
-def _let_score(worker: Any, scores: bool) -> None:
+def _let_score(wrapper: Any, scores: bool) -> None:
+    worker = wrapper.worker  # vLLM hands out the worker in a wrapper, which shows its attributes
     hook = worker.model_runner.get_model().compute_logits
     if isinstance(hook, RowScorer):  # on the rank that scores
         worker.row_scorer = hook if scores else None
