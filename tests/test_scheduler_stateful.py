@@ -317,6 +317,7 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
             v2_runner=random_.random() < 0.5,
             budget=random_.choice([16, 64]),
             long_prefill=random_.choice([0, 0, 6]),
+            victim=VICTIMS[seed % len(VICTIMS)],
         )
         for _ in range(12):
             machine.add(random_.randint(2, 8), random_.choice(OPTIONS), random_.getrandbits(32))
