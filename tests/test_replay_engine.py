@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "benchmarks" / "recorded" / "ledger.parquet"
 QUESTIONS, NUM_TRACES = 2, 16
+METHODS = ("sc", "step", "oracle", "least-confident")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def run(tmp_path_factory):
     out = tmp_path_factory.mktemp("replay") / "out"
     options = ["--shape", ROOT / "checkpoints" / "ledger-5m" / "config.json", "--scale", "0.4"]
     options += ["--traces", RECORDED, "--out", out, "--limit", QUESTIONS, "--kv-budget", "0.4"]
-    options += ["--num-traces", NUM_TRACES, "--methods", "sc,step"]
+    options += ["--num-traces", NUM_TRACES, "--methods", ",".join(METHODS)]
     command = [sys.executable, "-m", "step_infer.eval_command", "replay", *map(str, options)]
     cache = str(tmp_path_factory.getbasetemp() / "cache")
     environment = {**os.environ, "XDG_CACHE_HOME": cache}
@@ -46,7 +47,7 @@ def run(tmp_path_factory):
     killed.wait()
     before = {path.name: path.read_bytes() for path in first.parent.iterdir()}
     assert before["step-r0.jsonl"].count(b"\n") < QUESTIONS
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
     assert found.returncode == 0, found.stderr[-3000:]
     return out, before, found
 
@@ -62,7 +63,7 @@ def test_a_killed_replay_goes_on_and_keeps_what_was_done(run):
         assert (out / "records" / name).read_bytes().startswith(content)
     assert "SC: 0 questions to ask, 2 done before" in found.stdout
     results = read_json(out / "results.json")
-    assert [method["questions"] for method in results["methods"].values()] == [QUESTIONS] * 2
+    assert [method["questions"] for method in results["methods"].values()] == [QUESTIONS] * 4
     assert "random weights" in results["model"]
     assert "time is real, text is not" in found.stdout
 
@@ -75,7 +76,7 @@ def test_traces_come_out_as_recorded(run, world):
             for trace, source in zip(record.traces, recorded, strict=True):
                 count = len(trace.positions)
                 assert tuple(trace.positions) == source.positions[:count]
-                if method == "step":
+                if method != "sc":
                     assert trace.scores == pytest.approx(source.scores[:count], abs=1e-4)
                 if trace.pruned:
                     assert trace.tokens < source.tokens
@@ -88,7 +89,9 @@ def test_traces_come_out_as_recorded(run, world):
 def test_the_engine_prunes_and_preempts_as_the_simulation_foresees(run, world):
     manifest = read_manifest(run[0])
     questions = {question.question_id: question for question in world.questions}
-    for method, group in RecordStore(run[0]).read().items():
+    records = RecordStore(run[0]).read()
+    assert set(records) == set(METHODS)
+    for method, group in records.items():
         for record in group:
             question = questions[record.question_id]
             setting = Setting(method, engine_shape(manifest, record), Pruning("min"))
@@ -97,9 +100,19 @@ def test_the_engine_prunes_and_preempts_as_the_simulation_foresees(run, world):
             lost = {index for index, trace in enumerate(record.traces) if trace.pruned}
             # Requests reach the real engine one by one, so some start a step or two later.
             assert len(lost ^ set(foreseen.pruned)) <= 2
-            assert bool(lost) == (method == "step")
+            assert bool(lost) == (method != "sc")
             assert record.preemptions == pytest.approx(len(foreseen.preempted), abs=2)
             assert bool(record.preemptions) == (method == "sc")
+
+
+def test_the_oracle_of_a_replay_knows_the_recording(run, world):
+    questions = {question.question_id: question for question in world.questions}
+    for record in RecordStore(run[0]).read()["oracle"]:
+        right = [trace.right for trace in questions[record.question_id].traces]
+        for victim in (trace for trace in record.traces if trace.pruned):
+            for trace in record.traces:
+                spared = trace.finished_s > victim.finished_s and bool(trace.scores)
+                assert not (right[victim.trace_id] and spared and not right[trace.trace_id])
 
 
 def test_time_and_waiting_are_measured(run):
