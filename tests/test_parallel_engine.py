@@ -14,8 +14,9 @@ import torch
 from engine_precision import DTYPE, SCORE_TOLERANCE
 from server_harness import CHECKPOINT, QUESTION, SCORER, serve
 
-from step_infer.client import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE, StepLLM
+from step_infer.client import StepLLM
 from step_infer.direct_forward import DirectForward
+from step_infer.engine_start import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from step_infer.event_log import read_events
 from step_infer.sampling import Sampling
 from step_infer.scorer import load_scorer
