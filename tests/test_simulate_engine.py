@@ -109,6 +109,17 @@ def real_run(kind, in_flight, scripts, blocks, shape, settings):
     return engine, steps, tokens, preempted
 
 
+def check_same(engine, scripts, result, preempted, steps, seed):
+    """Check a simulated schedule against the real scheduler's; return the names of the pruned."""
+    names = [script.name for script in scripts]
+    pruned = [name for name in engine.ended if engine.pruned(name)]
+    assert [names[trace] for trace in result.pruned] == pruned, seed
+    assert sorted(names[t] for t in result.preempted) == sorted(preempted), seed
+    assert [len(engine.tokens[name]) for name in names] == result.tokens, seed
+    assert result.work[0] == steps, seed
+    return pruned
+
+
 @pytest.mark.parametrize("same_texts", [False, True], ids=["own", "shared"])
 @pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
 @pytest.mark.parametrize("kind", [AsyncScheduler, StepScheduler], ids=["stock", "pruning"])
@@ -126,12 +137,7 @@ def test_simulation_takes_the_steps_of_the_real_scheduler(kind, in_flight, same_
             [simulated(*pair) for pair in zip(scripts, content, strict=True)],
             pruning,
         )
-        names = [script.name for script in scripts]
-        pruned = [name for name in engine.ended if engine.pruned(name)]
-        assert [names[trace] for trace in result.pruned] == pruned, seed
-        assert sorted(names[t] for t in result.preempted) == sorted(preempted), seed
-        assert [len(engine.tokens[name]) for name in names] == result.tokens, seed
-        assert result.work[0] == steps, seed
+        pruned = check_same(engine, scripts, result, preempted, steps, seed)
         seen["pruned"] += len(pruned)
         seen["preempted"] += len(preempted)
         seen["waited"] += result.waiting[0] > 0
@@ -159,12 +165,7 @@ def test_simulation_stops_the_victims_that_the_real_scheduler_stops(victim, in_f
         traces = [simulated(script) for script in scripts]
         engine_shape = EngineShape(blocks, BLOCK_SIZE, **shape, in_flight=in_flight)
         result = simulate(engine_shape, traces, Pruning(**settings, victim=victim))
-        names = [script.name for script in scripts]
-        pruned = [name for name in engine.ended if engine.pruned(name)]
-        assert [names[trace] for trace in result.pruned] == pruned, seed
-        assert sorted(names[t] for t in result.preempted) == sorted(preempted), seed
-        assert [len(engine.tokens[name]) for name in names] == result.tokens, seed
-        assert result.work[0] == steps, seed
+        pruned = check_same(engine, scripts, result, preempted, steps, seed)
         num_pruned += len(pruned)
         by_score = simulate(engine_shape, traces, Pruning(**settings))
         num_others += result.pruned != by_score.pruned
