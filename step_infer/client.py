@@ -121,9 +121,9 @@ class StepLLM:
             if card is not None
             else boundary or BoundaryRule.for_tokenizer(self.tokenizer)
         )
-        with engine_environment():
-            arguments = engine_arguments(model, engine_args, kv_budget_tokens)
-            self._takes_seeds = takes_seeds(arguments)
+        arguments = engine_arguments(model, engine_args, kv_budget_tokens)
+        self._takes_seeds = takes_seeds(arguments)
+        with engine_environment(arguments):
             if not self.plain:
                 settings = StepSettings(
                     scorer=None if scorer is None else str(Path(scorer).resolve()),

@@ -13,6 +13,8 @@ def run(main: Callable[[], int | None]) -> None:
     Status 0 is success, 2 a user's mistake (one line on stderr, no traceback), 130 an interrupt.
     Any other exception is a defect of ours and keeps its traceback.
     """
+    # Torch reads it when it is loaded: a CPU engine in this process would tell users of NUMA nodes.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         status = main() or 0
     except InputError as error:

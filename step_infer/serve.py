@@ -51,7 +51,7 @@ from typing import Any, NoReturn
 
 from step_infer.aggregate import AGGREGATORS
 from step_infer.command import run
-from step_infer.engine_start import CPU_BATCH_TOKENS, CPU_BLOCK_SIZE, CPU_KV_BYTES
+from step_infer.engine_start import CPU_BATCH_TOKENS, CPU_BLOCK_SIZE, CPU_KV_BYTES, cpu_dtype
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
 from step_infer.identity import identify
@@ -278,6 +278,9 @@ def _values(flags: Sequence[str]) -> dict[str, str]:
 def _cpu_flags(model: str, values: dict[str, str]) -> list[str]:
     """Return what a CPU engine needs and the user did not set; as StepLLM does it."""
     defaults = {"block-size": str(CPU_BLOCK_SIZE), "kv-cache-memory-bytes": str(CPU_KV_BYTES)}
+    dtype = cpu_dtype()
+    if dtype is not None:
+        defaults["dtype"] = dtype
     added = [
         text
         for name, value in defaults.items()
