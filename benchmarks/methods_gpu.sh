@@ -5,6 +5,8 @@
 #
 #   OUT=runs/methods GPUS=2 SHARDS=2 SECONDS_TOTAL=1500 benchmarks/methods_gpu.sh
 #
+# GPUs FIRST_GPU (0) to FIRST_GPU + GPUS - 1 are used.
+#
 # One budget after the other. In each, every shard (a part of the questions) has an engine for each method; the
 # engines of a shard share a GPU and go through the same questions at the same time, so that a run that is
 # cut has all methods on about the same questions, and all methods have the same load beside them. When
@@ -17,7 +19,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . benchmarks/ledger_common.sh
-OUT=${OUT:-runs/methods} GPUS=${GPUS:-1} REPEATS=${REPEATS:-4} SECONDS_TOTAL=${SECONDS_TOTAL:-3000}
+OUT=${OUT:-runs/methods} GPUS=${GPUS:-1} FIRST_GPU=${FIRST_GPU:-0} REPEATS=${REPEATS:-4} SECONDS_TOTAL=${SECONDS_TOTAL:-3000}
 SHARDS=${SHARDS:-$GPUS} BUDGETS=${BUDGETS:-1.0 0.25 0.5}
 VICTIMS=${VICTIMS-random youngest longest least-confident oracle}
 OTHERS=${OTHERS-deepconf-low deepconf-high slim-sc}
@@ -36,7 +38,7 @@ ask() { # budget method shard seconds: one method on one shard, on the shard's G
     local options=(--methods "$2" --kv-budget "$1" --shard "$3/$SHARDS" --out "$work/kv$1/$2-$3")
     if [[ $1 != 1.0 ]]; then options+=(--lengths-from "$work/lengths.json"); fi
     if [[ $2 == oracle ]]; then options+=(--oracle-from "$work/kv1.0/sc-$3"); fi
-    exec env CUDA_VISIBLE_DEVICES=$(($3 % GPUS)) timeout -k 10 "$4" "$PYTHON" -m step_infer.eval_command \
+    exec env CUDA_VISIBLE_DEVICES=$((FIRST_GPU + $3 % GPUS)) timeout -k 10 "$4" "$PYTHON" -m step_infer.eval_command \
         --model "$model" --scorer "$SCORER" --questions "$work/test.jsonl" --num-traces "$N" \
         --repeats "$REPEATS" --warmup "$WARMUP" --window "$WINDOW" --kv-series-questions 0 \
         "${options[@]}" "${sampling[@]}" "${engine[@]}" --engine.max_num_seqs "$N" \
