@@ -127,6 +127,7 @@ def _run_both(arguments: argparse.Namespace) -> None:
     per_token = kv_bytes_per_token(shape)
     options = {
         **NO_WEIGHTS,
+        "dtype": shape.get("dtype", "auto"),  # on CPUs as well: the KV cache is sized by it
         "max_model_len": context,
         "max_num_seqs": most,
         # A block more for each sequence, and a tenth to spare: nobody may wait or be pruned.
