@@ -136,6 +136,12 @@ def _run_both(arguments: argparse.Namespace) -> None:
         "tensor_parallel_size": arguments.ranks,
         "seed": 0,
     }
+    if arguments.ranks > 1:
+        # Both engines add up by NCCL: vLLM's own kernels need GPUs that share memory windows.
+        options |= {
+            "disable_custom_all_reduce": True,
+            "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
+        }
     with tempfile.TemporaryDirectory() as name:
         scorer = _model(Path(name), shape)
         rule = read_card(scorer).boundary_rule  # the made-up tokenizer has no blank line
