@@ -43,6 +43,7 @@ KINDS = {
 }
 if ON_CUDA:
     KINDS["tensor"] |= PLAIN_ALL_REDUCE
+    KINDS["pipeline"] |= {"enforce_eager": True}  # CUDA graphs come with the tensor-parallel engine
 else:
     # The buffers for the states of the stage before are made in a profile run, which vLLM's CPU
     # engine leaves out in eager mode.
@@ -144,6 +145,7 @@ def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkey
     flags = ["--data-parallel-size", "2", "--dtype", DTYPE]
     if ON_CUDA:
         flags += ["--kv-cache-memory-bytes", str(KV_BYTES), "--gpu-memory-utilization", "0.3"]
+        flags += ["--enforce-eager"]
     with serve(tmp_path, kv_blocks, *flags) as server:
 
         def ask(number):
