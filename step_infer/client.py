@@ -13,6 +13,7 @@ from step_infer.engine_requests import ended_trace, request_id, sampling_params
 from step_infer.engine_start import (
     engine_arguments,
     engine_environment,
+    leave_a_core,
     start_engine,
     takes_seeds,
 )
@@ -146,6 +147,7 @@ class StepLLM:
                 }
             before = multiprocessing.active_children()
             self._llm = start_engine(arguments)
+        self._give_back_core = leave_a_core(arguments)
         children = multiprocessing.active_children()
         self._guard = EngineGuard(p.pid for p in children if p not in before and p.pid is not None)
         self._engine = self._llm.llm_engine
@@ -165,6 +167,7 @@ class StepLLM:
         """Stop the engine and free its memory."""
         self._engine.engine_core.shutdown()
         self._guard.close()
+        self._give_back_core()
 
     def stats(self) -> EngineStats:
         """Return vLLM's own counters as of the last step."""

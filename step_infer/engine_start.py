@@ -1,10 +1,11 @@
 """How `StepLLM` starts its engine: the arguments that vLLM gets, and the environment it runs in."""
 
 import contextlib
+import functools
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from step_infer.errors import InputError
@@ -25,6 +26,7 @@ _ENGINE_ENVIRONMENT = {
     # read a scorer.
     "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
 }
+_MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
 _RANKS = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
@@ -126,13 +128,14 @@ def engine_environment(arguments: dict[str, Any]) -> Iterator[None]:
     Args:
         arguments: of `vllm.LLM`.
     """
+    import torch
     from vllm import envs
 
+    set_num_threads = torch.set_num_threads
     variables = dict(_ENGINE_ENVIRONMENT)
-    if _on_cpu() and all(int(arguments.get(name, 1)) == 1 for name in _RANKS):
-        # One process instead of three, each of which would import vLLM: starts five times as fast,
-        # and leaves both cores of a small machine to the model.
-        variables["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    if _in_this_process(arguments):
+        # One process instead of three, each of which would import vLLM: starts five times as fast.
+        variables[_MULTIPROCESSING] = "0"
     added = {name: value for name, value in variables.items() if name not in os.environ}
     os.environ.update(added)
     try:
@@ -143,8 +146,33 @@ def engine_environment(arguments: dict[str, Any]) -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
-        # An engine in this process makes vLLM keep its variables as they are now.
+        # An engine in this process makes vLLM keep its variables as they are now, and forbid torch
+        # to change the number of its threads.
         envs.disable_envs_cache()
+        torch.set_num_threads = set_num_threads
+
+
+def leave_a_core(arguments: dict[str, Any]) -> Callable[[], None]:
+    """Take a thread from torch where it has one on every core; return what gives it back.
+
+    As vLLM does for an engine with a process of its own: with every core in use, each small
+    operation waits for the core on which something else runs. OMP_NUM_THREADS stays as it is set.
+
+    Args:
+        arguments: of `vllm.LLM`.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    if _in_this_process(arguments) and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(min(threads, max(1, len(os.sched_getaffinity(0)) - 1)))
+    return functools.partial(torch.set_num_threads, threads)
+
+
+def _in_this_process(arguments: dict[str, Any]) -> bool:
+    """Whether a CPU engine with these arguments gets no process of its own."""
+    one_rank = all(int(arguments.get(name, 1)) == 1 for name in _RANKS)
+    return _on_cpu() and one_rank and os.environ.get(_MULTIPROCESSING, "0") == "0"
 
 
 @contextlib.contextmanager

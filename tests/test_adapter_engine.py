@@ -15,6 +15,7 @@ import torch
 from engine_precision import DTYPE, SCORE_TOLERANCE
 
 from step_infer.client import StepLLM
+from step_infer.engine_start import leave_a_core
 from step_infer.event_log import read_events
 from step_infer.sampling import Sampling
 from step_infer.scorer import load_scorer
@@ -71,6 +72,26 @@ def llm(event_log, state_before_start):
 
 def test_an_engines_start_leaves_the_process_as_it_was(llm, state_before_start):
     assert process_state() == state_before_start
+
+
+def test_an_engine_in_this_process_leaves_a_core_to_others_until_it_ends(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    before = torch.get_num_threads()
+    on_cuda = torch.cuda.is_available()
+    try:
+        torch.set_num_threads(4)
+        for arguments, threads in (({}, 4 if on_cuda else 3), ({"tensor_parallel_size": 2}, 4)):
+            give_back = leave_a_core(arguments)
+            assert torch.get_num_threads() == threads
+            give_back()
+            assert torch.get_num_threads() == 4
+        monkeypatch.setenv("OMP_NUM_THREADS", "4")
+        leave_a_core({})
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
 
 
 def plans(llm, n, grouped):
