@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -55,7 +56,10 @@ def engine_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def collected(engine_model: str, tmp_path_factory: pytest.TempPathFactory) -> Collected:
-    """Collect, kill after the second part, go on."""
+    """Collect, kill after the second part, go on.
+
+    The killed engine had a process of its own, as engines of several ranks and on CUDA have.
+    """
     folder = tmp_path_factory.mktemp("collect")
     questions = folder / "questions.jsonl"
     write_questions(LedgerConfig(questions, "test", ENGINE_QUESTIONS, seed=5))
@@ -66,7 +70,10 @@ def collected(engine_model: str, tmp_path_factory: pytest.TempPathFactory) -> Co
     options += ["--max-in-flight", "8"]
     with (folder / "log").open("w+") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "data_gen.commands", *options], stdout=log, stderr=log
+            [sys.executable, "-m", "data_gen.commands", *options],
+            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+            stdout=log,
+            stderr=log,
         )
         try:
             while len(listed_parts(config)) < 2:

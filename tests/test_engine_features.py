@@ -9,6 +9,7 @@ import json
 
 import pytest
 import torch
+from direct_engine import direct_engine
 from engine_precision import DTYPE, SCORE_TOLERANCE
 from safetensors.torch import save_file
 from server_harness import CHECKPOINT, PROMPT, QUESTION, SCORER
@@ -46,38 +47,26 @@ def forward():
 
 
 def start_engine(**options):
-    from vllm import LLM
-
-    return LLM(
-        str(CHECKPOINT),
+    return direct_engine(
         scheduler_cls="step_infer.scheduler.StepScheduler",
-        worker_cls="step_infer.worker.StepWorker",
-        additional_config={"step": {"scorer": str(SCORER)}},
-        enforce_eager=True,
-        block_size=32,
-        kv_cache_memory_bytes=2**29,
         num_gpu_blocks_override=200,
         max_model_len=1024,
         max_num_batched_tokens=64,
-        max_num_seqs=32,
         dtype=DTYPE,
-        disable_log_stats=False,
         **options,
     )
 
 
 @pytest.fixture(scope="module")
 def engine():
-    llm = start_engine(enable_prefix_caching=True, scheduling_policy="priority")
-    yield llm
-    llm.llm_engine.engine_core.shutdown()
+    with start_engine(enable_prefix_caching=True, scheduling_policy="priority") as llm:
+        yield llm
 
 
 @pytest.fixture(scope="module")
 def lora_engine():
-    llm = start_engine(enable_lora=True, max_lora_rank=LORA_RANK)
-    yield llm
-    llm.llm_engine.engine_core.shutdown()
+    with start_engine(enable_lora=True, max_lora_rank=LORA_RANK) as llm:
+        yield llm
 
 
 def generate(engine, count=1, priority=None, lora=None, prompts=None, **options):

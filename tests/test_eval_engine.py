@@ -1,12 +1,13 @@
 """One small evaluation end to end on the demo model in real engines."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_harness import run_command
 from fake_engine import made_up_scorer
 
+from data_gen.ledger.__main__ import LedgerConfig, write_questions
+from step_infer.eval_command import main
 from step_infer.eval_records import RecordStore
 from step_infer.files import read_json
 
@@ -19,13 +20,12 @@ QUESTIONS = 2
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Return the output directory and the finished process of a run of four methods."""
+    """Return the output directory and the finished command of a run of four methods."""
     if not (CHECKPOINT / "model.safetensors").exists():
         pytest.skip("the demo model is not there")
     folder = tmp_path_factory.mktemp("eval")
     questions = folder / "questions.jsonl"
-    command = [sys.executable, "-m", "data_gen.ledger", "--split", "test", "--seed", "5"]
-    subprocess.run([*command, "--count", str(QUESTIONS), "--out", questions], check=True)
+    write_questions(LedgerConfig(questions, "test", QUESTIONS, seed=5))
     scorer = made_up_scorer(folder / "scorer.safetensors", str(CHECKPOINT))
     options = {
         "--model": CHECKPOINT,
@@ -41,13 +41,7 @@ def run(tmp_path_factory):
         "--sampling.top_k": 0,
         "--system": "",
     }
-    found = subprocess.run(
-        [sys.executable, "-m", "step_infer.eval_command"]
-        + [str(part) for pair in options.items() for part in pair],
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
+    found = run_command(main, *(part for pair in options.items() for part in pair))
     assert found.returncode == 0, found.stderr[-4000:]
     return folder / "out", found
 

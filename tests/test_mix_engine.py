@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from server_harness import CHECKPOINT, PROMPT, SCORER
+from direct_engine import direct_engine
+from engine_precision import DTYPE
+from server_harness import PROMPT, SCORER
 
 from step_infer.event_log import read_events
 
@@ -25,27 +27,16 @@ def prompts():
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
     """An engine with a log of its events and of its preemptions."""
-    from vllm import LLM
-
     log = tmp_path_factory.mktemp("mix") / "events.jsonl"
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # to break the worker
-        llm = LLM(
-            str(CHECKPOINT),
-            scheduler_cls="watched_scheduler.WatchedScheduler",
-            worker_cls="step_infer.worker.StepWorker",
-            additional_config={"step": {"scorer": str(SCORER), "event_log": str(log)}},
-            enforce_eager=True,
-            block_size=32,
-            kv_cache_memory_bytes=2**29,
-            num_gpu_blocks_override=49,  # 1,536 tokens
-            max_model_len=512,
-            max_num_batched_tokens=512,
-            max_num_seqs=32,
-            disable_log_stats=False,
-        )
+    with direct_engine(
+        scheduler_cls="watched_scheduler.WatchedScheduler",
+        additional_config={"step": {"scorer": str(SCORER), "event_log": str(log)}},
+        num_gpu_blocks_override=49,  # 1,536 tokens
+        max_model_len=512,
+        max_num_batched_tokens=512,
+        dtype=DTYPE,
+    ) as llm:
         yield llm, log
-        llm.llm_engine.engine_core.shutdown()
 
 
 def ask(llm, questions, max_tokens=300):
@@ -83,13 +74,13 @@ def test_each_question_keeps_its_traces_and_nothing_that_could_be_pruned_is_pree
 
 def test_no_question_ends_later_than_one_by_one_in_engine_steps(engine):
     llm, log = engine
-    ends = []
-    for rounds in ([list(enumerate(prompts()))], [[pair] for pair in enumerate(prompts())]):
+    ends, some = [], list(enumerate(prompts()))[: QUESTIONS // 2]
+    for rounds in ([some], [[pair] for pair in some]):
         before = [line["step"] for line in watched(log) if "ended" in line]
         for questions in rounds:
             ask(llm, questions, 150)
         steps = [line["step"] for line in watched(log) if "ended" in line][len(before) :]
-        assert len(steps) == QUESTIONS * TRACES
+        assert len(steps) == len(some) * TRACES
         # The last of a question's traces is the last of four, one by one; at once it is not later.
         ends.append([step - max(before, default=0) for step in steps[TRACES - 1 :: TRACES]])
     assert all(at_once <= one_by_one for at_once, one_by_one in zip(*ends, strict=True))
@@ -110,7 +101,7 @@ def test_scoring_that_fails_in_the_worker_stops_pruning_and_nothing_else(engine)
     assert all(request.kv_transfer_params for request in ask(llm, questions, 60))
     llm.collective_rpc(broken)
     for _ in range(2):
-        requests = ask(llm, questions)
+        requests = ask(llm, questions, 150)
         assert {request.outputs[0].finish_reason for request in requests} <= {"length", "stop"}
         assert [request.kv_transfer_params for request in requests] == [None] * len(requests)
     assert len(read_events([log])[0]) == len(before) + len(questions) * TRACES

@@ -1,6 +1,6 @@
 """A StepScheduler that writes down what it preempts, and in which step each request ends.
 
-An engine in another process is given it by its dotted path, so it writes to a file.
+An engine is given it by its dotted path, so it writes to a file.
 """
 
 import json

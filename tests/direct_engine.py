@@ -1,0 +1,38 @@
+"""vLLM's own `LLM` on the demo model, with the adapter, in the test's process."""
+
+import contextlib
+
+import pytest
+import torch
+from server_harness import CHECKPOINT, SCORER
+
+from step_infer.engine_start import leave_a_core
+
+
+@contextlib.contextmanager
+def direct_engine(**options):
+    """Start an engine, yield it, and shut it down. An engine's own process takes longer to start.
+
+    Args:
+        options: of `vllm.LLM`, over ours.
+    """
+    from vllm import LLM, envs
+
+    arguments = {
+        "worker_cls": "step_infer.worker.StepWorker",
+        "additional_config": {"step": {"scorer": str(SCORER)}},
+        "enforce_eager": True,
+        "block_size": 32,
+        "kv_cache_memory_bytes": 2**29,
+        "max_num_seqs": 32,
+        "disable_log_stats": False,
+    }
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        environment.setattr(torch, "set_num_threads", torch.set_num_threads)  # vLLM changes it
+        llm = LLM(str(CHECKPOINT), **arguments | options)
+    envs.disable_envs_cache()
+    give_back_core = leave_a_core({})
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+    give_back_core()
