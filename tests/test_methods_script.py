@@ -90,9 +90,9 @@ def test_all_methods_answer_the_same_questions_under_every_budget_and_a_cut_run_
     records = out / "work" / "kv0.5" / "oracle-0" / "records"
     (records / "oracle-r1.jsonl").unlink()
     before = {path: path.read_bytes() for path in (out / "work").glob("kv*/*/records/*.jsonl")}
-    run(SECONDS_TOTAL=0)
+    run(SECONDS_TOTAL=0, BUDGETS="0.5")
     assert len(answered(out, "0.5")["step"]) == QUESTIONS
-    again = run(SECONDS_TOTAL=1200)
+    again = run(SECONDS_TOTAL=1200, BUDGETS="0.5")
     assert again.returncode == 0, again.stderr[-3000:]
     assert all(path.read_bytes() == content for path, content in before.items())
     assert {n: len(rows) for n, rows in answered(out, "0.5").items()} == {
