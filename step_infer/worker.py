@@ -67,6 +67,15 @@ class StepWorker(PlatformWorker):
         )
         model.compute_logits = self.row_scorer
 
+    def compile_or_warm_up_model(self) -> Any:
+        """Capture the scorer's CUDA graphs after the model's, where it has any."""
+        found = super().compile_or_warm_up_model()
+        eager = current_platform.is_cpu() or self.model_config.enforce_eager
+        if self.row_scorer is not None and not eager:
+            rows = self.vllm_config.scheduler_config.max_num_seqs
+            self.row_scorer.capture_graphs(rows, self.model_config.dtype)
+        return found
+
     def _load_scorer(self, settings: StepSettings) -> StepScorer | None:
         if settings.scorer is None:
             return None

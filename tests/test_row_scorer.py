@@ -85,12 +85,15 @@ def test_scoring_is_queued_after_the_logits(scorer):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_rows_are_scored_beside_the_models_stream():
+@pytest.mark.parametrize("graph_rows", [None, 100, 20])
+def test_rows_are_scored_beside_the_models_stream(graph_rows):
     """The model's stream is busy and its memory is used again: the scores are those of the rows."""
     torch.manual_seed(1)
     scorer = StepScorer(64).cuda()
     busy = torch.randn(4096, 4096, device="cuda")
     hook = RowScorer(doubled, scorer, capture=True, confidence=True)
+    if graph_rows is not None:
+        hook.capture_graphs(graph_rows, torch.bfloat16)
     for _ in range(20):
         for _ in range(5):
             busy = torch.nn.functional.normalize(busy @ busy)

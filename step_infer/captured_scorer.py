@@ -1,0 +1,62 @@
+"""The step scorer as CUDA graphs: one launch a step where it would be ten, off the host's path."""
+
+import itertools
+
+import torch
+from torch import Tensor
+
+from step_infer.scorer import StepScorer
+from step_infer.split_scorer import SplitScorer
+
+SMALLEST = 8
+"""Rows of the smallest graph; each other one has twice the rows of the one before."""
+
+
+def graph_sizes(most: int) -> list[int]:
+    """Return the numbers of rows to capture, ascending, so that up to `most` rows fit in one."""
+    doubled = (SMALLEST << number for number in itertools.count())
+    return [*itertools.takewhile(lambda size: size < most, doubled), most]
+
+
+class CapturedScorer:
+    """Scores up to a fixed number of rows of one 16-bit type on a CUDA device.
+
+    Rows are copied into the states that the graphs read, which are padded to the next graph's
+    size. All calls must come from one stream: a call writes where the one before has written.
+    """
+
+    def __init__(self, scorer: StepScorer, most: int, dtype: torch.dtype) -> None:
+        """Capture the graphs; vLLM does so with its own after a model is loaded.
+
+        Args:
+            scorer: on the CUDA device.
+            most: rows of the largest call.
+            dtype: of the hidden states, bfloat16 or float16.
+        """
+        score = SplitScorer(scorer, dtype)
+        first = next(scorer.parameters())
+        self._states_BH = torch.zeros(most, first.shape[1], dtype=dtype, device=first.device)
+        self._graphs: list[tuple[int, torch.cuda.CUDAGraph, Tensor]] = []
+        pool = None
+        with torch.inference_mode():
+            for size in reversed(graph_sizes(most)):  # the smaller ones fit in the largest's memory
+                rows_BH = self._states_BH[:size]
+                torch.sigmoid(score(rows_BH))  # libraries set themselves up in a first call
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                    scores_B = torch.sigmoid(score(rows_BH))
+                pool = graph.pool()
+                self._graphs.insert(0, (size, graph, scores_B))
+
+    def fits(self, hidden_BH: Tensor) -> bool:
+        """Tell whether a call may have these states."""
+        same = hidden_BH.dtype == self._states_BH.dtype
+        return same and len(hidden_BH) <= len(self._states_BH)
+
+    def __call__(self, hidden_BH: Tensor) -> Tensor:
+        """Return the scores [B] of hidden states [B, H]; the next call overwrites them."""
+        rows = len(hidden_BH)
+        self._states_BH[:rows].copy_(hidden_BH)
+        _, graph, scores_B = next(found for found in self._graphs if found[0] >= rows)
+        graph.replay()
+        return scores_B[:rows]
