@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine_precision import DTYPE, SCORE_TOLERANCE
+from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
 
 from step_infer.client import StepLLM
 from step_infer.engine_start import leave_a_core
@@ -63,6 +63,7 @@ def llm(event_log, state_before_start):
         max_num_batched_tokens=64,
         max_num_seqs=32,
         dtype=DTYPE,
+        **SHARED_GPU,
         capture=True,
         confidence=True,
         event_log=event_log,

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from engine_precision import DTYPE, SCORE_TOLERANCE
+from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
 from server_harness import CHECKPOINT, QUESTION, SCORER, serve
 
 from step_infer.client import StepLLM
@@ -29,8 +29,6 @@ pytestmark = [
 ]
 
 KV_TOKENS, KV_BYTES = 1600, 2**29
-# Both model runners may be tested side by side on the same GPUs.
-SHARED_GPU = {"gpu_memory_utilization": 0.3} if ON_CUDA else {}
 # vLLM's own all-reduce kernels need GPUs that share memory windows (in virtual machines they may
 # not), and one of them is compiled at the first start. How ranks add up is not tested here.
 PLAIN_ALL_REDUCE = {
@@ -70,8 +68,7 @@ def parallel(request):
             kv_budget_tokens=KV_TOKENS,
             max_model_len=1600,
             max_num_seqs=8,
-            kv_cache_memory_bytes=KV_BYTES,
-            **SHARED_GPU,
+            **{"kv_cache_memory_bytes": KV_BYTES, **SHARED_GPU},
             dtype=DTYPE,
             distributed_executor_backend="mp",
             **KINDS[request.param],
