@@ -46,6 +46,11 @@ ask() { # budget method shard seconds: one method on one shard, on the shard's G
         >>"$work/kv$1/$2-$3.log" 2>&1
 }
 
+answered() { # budget method shard: whether a question is answered
+    compgen -G "$work/kv$1/$2-$3/records/*" >/dev/null
+}
+
+first=1
 for ((number = 0; number < ${#budgets[@]}; number++)); do
     budget=${budgets[number]}
     methods="sc step $OTHERS"
@@ -59,6 +64,11 @@ for ((number = 0; number < ${#budgets[@]}; number++)); do
             while (($(jobs -rp | wc -l) >= PARALLEL)); do wait -n || true; done
             ((deadline > SECONDS)) || break 2
             ask "$budget" "$method" "$shard" $((deadline - SECONDS)) &
+            # The first engine compiles the model; the others find that done.
+            while ((first)) && kill -0 $! 2>/dev/null && ! answered "$budget" "$method" "$shard"; do
+                sleep 1
+            done
+            first=0
         done
         sleep 2 # the engines look at the free memory when they start
     done

@@ -33,18 +33,22 @@ class CapturedScorer:
             most: rows of the largest call.
             dtype: of the hidden states, bfloat16 or float16.
         """
-        score = SplitScorer(scorer, dtype)
+        self._score = SplitScorer(scorer, dtype)  # the graphs read its weights where they lie
         first = next(scorer.parameters())
         self._states_BH = torch.zeros(most, first.shape[1], dtype=dtype, device=first.device)
         self._graphs: list[tuple[int, torch.cuda.CUDAGraph, Tensor]] = []
-        pool = None
+        pool, stream = None, torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with torch.inference_mode():
             for size in reversed(graph_sizes(most)):  # the smaller ones fit in the largest's memory
                 rows_BH = self._states_BH[:size]
-                torch.sigmoid(score(rows_BH))  # libraries set themselves up in a first call
+                # On the same stream: a first call takes the working memory of matrix products,
+                # which must not lie in the graphs' pool.
+                with torch.cuda.stream(stream):
+                    torch.sigmoid(self._score(rows_BH))
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                    scores_B = torch.sigmoid(score(rows_BH))
+                with torch.cuda.graph(graph, pool, stream, capture_error_mode="thread_local"):
+                    scores_B = torch.sigmoid(self._score(rows_BH))
                 pool = graph.pool()
                 self._graphs.insert(0, (size, graph, scores_B))
 

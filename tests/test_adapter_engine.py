@@ -40,6 +40,8 @@ def process_state():
 
 @pytest.fixture(scope="module")
 def state_before_start():
+    import vllm.logger  # noqa: F401 -- sets the level once, when it is first imported
+
     logger = logging.getLogger("vllm")
     before = logger.level
     logger.setLevel("WARNING")
