@@ -153,8 +153,23 @@ demo: $(DONE)-eval ## Everything end to end with the demo model; goes on where i
 $(DONE)-%: override QUESTIONS :=
 $(DONE)-%: override ARGS :=
 
+# Two halves of the questions side by side, each with an engine and a core of its own. The first
+# half's messages are shown where it fails; what stops this shell stops both.
+define IN_HALVES
+export OMP_NUM_THREADS=1; \
+$(1) --shard 0/2 --out $(2)-half-0 >$(2)-half-0.log 2>&1 & first=$$!; \
+$(1) --shard 1/2 --out $(2)-half-1 >/dev/null & second=$$!; \
+trap 'kill $$first $$second; wait; exit 130' INT TERM; \
+wait $$second; status=$$?; \
+wait $$first || { status=$$?; cat $(2)-half-0.log >&2; }; \
+exit $$status
+endef
+
+# Parts of few traces: a demo that is stopped samples little again.
 $(DONE)-collect: $(TRAIN_FILE) | $(STAMP)
-	$(COLLECT)
+	@echo "Collecting two halves of the questions side by side; this is the progress of the second:"
+	@$(call IN_HALVES,$(COLLECT) --part-traces 32,$(COLLECTED))
+	$(BIN)/step-collect merge $(COLLECTED)-half-0 $(COLLECTED)-half-1 --out $(COLLECTED)
 	@touch $@
 
 $(DONE)-train: $(DONE)-collect
@@ -165,12 +180,9 @@ $(DONE)-export: $(DONE)-train
 	$(EXPORT)
 	@touch $@
 
-# Two halves of the questions side by side, each with an engine and a core of its own.
-$(DONE)-eval: export OMP_NUM_THREADS = 1
 $(DONE)-eval: $(DONE)-export $(TEST_FILE)
-	$(EVAL) --shard 0/2 --out $(REPORT)-half-0 >/dev/null & first=$$!; status=0; \
-	$(EVAL) --shard 1/2 --out $(REPORT)-half-1 >/dev/null || status=$$?; \
-	wait $$first && exit $$status
+	@echo "Evaluating two halves of the questions side by side; this is the progress of the second:"
+	@$(call IN_HALVES,$(EVAL),$(REPORT))
 	$(BIN)/step-eval merge $(REPORT)-half-0 $(REPORT)-half-1 --out $(REPORT)
 	@touch $@
 

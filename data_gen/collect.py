@@ -15,7 +15,7 @@ from step_infer.files import sha256_file
 from step_infer.grading import Grader
 from step_infer.identity import ModelIdentity, identify
 from step_infer.prompt import context_length, load_tokenizer, prompt_lengths
-from step_infer.questions import QuestionSet, load_questions
+from step_infer.questions import QuestionSet, load_questions, shard_questions
 from step_infer.scorer import load_scorer
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def collect(
     found = load_questions(
         config.questions, config, require_answer=not config.no_answers, note=console.print
     )
-    questions = found.questions
+    questions = shard_questions(found.questions, config.shard)
     identity = identify(config.model)
     tokenizer = load_tokenizer(config.model)
     if config.scorer is not None:

@@ -1,4 +1,4 @@
-"""Settings of a collection, and which of them decide its content."""
+"""Settings of a collection, which of them decide its content, and of joining its shards."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ DECIDING_FIELDS = (
     "no_answers",
     "skip_bad_lines",
     "limit",
+    "shard",
     "features",
     "feature_dtype",
     "confidence",
@@ -105,3 +106,15 @@ class CollectConfig(QuestionOptions):
         for name in DECIDING_ENGINE_ARGS:
             settings[f"engine.{name}"] = self.engine.get(name)
         return settings
+
+
+@dataclass(frozen=True)
+class CollectMergeConfig:
+    """What `step-collect merge` can be told."""
+
+    out: str
+    """Traces directory to make."""
+    shards: list[str] = field(default_factory=list)
+    """Directories of step-collect --shard, one for each part of the questions."""
+    grading_timeout_s: float = 10.0
+    """Seconds for one comparison of answers for the summary."""

@@ -9,14 +9,20 @@ from step_infer.errors import InputError
 COLLECT = (
     "Sample N traces of every question from a model on vLLM, grade them, and write them with the "
     "hidden states at their step boundaries. Interrupted? The same command goes on where it "
-    "stopped. `step-collect import` takes over traces that were made elsewhere; it has its own "
-    "--help."
+    "stopped. `step-collect merge DIR... --out DIR` joins runs that shared the questions "
+    "(--shard); `step-collect import` takes over traces that were made elsewhere. Both have their "
+    "own --help."
 )
 IMPORT = (
     "Make a traces directory from responses that were made elsewhere: tokenise them with the "
     "model's chat template, find the step boundaries, extract and grade the answers. Responses "
     "without an answer or a thinking part are left out and counted. `step-train extract` then adds "
     "the hidden states. Interrupted? The same command goes on where it stopped."
+)
+MERGE = (
+    "Join the traces directories of step-collect --shard 0/K, 1/K … into one. They must have the "
+    "same settings, be finished, and be all K. Their order does not matter. Interrupted? The same "
+    "command starts again."
 )
 
 
@@ -26,7 +32,7 @@ def main() -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-    from step_infer.command_line import parse_config
+    from step_infer.command_line import parse_config, with_positionals
 
     if argv[:1] == ["import"]:
         from data_gen.import_config import ImportConfig
@@ -36,9 +42,19 @@ def _main(argv: Sequence[str]) -> None:
 
         import_traces(importing)
         return
+    if argv[:1] == ["merge"]:
+        from data_gen.collect_config import CollectMergeConfig
+
+        merging = parse_config(
+            CollectMergeConfig, with_positionals(argv[1:], "shards"), "step-collect merge", MERGE
+        )
+        from data_gen.collect_merge import merge
+
+        merge(merging)
+        return
     if argv and not argv[0].startswith("-"):
         raise InputError(
-            f"Expected options, or the subcommand import, found {argv[0]!r}. "
+            f"Expected options, or a subcommand out of import, merge, found {argv[0]!r}. "
             "Hint: see step-collect --help."
         )
     from data_gen.collect_config import CollectConfig

@@ -4,9 +4,11 @@ DIR/manifest.json; DIR/traces/part-00000.parquet …; DIR/features/shard-00000.s
 Part i and shard i hold the same traces. A part that the manifest does not list does not exist.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -59,6 +61,15 @@ class TraceDirectory:
     def complete(self) -> bool:
         """Whether the run that fills the directory came to its end."""
         return bool(self.manifest.get("complete"))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the content, from the checksums in the manifest."""
+        sums = [
+            [listed["sha256"] for listed in (part["traces"], part["features"]) if listed]
+            for part in self.manifest["parts"]
+        ]
+        return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
     def part_paths(self) -> list[Path]:
         """Return the parts' files, in order."""
@@ -126,12 +137,20 @@ class TraceDirectory:
         """
         for part in self.manifest["parts"]:
             for listed in filter(None, (part["traces"], part["features"])):
-                path = self.path / listed["file"]
-                if not path.is_file():
-                    raise InputError(f"Expected {path} (manifest), found no such file.")
-                if path.stat().st_size != listed["bytes"] or sha256_file(path) != listed["sha256"]:
-                    raise InputError(
-                        f"Expected {listed['bytes']} bytes with checksum {listed['sha256'][:12]}… "
-                        f"(manifest) in {path}, found other content. "
-                        "Hint: remove the directory and make it again."
-                    )
+                self.verify_file(listed)
+
+    def verify_file(self, listed: dict[str, Any]) -> None:
+        """Compare one file with its size and checksum, as the manifest's parts list it.
+
+        Raises:
+            InputError: it is missing or differs.
+        """
+        path = self.path / listed["file"]
+        if not path.is_file():
+            raise InputError(f"Expected {path} (manifest), found no such file.")
+        if path.stat().st_size != listed["bytes"] or sha256_file(path) != listed["sha256"]:
+            raise InputError(
+                f"Expected {listed['bytes']} bytes with checksum {listed['sha256'][:12]}… "
+                f"(manifest) in {path}, found other content. "
+                "Hint: remove the directory and make it again."
+            )

@@ -50,6 +50,8 @@ class TraceWriter:
             found = _earlier(self.path)
             if found is None:
                 _require_empty(self.path)
+            elif found.num_parts:
+                _require_same_maker(found.manifest, manifest, self.path)
             if found is not None and found.num_parts:
                 _compare(found.manifest.get("settings", {}), settings, self.path)
                 self.manifest = found.manifest
@@ -101,8 +103,7 @@ class TraceWriter:
             manifest: fields of the manifest to set in the same write.
         """
         index = len(self.manifest["parts"])
-        part_file = f"traces/part-{index:05d}.parquet"
-        shard_file = f"features/shard-{index:05d}.safetensors"
+        part_file, shard_file = part_files(index)
         positions = [row["boundary_positions"] for row in rows]
         steps = [len(trace_positions) for trace_positions in positions]
         starts: Sequence[int | None] = [None] * len(rows)
@@ -119,8 +120,8 @@ class TraceWriter:
         ]
         write_part(self.path / part_file, placed)
         listed = {
-            "traces": self._listed(part_file, len(rows)),
-            "features": None if hidden is None else self._listed(shard_file, sum(steps)),
+            "traces": self.listed(part_file, len(rows)),
+            "features": None if hidden is None else self.listed(shard_file, sum(steps)),
         }
         self.update(parts=[*self.manifest["parts"], listed], **manifest)
 
@@ -129,7 +130,8 @@ class TraceWriter:
         self.manifest = self.manifest | fields
         write_manifest(self.path, self.manifest)
 
-    def _listed(self, file: str, rows: int) -> dict[str, Any]:
+    def listed(self, file: str, rows: int) -> dict[str, Any]:
+        """Return what the manifest says of a file of so many rows that has been written."""
         path = self.path / file
         size = path.stat().st_size
         return {"file": file, "rows": rows, "bytes": size, "sha256": sha256_file(path)}
@@ -148,6 +150,11 @@ class TraceWriter:
                     path.unlink()
         for path in self.path.glob(f".{MANIFEST_NAME}.*.tmp"):
             path.unlink()
+
+
+def part_files(index: int) -> tuple[str, str]:
+    """Return the files of a part and of its shard, below the directory."""
+    return f"traces/part-{index:05d}.parquet", f"features/shard-{index:05d}.safetensors"
 
 
 def _lock(path: Path) -> int:
@@ -192,6 +199,15 @@ def _require_empty(path: Path) -> None:
                 f"Expected an empty directory or one of an earlier run at {path}, "
                 f"found {entry.name} and no {MANIFEST_NAME}. Hint: choose another output directory."
             )
+
+
+def _require_same_maker(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
+    if ("merged" in found) != ("merged" in wanted):
+        what = "joined shards (step-collect merge)" if "merged" in found else "traces of one run"
+        raise InputError(
+            f"Expected an empty directory or one of the same command at {path}, found {what}. "
+            "Hint: choose another output directory."
+        )
 
 
 def _probe(*folders: Path) -> None:

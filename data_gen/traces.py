@@ -67,6 +67,11 @@ def write_part(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
                 raise InputError(f"Expected a value in every row of column {field.name!r}.")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"Expected rows of the traces table, found: {error}.") from error
+    write_table(path, table)
+
+
+def write_table(path: Path | str, table: pa.Table) -> None:
+    """Write a table as one Parquet part, atomically."""
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 

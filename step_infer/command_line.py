@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import re
 import sys
 from collections.abc import Sequence
@@ -58,6 +59,19 @@ def parse_config(
             value = types[field.name](**vars(value))
         values[field.name] = value
     return config_class(**values)
+
+
+def with_positionals(argv: Sequence[str], option: str) -> list[str]:
+    """Turn the leading arguments that are not options into values of `option`.
+
+    The option "run" takes one text, every other one a list.
+    """
+    count = next((i for i, a in enumerate(argv) if a.startswith("-")), len(argv))
+    if count == 0:
+        return list(argv)
+    values = list(argv[:count])
+    value = " ".join(values) if option == "run" else json.dumps(values)
+    return [f"--{option}={value}", *argv[count:]]
 
 
 def _in_hyphens(text: str) -> str:

@@ -97,7 +97,7 @@ def command(argv: Sequence[str]) -> None:
     """
     from rich.console import Console
 
-    from step_infer.command_line import parse_config
+    from step_infer.command_line import parse_config, with_positionals
 
     argv = list(argv)
     console = Console(soft_wrap=True)
@@ -119,7 +119,7 @@ def command(argv: Sequence[str]) -> None:
         return
     if name == "events":
         drawing = parse_config(
-            EventsConfig, _with_positionals(argv, "logs"), "step-eval events", DESCRIPTION
+            EventsConfig, with_positionals(argv, "logs"), "step-eval events", DESCRIPTION
         )
         from step_infer.event_report import write_event_report
 
@@ -138,7 +138,7 @@ def command(argv: Sequence[str]) -> None:
         from step_infer.eval_merge import merge
 
         merging = parse_config(
-            MergeConfig, _with_positionals(argv, "runs"), "step-eval merge", DESCRIPTION
+            MergeConfig, with_positionals(argv, "runs"), "step-eval merge", DESCRIPTION
         )
         results = merge(merging.runs, merging.out, merging.vote, merging.paired)
         out = merging.out
@@ -154,7 +154,7 @@ def command(argv: Sequence[str]) -> None:
         from step_infer.eval_results import write_results
 
         reporting = parse_config(
-            ReportConfig, _with_positionals(argv, "run"), "step-eval report", DESCRIPTION
+            ReportConfig, with_positionals(argv, "run"), "step-eval report", DESCRIPTION
         )
         results = write_results(reporting.run, reporting.vote)
         out = reporting.run
@@ -175,18 +175,6 @@ def show(results: dict[str, Any], out: str, console: Any) -> None:
 
     print_results(results, console)
     console.print(f"Report: {Path(out) / 'report.html'}", highlight=False)
-
-
-def _with_positionals(argv: list[str], option: str) -> list[str]:
-    """Turn the leading arguments that are not options into values of `option`."""
-    import json
-
-    count = next((i for i, a in enumerate(argv) if a.startswith("-")), len(argv))
-    if count == 0:
-        return argv
-    values = argv[:count]
-    value = " ".join(values) if option == "run" else json.dumps(values)
-    return [f"--{option}={value}", *argv[count:]]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from step_infer.eval_methods import METHODS, method_names
 from step_infer.eval_votes import CONFIDENCE, vote_rule
 from step_infer.group_confidence import WINDOW
 from step_infer.prompt import SYSTEM_PROMPT
-from step_infer.questions import QuestionOptions
+from step_infer.questions import QuestionOptions, shard_part
 from step_infer.sampling import Sampling
 from step_infer.slim_sc import SlimSC
 
@@ -80,8 +80,6 @@ class EvalConfig(QuestionOptions):
     """Fields of the scorer card that may differ from the model."""
     slim: SlimSC = field(default_factory=SlimSC)
     """How Slim-SC finds and stops traces that are alike."""
-    shard: str = "0/1"
-    """Take part I of K of the questions, written I/K with I from 0; join with step-eval merge."""
     turns: str | None = None
     """Lock file for runs that share a device: their engines start together, then each question has
     the device to itself."""
@@ -138,8 +136,7 @@ class EvalConfig(QuestionOptions):
             )
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")
-        _, parts = self.shard_part
-        if parts > 1 and self.needs_lengths and self.lengths_from is None:
+        if shard_part(self.shard)[1] > 1 and self.needs_lengths and self.lengths_from is None:
             raise InputError(
                 "Expected --lengths-from or --kv-budget-tokens beside --shard, so that all shards "
                 "have the same KV budget, found neither."
@@ -149,16 +146,6 @@ class EvalConfig(QuestionOptions):
     def method_names(self) -> list[str]:
         """The methods to run, in the order given."""
         return method_names(self.methods)
-
-    @property
-    def shard_part(self) -> tuple[int, int]:
-        """Which part of the questions, and of how many parts."""
-        index, slash, count = self.shard.partition("/")
-        if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-            raise InputError(
-                f"Expected --shard I/K with I from 0 to K - 1, such as 0/4, found {self.shard!r}."
-            )
-        return int(index), int(count)
 
     @property
     def needs_lengths(self) -> bool:

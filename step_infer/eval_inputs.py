@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from step_infer.card import ScorerCard
-from step_infer.errors import InputError
 from step_infer.eval_budget import mean_response_tokens
 from step_infer.eval_config import EvalConfig
 from step_infer.files import sha256_file
 from step_infer.identity import ModelIdentity, identify
 from step_infer.prompt import context_length, load_tokenizer, prompt_lengths
-from step_infer.questions import Question, QuestionSet, load_questions
+from step_infer.questions import Question, QuestionSet, load_questions, shard_questions
 from step_infer.scorer import load_scorer
 
 
@@ -36,8 +35,7 @@ class EvalInputs:
     @property
     def mine(self) -> list[Question]:
         """The questions of this shard."""
-        part, parts = self.config.shard_part
-        return self.questions[part::parts]
+        return shard_questions(self.questions, self.config.shard)
 
     def right_traces(self, repeat: int, question_id: str) -> list[bool] | None:
         """Return whether each trace of a question comes out right, where that is known before."""
@@ -69,11 +67,7 @@ def load_inputs(config: EvalConfig, note: Callable[[str], None]) -> EvalInputs:
     """
     found = load_questions(config.questions, config, note=note)
     questions = found.questions
-    if len(questions) <= config.shard_part[0]:
-        raise InputError(
-            f"Expected at least one question in shard {config.shard}, found {len(questions)} "
-            "questions in all. Hint: use fewer shards."
-        )
+    shard_questions(questions, config.shard)  # an empty shard is refused before any engine starts
     identity = identify(config.model)
     card = None
     if config.scorer is not None:

@@ -53,17 +53,50 @@ class QuestionOptions:
     """Leave out rows that cannot be used, and count them, where the default is to stop."""
     limit: int | None = None
     """Use only so many questions from the start."""
+    shard: str = "0/1"
+    """Take part I of K of the questions (every K-th), written I/K with I from 0; the subcommand
+    merge joins the parts."""
 
     def __post_init__(self) -> None:
         if self.benchmark is not None:
             find_benchmark(self.benchmark)
         if self.limit is not None and self.limit < 1:
             raise InputError(f"Expected --limit of at least 1 question, found {self.limit}.")
+        shard_part(self.shard)
 
     def reading(self) -> dict[str, Any]:
         """Return the options that decide what a row becomes, flat and JSON-ready."""
         names = ("benchmark", "question_field", "answer_field", "id_field", "choice_seed")
         return {name: getattr(self, name) for name in names}
+
+
+def shard_part(shard: str) -> tuple[int, int]:
+    """Return which part of the questions I/K names, and of how many parts.
+
+    Raises:
+        InputError: it is not written so, or I is not below K.
+    """
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise InputError(
+            f"Expected --shard I/K with I from 0 to K - 1, such as 0/4, found {shard!r}."
+        )
+    return int(index), int(count)
+
+
+def shard_questions(questions: Sequence[Question], shard: str) -> list[Question]:
+    """Return the questions of a shard: every K-th, from the I-th on.
+
+    Raises:
+        InputError: there are too few questions for one.
+    """
+    index, count = shard_part(shard)
+    if len(questions) <= index:
+        raise InputError(
+            f"Expected at least one question in shard {shard}, found {len(questions)} "
+            "questions in all. Hint: use fewer shards."
+        )
+    return list(questions[index::count])
 
 
 def load_questions(

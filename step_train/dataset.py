@@ -12,7 +12,7 @@ from step_infer.errors import InputError
 from step_infer.identity import ModelIdentity
 from step_train.feature_blocks import MEBIBYTE, EvaluationBatches, FeatureRows, TrainingBatches
 from step_train.subspace import Subspace
-from step_train.trace_table import TraceTable, balance, fingerprint, read_traces, split_questions
+from step_train.trace_table import TraceTable, balance, read_traces, split_questions
 
 if TYPE_CHECKING:
     from step_train.projection import Projection
@@ -112,7 +112,7 @@ def read_training_data(
         layers=layers,
         boundary=_manifest_field(directory, "boundary"),
         sampling=directory.manifest.get("sampling"),
-        fingerprint=fingerprint(directory),
+        fingerprint=directory.fingerprint,
         complete=directory.complete,
         skipped=skipped,
         splits=splits,

@@ -23,7 +23,7 @@ from step_train.held_out import evaluate
 from step_train.metrics import Floats
 from step_train.run_directory import RunDirectory
 from step_train.trace_facts import read_step_facts
-from step_train.trace_table import TraceTable, fingerprint, read_traces, require_both_classes
+from step_train.trace_table import TraceTable, read_traces, require_both_classes
 
 KIND = "scorer evaluation"
 """What the JSON calls itself."""
@@ -55,7 +55,7 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
             f"{directory.path}. Hint: step-train extract can place the scorer's boundaries."
         )
     table, skipped = read_traces(directory)
-    own = fingerprint(directory) == card.training.get("traces_fingerprint")
+    own = directory.fingerprint == card.training.get("traces_fingerprint")
     split = RunDirectory(config.run).split() if config.run is not None else None
     questions = config.questions
     if questions == "auto":
@@ -69,7 +69,7 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         scorer=str(config.run or config.scorer),
         base_model=card.base_model,
         traces=str(directory.path),
-        traces_fingerprint=fingerprint(directory),
+        traces_fingerprint=directory.fingerprint,
         skipped_traces=skipped,
         questions=questions,
         trained_on=_trained_on(table, split, own),

@@ -27,7 +27,6 @@ from step_infer.identity import ModelIdentity, identify
 from step_infer.prompt import load_tokenizer
 from step_train.extract_batches import PartBatches, TraceBatch, with_positions
 from step_train.extract_config import KEEP, ExtractConfig
-from step_train.trace_table import fingerprint
 from step_train.trainer import lightning_run, make_trainer
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ def _writer(
     config: ExtractConfig, source: TraceDirectory, identity: ModelIdentity, rule: BoundaryRule
 ) -> TraceWriter:
     settings = {
-        "traces_fingerprint": fingerprint(source),
+        "traces_fingerprint": source.fingerprint,
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
         "dtype": config.dtype,

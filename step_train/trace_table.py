@@ -3,8 +3,6 @@
 Works on the traces table alone; no feature is read here. Axes: N traces, S steps, Q questions.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -187,15 +185,6 @@ def read_traces(directory: TraceDirectory) -> tuple[TraceTable, dict[str, int]]:
         steps_N[order],
     )
     return table, skipped
-
-
-def fingerprint(directory: TraceDirectory) -> str:
-    """Return a hash of a traces directory's content, from the checksums in its manifest."""
-    sums = [
-        [listed["sha256"] for listed in (part["traces"], part["features"]) if listed]
-        for part in directory.manifest["parts"]
-    ]
-    return hashlib.sha256(json.dumps(sums).encode()).hexdigest()
 
 
 def split_questions(
