@@ -49,6 +49,11 @@ else:
         "enforce_eager": False,
         "compilation_config": {"mode": 1, "backend": "eager"},
     }
+QUESTIONS = [
+    QUESTION,
+    "430+981+819+156+921+716+635+879+292+418+196+181+756 mod 1000 = ?",
+    "275+316+704+588+143+967+820+431+659+212+398+545+177 mod 1000 = ?",
+]
 SCORING_RANKS = {"tensor": [True, False], "pipeline": [False, True]}
 
 
@@ -76,11 +81,9 @@ def parallel(request):
             yield request.param, llm
 
 
-def sample(llm, n, max_tokens, grouped):
+def plans_of(llm, question_id, question, n, max_tokens):
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=max_tokens)
-    orders = llm.plan("q", QUESTION, n, sampling, seed=0, system="")
-    orders = [dataclasses.replace(o, group=o.group if grouped else None) for o in orders]
-    return list(llm.stream(orders))
+    return llm.plan(question_id, question, n, sampling, seed=0, system="")
 
 
 def check(forward, prompt, tokens, positions, scores, pruned=False):
@@ -102,9 +105,11 @@ def test_only_the_rank_whose_output_is_read_scores(parallel):
 
 
 def test_scores_over_two_ranks_equal_those_of_one_process(parallel, forward):
-    traces = sample(parallel[1], 3, 300, grouped=False)
-    # The demo model's traces may begin alike, but not all of them.
-    assert len({tuple(trace.token_ids) for trace in traces}) > 1
+    llm = parallel[1]
+    # Each of another question: traces of one may be alike.
+    plans = [p for i, q in enumerate(QUESTIONS) for p in plans_of(llm, f"q{i}", q, 1, 300)]
+    traces = list(llm.stream([dataclasses.replace(plan, group=None) for plan in plans]))
+    assert len({tuple(trace.token_ids) for trace in traces}) == 3
     for trace in traces:
         assert not trace.pruned
         check(
@@ -119,7 +124,7 @@ def test_scores_over_two_ranks_equal_those_of_one_process(parallel, forward):
 def test_short_memory_prunes_over_two_ranks(parallel, forward):
     llm = parallel[1]
     before = llm.stats().preemptions
-    traces = sample(llm, 6, 700, grouped=True)
+    traces = list(llm.stream(plans_of(llm, "q", QUESTION, 6, 700)))
     assert 0 < sum(trace.pruned for trace in traces) < 6
     assert llm.stats().preemptions == before
     for trace in traces:
