@@ -1,5 +1,6 @@
 """Killed by SIGKILL: the same command goes on, to what an uninterrupted run gives."""
 
+import io
 import os
 import signal
 import subprocess
@@ -9,9 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from collect_engine import CollectEngine
+from fake_engine import made_up_model
+from rich.console import Console
 from safetensors.torch import load_file
 from synthetic_traces import write_traces
 
+from data_gen.collect import collect
+from data_gen.collect_config import CollectConfig, CollectMergeConfig
+from data_gen.collect_merge import merge
 from data_gen.trace_directory import TraceDirectory
 from step_infer.files import read_json
 from step_infer.scorer import read_card
@@ -232,4 +239,48 @@ def test_an_extraction_that_was_killed_goes_on_to_the_same_features(tmp_path, co
     for one, other in zip(found.shards(), expected.shards(), strict=True):
         assert torch.equal(one.hidden(), other.hidden())
         assert torch.equal(one.position(), other.position())
+    assert not [path for path in (tmp_path / "out").rglob("*.tmp")]
+
+
+COLLECT_MERGE = """
+from data_gen.collect_config import CollectMergeConfig
+from data_gen.collect_merge import merge
+merge(CollectMergeConfig(sys.argv[4], sys.argv[5:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "when"),
+    [
+        (1, "manifest.json", "after"),
+        (2, "part-*.parquet", "before"),
+        (2, "part-*.parquet", "after"),
+        (2, "manifest.json", "before"),
+        (3, "manifest.json", "before"),
+    ],
+    ids=["at the start", "in a part", "between parts", "before the list", "before the summary"],
+)
+def test_a_join_of_shards_that_was_killed_starts_again(tmp_path, count, name, when):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "1-1", "answer": "0"}\n{"question": "2-1", "answer": "1"}\n')
+    model = made_up_model(tmp_path, hidden_size=CollectEngine.H)
+    shards = []
+    for index in range(2):
+        out = str(tmp_path / f"shard{index}")
+        config = CollectConfig(
+            model, str(questions), out, num_traces=8, part_traces=4, shard=f"{index}/2"
+        )
+        collect(config, CollectEngine(), Console(file=io.StringIO()))
+        shards.append(out)
+    killed(COLLECT_MERGE, count, name, when, tmp_path / "out", *shards)
+    left = TraceDirectory(tmp_path / "out")
+    assert not left.complete
+    assert left.num_parts in (0, 4)
+    merge(CollectMergeConfig(str(tmp_path / "out"), shards), Console(file=io.StringIO()))
+    merge(CollectMergeConfig(str(tmp_path / "whole"), shards), Console(file=io.StringIO()))
+    found, expected = TraceDirectory(tmp_path / "out"), TraceDirectory(tmp_path / "whole")
+    found.verify()
+    assert found.complete
+    assert found.num_traces == 16
+    assert found.fingerprint == expected.fingerprint
     assert not [path for path in (tmp_path / "out").rglob("*.tmp")]

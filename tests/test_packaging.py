@@ -158,7 +158,7 @@ def test_all_of_step_train_loads_without_vllm() -> None:
 @pytest.mark.parametrize(
     ("module", "subcommands"),
     [
-        ("data_gen.commands", ["", "import"]),
+        ("data_gen.commands", ["", "import", "merge"]),
         ("step_train.commands", ["fit", "sweep", "evaluate", "extract", "demo-model"]),
         ("step_train.export_command", [""]),
         ("step_infer.eval_command", ["", "simulate", "replay", "record", "events", "merge"]),
