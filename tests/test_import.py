@@ -256,4 +256,4 @@ def test_bad_input_is_named_in_one_line(tmp_path: Path, options: list[str], mess
 def test_an_unknown_subcommand_is_named() -> None:
     result = run_command(commands.main, "imports")
     assert result.returncode == 2
-    assert "the subcommand import, found 'imports'" in result.stderr
+    assert "a subcommand out of import, merge, found 'imports'" in result.stderr
