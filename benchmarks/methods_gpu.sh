@@ -5,7 +5,10 @@
 #
 #   OUT=runs/methods GPUS=2 SHARDS=2 SECONDS_TOTAL=1500 benchmarks/methods_gpu.sh
 #
-# GPUs FIRST_GPU (0) to FIRST_GPU + GPUS - 1 are used.
+# GPUs FIRST_GPU (0) to FIRST_GPU + GPUS - 1 are used. Where NVIDIA's MPS does not let their processes run at
+# the same time (nvidia-cuda-mps-control -d), engines that share a GPU take turns on it, and the seconds of
+# different methods cannot be compared: of ten engines on one H200, those that score took 1.7 times as long a
+# step as those that do not. TURNS=1 lets one engine of a GPU work at a time: fewer questions, honest seconds.
 #
 # One budget after the other. In each, every shard (a part of the questions) has an engine for each method; the
 # engines of a shard share a GPU and go through the same questions at the same time, so that a run that is
@@ -23,7 +26,7 @@ OUT=${OUT:-runs/methods} GPUS=${GPUS:-1} FIRST_GPU=${FIRST_GPU:-0} REPEATS=${REP
 SHARDS=${SHARDS:-$GPUS} BUDGETS=${BUDGETS:-1.0 0.25 0.5}
 VICTIMS=${VICTIMS-random youngest longest least-confident oracle}
 OTHERS=${OTHERS-deepconf-low deepconf-high slim-sc}
-PARALLEL=${PARALLEL:-1000} # engines at once
+PARALLEL=${PARALLEL:-1000} TURNS=${TURNS:-0} # engines at once
 WARMUP=${WARMUP:-$((N / 4))} WINDOW=${WINDOW:-128}
 # An engine's memory, the same however many there are: a run may go on with more or fewer GPUs.
 KV_BYTES=${KV_BYTES:-1073741824} MEMORY_SHARE=${MEMORY_SHARE:-0.03}
@@ -34,10 +37,12 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 write_questions "$work/test.jsonl"
 
-ask() { # budget method shard seconds: one method on one shard, on the shard's GPU
+ask() { # budget method shard seconds [options]: one method on one shard, on the shard's GPU
     local options=(--methods "$2" --kv-budget "$1" --shard "$3/$SHARDS" --out "$work/kv$1/$2-$3")
     if [[ $1 != 1.0 ]]; then options+=(--lengths-from "$work/lengths.json"); fi
     if [[ $2 == oracle ]]; then options+=(--oracle-from "$work/kv1.0/sc-$3"); fi
+    if ((TURNS)); then options+=(--turns "$work/gpu$((FIRST_GPU + $3 % GPUS)).lock"); fi
+    options+=("${@:5}")
     exec env CUDA_VISIBLE_DEVICES=$((FIRST_GPU + $3 % GPUS)) timeout -k 10 "$4" "$PYTHON" -m step_infer.eval_command \
         --model "$model" --scorer "$SCORER" --questions "$work/test.jsonl" --num-traces "$N" \
         --repeats "$REPEATS" --warmup "$WARMUP" --window "$WINDOW" --kv-series-questions 0 \
@@ -46,11 +51,16 @@ ask() { # budget method shard seconds: one method on one shard, on the shard's G
         >>"$work/kv$1/$2-$3.log" 2>&1
 }
 
-answered() { # budget method shard: whether a question is answered
-    compgen -G "$work/kv$1/$2-$3/records/*" >/dev/null
-}
+if [[ ! -d $work/warm-up ]]; then
+    # One engine compiles the model, and all others find that done.
+    stage "warm-up"
+    mkdir -p "$work/kv1.0"
+    (REPEATS=1 ask 1.0 single 0 "$SECONDS_TOTAL" --limit 1 --out "$work/warm-up") || {
+        echo "The warm-up failed; see $work/kv1.0/single-0.log" >&2
+        exit 1
+    }
+fi
 
-first=1
 for ((number = 0; number < ${#budgets[@]}; number++)); do
     budget=${budgets[number]}
     methods="sc step $OTHERS"
@@ -64,11 +74,6 @@ for ((number = 0; number < ${#budgets[@]}; number++)); do
             while (($(jobs -rp | wc -l) >= PARALLEL)); do wait -n || true; done
             ((deadline > SECONDS)) || break 2
             ask "$budget" "$method" "$shard" $((deadline - SECONDS)) &
-            # The first engine compiles the model; the others find that done.
-            while ((first)) && kill -0 $! 2>/dev/null && ! answered "$budget" "$method" "$shard"; do
-                sleep 1
-            done
-            first=0
         done
         sleep 2 # the engines look at the free memory when they start
     done

@@ -43,6 +43,7 @@ def script(tmp_path_factory):
         "REPEATS": 2,
         "SHARDS": 1,
         "PARALLEL": 2,
+        "TURNS": 1,
         "BUDGETS": "1.0 0.5",
         "OTHERS": "",
         "VICTIMS": " ".join(sorted(VICTIMS)),
