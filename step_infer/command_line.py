@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from step_infer.errors import InputError
 
@@ -85,13 +85,25 @@ def _as_options(names: re.Match[str]) -> str:
 
 
 def _normal(argv: Sequence[str], types: dict[str, Any]) -> list[str]:
-    """Turn --some-option into --some_option, and a switch without a value into --switch=true."""
+    """Turn --some-option into --some_option, and a switch without a value into --switch=true.
+
+    Raises:
+        InputError: a name goes two levels into a free-form option, as in --engine.some.value.
+    """
     arguments = list(argv)
     for index, argument in enumerate(arguments):
         if not argument.startswith("--"):
             continue
         name, equals, value = argument[2:].partition("=")
         name = name.replace("-", "_")
+        root, _, below = name.partition(".")
+        if "." in below and get_origin(types.get(root)) is dict:
+            # jsonargparse would keep only the last of several, and as text.
+            outer, inner = f"--{root}.{below.split('.')[0]}", below.partition(".")[2]
+            raise InputError(
+                f"Expected {outer} with all its values as JSON, found --{name}. "
+                f"Hint: {outer} '{{\"{inner}\": ...}}'."
+            )
         following = arguments[index + 1] if index + 1 < len(arguments) else "--"
         if types.get(name) is bool and not equals and following.startswith("--"):
             equals, value = "=", "true"

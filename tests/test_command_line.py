@@ -55,6 +55,7 @@ def parse(*argv: str) -> Config:
         (["--engine.max_model_len", "9"], {"engine": {"max_model_len": 9}}),
         (["--engine.a", "x", "--engine.b", "0.5"], {"engine": {"a": "x", "b": 0.5}}),
         (["--engine", '{"a": 1}'], {"engine": {"a": 1}}),
+        (["--engine.a", '{"b": 1, "c": "x"}'], {"engine": {"a": {"b": 1, "c": "x"}}}),
     ],
 )
 def test_options_become_settings(argv: list[str], changes: dict[str, Any]) -> None:
@@ -78,6 +79,10 @@ def test_a_configuration_that_cannot_be_read_is_named(content: bytes, tmp_path: 
         (["--name", "n", "--colour", "red"], "unrecognized arguments: --colour red"),
         (["--name", "n", "--sampling.top-p", "2"], r"Expected top_p in \(0, 1\]"),
         (["--config", "/no/such.yaml"], "no/such"),
+        (
+            ["--name", "n", "--engine.a.b", "1", "--engine.a.c", "2"],
+            r"--engine\.a with all .* found --engine\.a\.b.*'{\"b\": ...}'",
+        ),
     ],
 )
 def test_bad_options_are_input_errors_of_one_line(argv: list[str], message: str) -> None:
