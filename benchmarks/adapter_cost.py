@@ -83,6 +83,7 @@ def _parse() -> argparse.Namespace:
     add("--engines", nargs="+", choices=ENGINES, default=["plain", "scoring"])
     add("--profile", action="store_true", help="also look into a few steps of each engine")
     add("--ranks", type=int, default=1, help="tensor-parallel ranks of an engine")
+    add("--confidence", action="store_true", help="the worker also takes token confidences")
     add("--runner", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -91,14 +92,19 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def _set_up(run: dict[str, Any]) -> tuple[int, bool]:
+    """Return the ranks of a run, and whether it took token confidences as well."""
+    return run.get("ranks", 1), run.get("confidence", False)
+
+
 def _missing(arguments: argparse.Namespace, runner: int) -> list[tuple[int, int, str]]:
     """Return the runs to be made in their order: repeat, sequences, engine."""
     shape = read_shape(arguments.shape)
     done = {
         (run["repeat"], run["sequences"], run["engine"])
         for run in _read(arguments.out)
-        if (run["runner"], run["tokens"], run["shape"], run.get("ranks", 1))
-        == (runner, arguments.tokens, shape, arguments.ranks)
+        if (run["runner"], run["tokens"], run["shape"], *_set_up(run))
+        == (runner, arguments.tokens, shape, arguments.ranks, arguments.confidence)
     }
     wanted = [
         (repeat, sequences, engine)
@@ -147,7 +153,7 @@ def _run_both(arguments: argparse.Namespace) -> None:
         rule = read_card(scorer).boundary_rule  # the made-up tokenizer has no blank line
         with (
             StepLLM(name, plain=True, boundary=rule, **options) as plain,
-            StepLLM(name, scorer, **options) as own,
+            StepLLM(name, scorer, confidence=arguments.confidence, **options) as own,
         ):
             for llm in (plain, own):
                 _time(llm, min(8, most), 32)
@@ -157,6 +163,7 @@ def _run_both(arguments: argparse.Namespace) -> None:
                 run = {
                     "runner": arguments.runner,
                     "ranks": arguments.ranks,
+                    "confidence": arguments.confidence,
                     "sequences": sequences,
                     "tokens": arguments.tokens,
                     "engine": engine,
@@ -235,17 +242,17 @@ def _device() -> str:
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return, for each runner, number of ranks and of sequences, what each engine loses over plain.
+    """Return, for each set-up and number of sequences, what each engine loses over plain.
 
     A repeat's loss compares runs that were made one after the other.
     """
-    rates: dict[tuple[int, int, int], dict[str, dict[int, float]]] = {}
+    rates: dict[tuple[int, int, bool, int], dict[str, dict[int, float]]] = {}
     for run in runs:
-        key = run["runner"], run.get("ranks", 1), run["sequences"]
+        key = run["runner"], *_set_up(run), run["sequences"]
         of_engine = rates.setdefault(key, {}).setdefault(run["engine"], {})
         of_engine[run["repeat"]] = run["tokens_per_second"]
     rows = []
-    for (runner, ranks, sequences), engines in sorted(rates.items()):
+    for (runner, ranks, confidence, sequences), engines in sorted(rates.items()):
         plain = engines.get("plain", {})
         for engine in PARTS:
             own = engines.get(engine, {})
@@ -255,6 +262,7 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     {
                         "runner": f"V{runner + 1}",
                         "ranks": ranks,
+                        "confidence": confidence,
                         "sequences": sequences,
                         "engine": engine,
                         "plain_tokens_per_second": statistics.mean(plain.values()),

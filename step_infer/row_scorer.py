@@ -77,20 +77,20 @@ class SideStream:
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
-        self._read: Tensor | None = None
+        self._read: list[Tensor] = []
 
-    def run(self, work: Callable[[Tensor], T], hidden_BH: Tensor) -> T:
-        """Queue work on rows that the model's stream has computed, or will have."""
+    def run(self, work: Callable[[Tensor], T], tensor: Tensor) -> T:
+        """Queue work on what the model's stream has computed, or will have."""
         self._stream.wait_stream(torch.cuda.current_stream())
-        self._read = hidden_BH
+        self._read.append(tensor)
         with torch.cuda.stream(self._stream):
-            return work(hidden_BH)
+            return work(tensor)
 
     def join(self) -> None:
         """Let the model's stream go on only after the work that was queued."""
-        if self._read is not None:
+        if self._read:
             torch.cuda.current_stream().wait_stream(self._stream)
-            self._read = None
+            self._read.clear()
 
 
 class PendingRows:
@@ -154,7 +154,7 @@ class RowScorer:
         if armed:
             # After the logits: their product wants the whole GPU and would wait for scoring; the
             # small kernels that sample from them leave it room.
-            self._pending = self._safely(self._launch, hidden_states)
+            self._pending = self._safely(self._score_beside, hidden_states)
         if armed and self._confidence and self._pending is not None:
             # On the model's stream: what comes next may change the logits in place.
             self._safely(self._add_confidences, logits)
@@ -195,11 +195,15 @@ class RowScorer:
             logger.exception("Scoring failed in the worker.")
             return None
 
-    def _launch(self, hidden_BH: Tensor) -> PendingRows:
-        if not hidden_BH.is_cuda:
-            return self._score(hidden_BH)
+    def _score_beside(self, hidden_BH: Tensor) -> PendingRows:
+        return self._beside(self._score, hidden_BH)
+
+    def _beside(self, work: Callable[[Tensor], T], tensor: Tensor) -> T:
+        """Do work on a tensor beside the model's stream, where the device has streams."""
+        if not tensor.is_cuda:
+            return work(tensor)
         self._side = self._side or SideStream()
-        return self._side.run(self._score, hidden_BH)
+        return self._side.run(work, tensor)
 
     @torch.inference_mode()
     def _score(self, hidden_BH: Tensor) -> PendingRows:
@@ -219,4 +223,5 @@ class RowScorer:
     @torch.inference_mode()
     def _add_confidences(self, logits_BV: Tensor) -> None:
         assert self._pending is not None
-        self._pending.add_confidences(token_confidence(logits_BV))
+        # A copy to the host on the model's stream would hold up the sampling that comes next.
+        self._beside(self._pending.add_confidences, token_confidence(logits_BV))
