@@ -262,7 +262,8 @@ def _difference(
     before_D = drawn_DP @ before_P
     if before > 0 and before_D.min() > 0:
         relative = interval(after / before - 1, (drawn_DP @ after_P) / before_D - 1)
-    if not difference.excludes_zero:
+    one_question = bool((drawn_DP == drawn_DP[0]).all())  # every draw is the same
+    if one_question or not difference.excludes_zero:
         verdict = "no difference shown"
     elif sign == 0:
         verdict = "more" if difference.value > 0 else "less"

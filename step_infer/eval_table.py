@@ -20,8 +20,8 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         console.print(table)
     if comparisons:
         console.print(
-            '"not shown": the interval of the difference holds zero, so these questions show no '
-            "difference.",
+            '"not shown": the interval of the difference holds zero, or there is one question '
+            "alone, so these questions show no difference.",
             style="dim",
         )
     if any(method["questions"] < FEW_QUESTIONS for method in results["methods"].values()):

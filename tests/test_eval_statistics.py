@@ -221,6 +221,13 @@ def test_a_difference_in_noise_is_not_shown():
     assert found.differences["tokens"].difference.value == 0
 
 
+def test_one_question_alone_shows_nothing():
+    before = [answered("q", False, seconds=9, repeat=r) for r in (0, 1)]
+    after = [answered("q", True, method="step", seconds=3, repeat=r) for r in (0, 1)]
+    verdicts = {d.verdict for d in compare(before, after, VOTES).differences.values()}
+    assert verdicts == {"no difference shown"}
+
+
 def test_the_interval_covers_the_truth_as_often_as_it_says():
     rng = random.Random(3)
     shown = 0
