@@ -43,7 +43,7 @@ REPORT := $(OUT)/eval
 
 # Sizes of the demo.
 DEMO_TRAIN_QUESTIONS ?= 40
-DEMO_TEST_QUESTIONS ?= 16
+DEMO_TEST_QUESTIONS ?= 20
 
 # KV cache of the evaluation, as a part of what all traces of a question need.
 KV_BUDGET ?= 0.4
