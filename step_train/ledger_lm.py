@@ -5,9 +5,7 @@ on a CPU they are for small tries only (`--steps`, `--layers`).
 """
 
 import dataclasses
-import logging
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from step_infer.manifest import run_manifest, write_manifest
 from step_train.ledger_config import LedgerLMConfig
 from step_train.ledger_export import export_model, new_model
 from step_train.ledger_module import LedgerData, LedgerLM
+from step_train.trainer import lightning_run
 
 
 class Progress(Callback):
@@ -103,10 +102,6 @@ def train_ledger_lm(config: LedgerLMConfig) -> Path:
         ) from error
     checkpoint = _newest_checkpoint(config)
     start = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # Lightning's own use of a torch function, and what --resume is for: nothing to act on.
-    for message in (".*LeafSpec.*", "Checkpoint directory .* exists and is not empty"):
-        warnings.filterwarnings("ignore", message=message)
     L.seed_everything(config.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
     net = new_model(config.layers, config.hidden_size, config.intermediate_size)
@@ -117,27 +112,25 @@ def train_ledger_lm(config: LedgerLMConfig) -> Path:
         every_n_train_steps=config.checkpoint_steps,
         save_on_train_epoch_end=False,
     )
-    trainer = L.Trainer(
-        max_steps=config.steps,
-        devices="auto" if config.devices is None else config.devices,
-        precision=config.precision,  # type: ignore[arg-type]
-        gradient_clip_val=1.0,
-        val_check_interval=config.checkpoint_steps,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        log_every_n_steps=config.log_steps,
-        logger=CSVLogger(config.out, name="logs"),
-        callbacks=[saver, Progress()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-    try:
+    with lightning_run():
+        trainer = L.Trainer(
+            max_steps=config.steps,
+            devices="auto" if config.devices is None else config.devices,
+            precision=config.precision,  # type: ignore[arg-type]
+            gradient_clip_val=1.0,
+            val_check_interval=config.checkpoint_steps,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=config.log_steps,
+            logger=CSVLogger(config.out, name="logs"),
+            callbacks=[saver, Progress()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
         trainer.fit(
             LedgerLM(net, config), datamodule=LedgerData(config, start), ckpt_path=checkpoint
         )
-    except SystemExit as error:  # Lightning's answer to an interrupt
-        raise KeyboardInterrupt from error
     folder = config.out / "model"
     if trainer.is_global_zero:
         export_model(net, folder)

@@ -2,7 +2,9 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -28,20 +30,40 @@ _CHATTER = (
 )
 
 
+def _end_at_once(number: int, frame: object) -> None:
+    """End as a process does that knows no signal: what is on disk is whole at any time."""
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
 @contextmanager
 def lightning_run() -> Iterator[None]:
-    """Run the block without Lightning's chatter, and put torch's determinism back after it."""
+    """Run the block without Lightning's chatter, and put torch's determinism back after it.
+
+    SIGTERM ends the process at once, as everywhere: by Lightning alone it would end a training
+    with status 0, as if all were done, and a prediction not at all.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted; from Lightning alone that is a SystemExit.
+    """
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
+    in_main = threading.current_thread() is threading.main_thread()
+    # Lightning calls the handler that it finds, after its own, which tells other ranks.
+    handler = signal.signal(signal.SIGTERM, _end_at_once) if in_main else None
     try:
         with warnings.catch_warnings():
             for message in _CHATTER:
                 warnings.filterwarnings("ignore", message=message)
             yield
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
     finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, handler)
         logger.setLevel(level)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
 

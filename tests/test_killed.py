@@ -189,6 +189,63 @@ def test_an_export_that_was_killed_leaves_no_half_file_and_starts_again(whole, t
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
+def model_and_traces(folder, questions):
+    """Write a small model, and traces that have no states of it yet; return both."""
+    from step_infer.identity import identify
+    from step_infer.manifest import write_manifest
+    from step_train.ledger_export import export_model, new_model
+
+    torch.manual_seed(0)
+    model = folder / "model"
+    export_model(new_model(2, 128, 256), model)
+    source = write_traces(folder / "source", "noise", questions=questions, part_traces=6)
+    assert identify(str(model)).hidden_size == 128
+    write_manifest(source.path, source.manifest | {"identity": None})
+    return model, source
+
+
+def long_command(name, folder):
+    """Return a command that takes long, and a file that it makes early."""
+    if name == "fit":
+        traces = write_traces(folder / "traces", "label", questions=20).path
+        options = ["--traces", traces, "--width", "32", "--baselines", "none"]
+        options += ["--max-epochs", "100000", "--patience", "100000"]
+        first = "last.ckpt"
+    elif name == "extract":
+        model, source = model_and_traces(folder, questions=200)
+        options = ["--model", model, "--traces", source.path, "--batch-tokens", "60"]
+        first = "traces/part-00000.parquet"
+    else:
+        options = ["--layers", "1", "--hidden-size", "128", "--intermediate-size", "64"]
+        options += ["--tokens-per-batch", "2048", "--checkpoint-steps", "2", "--precision", "32"]
+        first = "checkpoints/step-0000002.ckpt"
+    out = folder / "out"
+    options += ["--out", out, *(["--accelerator", "cpu"] if name != "demo-model" else [])]
+    command = [sys.executable, "-m", "step_train.commands", name, *map(str, options)]
+    return command, out / first
+
+
+@pytest.mark.parametrize("name", ["fit", "extract", "demo-model"])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
+)
+def test_a_run_that_is_told_to_end_ends_at_once_and_not_with_success(
+    tmp_path, name, number, status
+):
+    command, first = long_command(name, tmp_path)
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert first.exists()
+    assert "Traceback" not in errors
+    manifest = tmp_path / "out" / "manifest.json"  # the demo model's comes at the end
+    assert not manifest.exists() or not read_json(manifest).get("complete")
+
+
 EXTRACT = """
 from step_train.extract import extract
 from step_train.extract_config import ExtractConfig
@@ -203,20 +260,10 @@ extract(ExtractConfig(sys.argv[4], Path(sys.argv[5]), Path(sys.argv[6]), acceler
     ids=["between shard and table", "between table and manifest"],
 )
 def test_an_extraction_that_was_killed_goes_on_to_the_same_features(tmp_path, count, name, when):
-    from step_infer.identity import identify
     from step_train.extract import extract
     from step_train.extract_config import ExtractConfig
-    from step_train.ledger_export import export_model, new_model
 
-    torch.manual_seed(0)
-    model = tmp_path / "model"
-    export_model(new_model(2, 128, 256), model)
-    source = write_traces(tmp_path / "source", "noise", questions=3, part_traces=6)
-    manifest = source.manifest | {"identity": None}
-    assert identify(str(model)).hidden_size == 128
-    from step_infer.manifest import write_manifest
-
-    write_manifest(source.path, manifest)
+    model, source = model_and_traces(tmp_path, questions=3)
 
     def settings(out):
         return ExtractConfig(
