@@ -73,11 +73,14 @@ class TraceDirectory:
 
     def part_paths(self) -> list[Path]:
         """Return the parts' files, in order."""
-        return [self.path / part["traces"]["file"] for part in self.manifest["parts"]]
+        return [self._part_path(index) for index in range(self.num_parts)]
+
+    def _part_path(self, index: int) -> Path:
+        return self.path / self.manifest["parts"][index]["traces"]["file"]
 
     def part(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read one part, or some of its columns, into memory."""
-        return read_part(self.part_paths()[index], columns)
+        return read_part(self._part_path(index), columns)
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Read some columns of all parts into memory."""

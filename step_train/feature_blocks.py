@@ -81,9 +81,13 @@ class FeatureRows:
         for shard, first, start, stop in zip(
             self._shards, self._first_row, bounds, bounds[1:], strict=False
         ):
-            if start < stop:
-                local = torch.from_numpy(rows[start:stop] - first)
-                torch.index_select(shard.hidden(), 0, local, out=out[start:stop])
+            if start == stop:
+                continue
+            local = rows[start:stop] - first
+            if local[-1] - local[0] == stop - start - 1:  # no gap
+                out[start:stop].copy_(shard.hidden(int(local[0]), int(local[-1]) + 1))
+            else:
+                torch.index_select(shard.hidden(), 0, torch.from_numpy(local), out=out[start:stop])
 
     def require_finite(self) -> None:
         """Look at every state; reads all.
