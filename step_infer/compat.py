@@ -115,14 +115,15 @@ def _long_prefill_threshold(scheduler: Any) -> int:
 
 
 def follow_async_setting(scheduler: Any) -> None:
-    """Without async scheduling, let an AsyncScheduler do what vLLM's own Scheduler does.
+    """With pipeline stages but no async scheduling, let an AsyncScheduler do what Scheduler does.
 
     AsyncScheduler takes the setting as given: it schedules a request's next step before the last
     one's token is known. vLLM chooses the class by the setting, but not where a class is named.
     With pipeline stages, whose steps overlap, the V1 runner would then miss the token that the
-    scheduler is to send it. Can go when AsyncScheduler looks at the setting.
+    scheduler is to send it; without stages no step overlaps, and both classes do the same. Can go
+    when AsyncScheduler looks at the setting.
     """
-    if scheduler.scheduler_config.async_scheduling:
+    if scheduler.scheduler_config.async_scheduling or not scheduler.use_pp:
         return
     for name, value in vars(AsyncScheduler).items():
         if callable(value) and not name.startswith("__"):

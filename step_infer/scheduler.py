@@ -44,9 +44,18 @@ class StepScheduler(AsyncScheduler):
     """vLLM's AsyncScheduler that stops the worst trace instead of preempting one."""
 
     _pause_state: PauseState
+    following = False
+    """Whether there are settings to score and prune by; without them this is an AsyncScheduler."""
+    _num_held = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if (self.vllm_config.additional_config or {}).get(CONFIG_KEY) is None:
+            logger.warning(
+                'StepScheduler scores and prunes nothing: additional_config has no "%s" settings.',
+                CONFIG_KEY,
+            )
+            return
         with logged_errors(logger):
             self._start()
 
@@ -75,13 +84,13 @@ class StepScheduler(AsyncScheduler):
             self.events = EventLog(settings.event_log, rank)
         self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
         self._pressed_groups: set[str] = set()
-        self._num_held = 0
+        self.following = True
 
     def add_request(self, request: Request) -> None:
         """Take a request in; follow it as a trace if it opted in."""
         super().add_request(request)
         params = request.sampling_params
-        if self.disabled or params is None or request.resumable:
+        if not self.following or self.disabled or params is None or request.resumable:
             return
         try:
             options = RequestOptions.from_extra_args(params.extra_args)
@@ -108,6 +117,8 @@ class StepScheduler(AsyncScheduler):
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Make room by pruning if the next step does not fit, then schedule it."""
+        if not self.following:
+            return super().schedule(*args, **kwargs)
         hold = False
         if not self.live.kept:  # no live group: nothing to prune, nothing to wait for
             self._pressed_groups.clear()
@@ -137,6 +148,8 @@ class StepScheduler(AsyncScheduler):
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
         """Keep the step's boundary scores, let vLLM update, then look at the new tokens."""
+        if not self.following:
+            return super().update_from_output(scheduler_output, model_runner_output)
         rows = getattr(model_runner_output, ROWS_ATTRIBUTE, None)
         if rows is not None and rows.failed and not self.disabled:
             self._disable("Scoring in the worker")
@@ -176,7 +189,7 @@ class StepScheduler(AsyncScheduler):
     ) -> list[Request]:
         """Finish requests from outside (aborts, errors, pruning) and forget their traces."""
         finished = super().finish_requests(request_ids, finished_status)
-        for request in finished:
+        for request in finished if self.following else ():
             trace = self.live.traces.get(request.request_id)
             if trace is not None and self.events is not None:
                 self.events.write("abort", trace, self.kv_cache_manager.usage)
@@ -334,10 +347,11 @@ class StepScheduler(AsyncScheduler):
 
     def shutdown(self) -> None:
         """Sum up what the log has not told yet, and end."""
-        if (line := self.counters.summary(inf)) is not None:
-            logger.info(line)
-        if self.events is not None:
-            self.events.close()
+        if self.following:
+            if (line := self.counters.summary(inf)) is not None:
+                logger.info(line)
+            if self.events is not None:
+                self.events.close()
         super().shutdown()
 
     def _disable(self, what: str) -> None:

@@ -74,12 +74,15 @@ def make_scheduler(
     block_size: int = BLOCK_SIZE,
     max_model_len: int = MAX_MODEL_LEN,
     asynchronous: bool = True,
+    stages: int | None = None,
+    has_settings: bool = True,
     **settings: object,
 ) -> Scheduler:
     """Return a scheduler as EngineCore builds it, with `num_blocks` usable KV blocks.
 
-    Not `asynchronous`: as for two pipeline stages with the V1 runner. Their steps overlap, and the
-    scheduler sends the tokens back to the first stage.
+    Not `asynchronous`: as for two pipeline stages (or `stages`) with the V1 runner. Their steps
+    overlap, and the scheduler sends the tokens back to the first stage. Not `has_settings`: as for
+    a user who gives the class alone.
     """
     config = copy.copy(
         _config(max_num_seqs, max_num_batched_tokens, policy, block_size, max_model_len)
@@ -89,9 +92,12 @@ def make_scheduler(
     config.scheduler_config = copy.copy(config.scheduler_config)
     config.scheduler_config.long_prefill_token_threshold = long_prefill
     config.scheduler_config.async_scheduling = asynchronous
-    config.additional_config = {
-        CONFIG_KEY: {"aggregator": "mean", "boundary": RULE.to_dict(), **settings}
-    }
+    config.parallel_config = copy.copy(config.parallel_config)
+    config.parallel_config.pipeline_parallel_size = stages or (1 if asynchronous else 2)
+    config.additional_config = {}
+    if has_settings:
+        step = {"aggregator": "mean", "boundary": RULE.to_dict(), **settings}
+        config.additional_config[CONFIG_KEY] = step
     spec = FullAttentionSpec(
         block_size=block_size, num_kv_heads=2, head_size=64, dtype=torch.bfloat16
     )
@@ -107,7 +113,6 @@ def make_scheduler(
         log_stats=True,
     )
     scheduler.use_v2_model_runner = v2_runner
-    scheduler.use_pp = not asynchronous
     return scheduler
 
 
@@ -360,7 +365,7 @@ def check_empty(scheduler: Scheduler) -> None:
     assert not scheduler.requests
     assert not scheduler.running
     assert len(scheduler.waiting) == 0
-    if isinstance(scheduler, StepScheduler):
+    if isinstance(scheduler, StepScheduler) and scheduler.following:
         live = scheduler.live
         tables = {name: table for name, table in vars(live).items() if isinstance(table, dict)}
         assert {"traces", "pending", "kept"} <= set(tables)

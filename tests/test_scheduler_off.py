@@ -19,6 +19,7 @@ from scheduler_harness import (
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from step_infer import compat
 from step_infer.scheduler import StepScheduler
 
 PREFIXES = [tuple(random.Random(n).choices(range(WORD, 90), k=30)) for n in range(3)]
@@ -61,10 +62,12 @@ def check_tokens_for_the_first_stage(step):
         assert len(tokens) == step.num_scheduled_tokens[name]
 
 
-def compare(seed, num_blocks, in_flight, *, settings=None, grouped=True, resets=True, **shape):
+def compare(
+    seed, num_blocks, in_flight, *, kind=None, settings=None, grouped=True, resets=True, **shape
+):
     """Run both schedulers side by side; return how many preemptions and ended requests they had."""
     random_ = random.Random(seed)
-    vllms_own = AsyncScheduler if shape.get("asynchronous", True) else Scheduler
+    vllms_own = kind or (AsyncScheduler if shape.get("asynchronous", True) else Scheduler)
     engines = [
         Engine(make_scheduler(vllms_own, num_blocks, **shape), in_flight),
         Engine(make_scheduler(StepScheduler, num_blocks, **(settings or {}), **shape), in_flight),
@@ -74,7 +77,7 @@ def compare(seed, num_blocks, in_flight, *, settings=None, grouped=True, resets=
     def step(abort=()):
         found = [engine.step(abort=abort) for engine in engines]
         assert plain(found[1][0]) == plain(found[0][0])
-        if not shape.get("asynchronous", True) and found[1][0] is not None:
+        if vllms_own is Scheduler and found[1][0] is not None:
             check_tokens_for_the_first_stage(found[1][0])
         assert plain(found[1][1]) == plain(found[0][1])
         assert blocks(ours.scheduler) == blocks(theirs.scheduler)
@@ -165,3 +168,48 @@ def test_without_async_scheduling_it_equals_vllms_plain_scheduler(in_flight, pru
         preemptions, ended = preemptions + counts[0], ended + counts[1]
     assert (preemptions == 0) if prune else (preemptions > 20)
     assert ended > 200
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
+def test_without_settings_it_equals_vllm_step_by_step_whatever_requests_ask(asynchronous):
+    """A short memory, traces in groups, and no settings under which they could be followed."""
+    preemptions = 0
+    for seed in range(4):
+        counts = compare(
+            seed,
+            40,
+            1,
+            kind=AsyncScheduler,
+            asynchronous=asynchronous,
+            stages=1,
+            has_settings=False,
+        )
+        preemptions += counts[0]
+    assert preemptions > 10
+
+
+def test_a_scheduler_without_settings_says_so_and_refuses_no_engine(monkeypatch, caplog):
+    monkeypatch.setattr(compat, "unsupported_features", lambda config: "speculative decoding")
+    engine = Engine(make_scheduler(StepScheduler, 40, has_settings=False))
+    [line] = [r.getMessage() for r in caplog.records if "StepScheduler" in r.getMessage()]
+    assert (
+        line == 'StepScheduler scores and prunes nothing: additional_config has no "step" settings.'
+    )
+    engine.add(Script("a", (WORD,) * 3, (WORD, BOUNDARY, EOS), options={"group": "g"}))
+    engine.run()
+    assert engine.ended["a"].kv_transfer_params is None
+    engine.scheduler.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("stages", "vllms_own", "other"),
+    [(1, AsyncScheduler, Scheduler), (2, Scheduler, AsyncScheduler)],
+)
+def test_without_async_scheduling_only_stages_wait_for_the_last_token(stages, vllms_own, other):
+    def two_steps(kind):
+        scheduler = make_scheduler(kind, 40, asynchronous=False, stages=stages)
+        scheduler.add_request(Script("a", (WORD,) * 3, (WORD, EOS)).request(1.0))
+        return [plain(scheduler.schedule()) for _ in range(2)]
+
+    assert two_steps(StepScheduler) == two_steps(vllms_own)
+    assert two_steps(other) != two_steps(vllms_own), "the test shows nothing"
