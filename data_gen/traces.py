@@ -85,7 +85,8 @@ def read_part(path: Path | str, columns: Sequence[str] | None = None) -> pa.Tabl
     wanted = list(TRACE_SCHEMA.names if columns is None else columns)
     try:
         file = pq.ParquetFile(path, memory_map=True)
-        missing = [name for name in wanted if name not in file.schema_arrow.names]
+        found = file.schema_arrow.names
+        missing = [name for name in wanted if name not in found]
         if missing:
             raise InputError(f"Expected column {missing[0]!r} in {path}, found none.")
         return file.read(columns=wanted)
