@@ -33,7 +33,7 @@ class StepScorer(nn.Module):
         sizes = [hidden_size, *[width] * depth]
         layers: list[nn.Module] = []
         for inputs, units in itertools.pairwise(sizes):
-            layers += [nn.Linear(inputs, units), nn.ReLU()]
+            layers += [nn.Linear(inputs, units), nn.ReLU(inplace=True)]
         self.net = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
     def forward(self, hidden_SH: Tensor) -> Tensor:
