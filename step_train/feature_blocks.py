@@ -20,7 +20,7 @@ from step_infer.errors import InputError
 from step_train.trace_table import Ints, TraceTable
 
 MEBIBYTE = 2**20
-_EVALUATION_BYTES, _EVALUATION_ROWS = 32 * MEBIBYTE, 8192
+_EVALUATION_BYTES, _EVALUATION_ROWS = 8 * MEBIBYTE, 8192
 
 Block = tuple[Tensor, Tensor]
 EvaluationBatch = tuple[Tensor, Tensor]

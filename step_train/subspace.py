@@ -18,13 +18,15 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from step_infer.errors import InputError
 from step_infer.scorer import StepScorer
-from step_train.feature_blocks import MEBIBYTE, EvaluationBatches, FeatureRows
+from step_train.feature_blocks import MEBIBYTE, EvaluationBatches, FeatureRows, buffer
 from step_train.trace_table import Ints, TraceTable
 
 _SAMPLE_ROWS, _PRINCIPAL_ROWS = 32_768, 8_192
 """Most rows that second moments are taken of, and those for the principal components."""
 
-_PIECE_ROWS = 1024
+_PIECE_ROWS = 256
+"""Rows of a state that are worked on while the processor's cache holds them."""
+
 _OVERSAMPLING = 8
 
 
@@ -103,27 +105,20 @@ def fit_subspace(
     count = min(_most_rows(rows, memory_mib), table.num_steps)
     drawn = np.random.default_rng([seed, 4]).choice(table.num_steps, count, replace=False)
     step_R = np.sort(drawn)
-    mean_H, contrast_H2, state_RH = _read(rows, table, contrast_N2, step_R, progress)
-    if not torch.isfinite(mean_H).all():
+    sample, contrast_H2 = _read(rows, table, contrast_N2, step_R, progress)
+    if not torch.isfinite(sample.mean_H).all():
         rows.require_finite()
-    # Every entry of a state counts the same, however large some are.
-    state_RH -= mean_H
-    scale_H = torch.linalg.vector_norm(state_RH, dim=0) / count**0.5
-    scale_H.clamp_(min=max(1e-3 * float(scale_H.square().mean().sqrt()), 1e-6))
-    state_RH /= scale_H
 
     generator = torch.Generator().manual_seed(seed)
     quadratic, least_squares = components // 8, components // 4
-    some_RH = state_RH[:: -(-count // _PRINCIPAL_ROWS)]
-    whitener = _principal(some_RH, components - quadratic - least_squares, generator)
-    basis_HK = _least_squares(
-        state_RH, contrast_H2 / scale_H.unsqueeze(1), whitener.basis_HP, least_squares
-    )
+    some = sample.every(-(-count // _PRINCIPAL_ROWS))
+    whitener = _principal(some, components - quadratic - least_squares, generator)
+    basis_HK = _least_squares(sample, contrast_H2, whitener.basis_HP, least_squares)
     weight_R = torch.from_numpy(contrast_N2[table.traces_of(step_R), 0])
-    basis_HK = _quadratic(state_RH, weight_R, basis_HK, whitener, quadratic, generator)
-    spread_K = torch.linalg.vector_norm(state_RH @ basis_HK, dim=0) / count**0.5
-    weight_HK = basis_HK / spread_K.clamp_min(1e-6) / scale_H.unsqueeze(1)
-    return Subspace(mean_H, weight_HK.contiguous())
+    basis_HK = _quadratic(sample, weight_R, basis_HK, whitener, quadratic, generator)
+    spread_K = torch.linalg.vector_norm(some.times(basis_HK), dim=0) / len(some) ** 0.5
+    weight_HK = basis_HK / spread_K.clamp_min(1e-6) / sample.scale_H.unsqueeze(1)
+    return Subspace(sample.mean_H, weight_HK.contiguous())
 
 
 def contrasts(table: TraceTable) -> npt.NDArray[np.float32]:
@@ -141,17 +136,52 @@ def contrasts(table: TraceTable) -> npt.NDArray[np.float32]:
     return np.stack([within_N, overall_N], axis=1).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class _Sample:
+    """Some steps' states, as if every entry had mean 0 and deviation 1, however large some are."""
+
+    state_RH: Tensor
+    """As they are stored: float32 of all at once would take twice the memory."""
+    mean_H: Tensor
+    scale_H: Tensor
+
+    def __len__(self) -> int:
+        return len(self.state_RH)
+
+    def every(self, stride: int) -> "_Sample":
+        """Return one state out of so many."""
+        return _Sample(self.state_RH[::stride], self.mean_H, self.scale_H)
+
+    def times(self, direction_HV: Tensor) -> Tensor:
+        """Return the states' coordinates [R, V] along directions."""
+        scaled_VH = (direction_HV / self.scale_H.unsqueeze(1)).T.contiguous()
+        # In this form, few columns take a quarter of the time.
+        pieces = [scaled_VH @ piece.T for piece in _centred(self.state_RH, self.mean_H)]
+        return torch.cat(pieces, dim=1).T
+
+    def moments(self, direction_HV: Tensor, weight_R: Tensor | None = None) -> Tensor:
+        """Return the mean of state @ state.T, perhaps weighted, times directions [H, V]."""
+        scaled_VH = (direction_HV / self.scale_H.unsqueeze(1)).T.contiguous()
+        total_VH = torch.zeros_like(scaled_VH)
+        weights = (torch.ones(len(self)) if weight_R is None else weight_R).split(_PIECE_ROWS)
+        # Both products of a piece before the next one: it is still in the processor's cache.
+        for piece, weight in zip(_centred(self.state_RH, self.mean_H), weights, strict=True):
+            along_VR = scaled_VH @ piece.T
+            total_VH.addmm_(along_VR.mul_(weight), piece)
+        return (total_VH / self.scale_H / len(self)).T
+
+
 def _read(
     rows: FeatureRows,
     table: TraceTable,
     contrast_N2: npt.NDArray[np.float32],
     step_R: Ints,
     progress: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the mean state, the states' contrasts [H, 2] and the states of some steps [R, H]."""
-    state_RH = torch.from_numpy(np.empty((len(step_R), rows.hidden_size), dtype=np.float32))
-    total_H = torch.zeros(rows.hidden_size, dtype=torch.float64)
-    contrast_H2 = torch.zeros(rows.hidden_size, 2, dtype=torch.float64)
+) -> tuple[_Sample, Tensor]:
+    """Return a sample of the states, and the contrasts [H, 2] of entries that have deviation 1."""
+    state_RH = buffer(len(step_R), rows)
+    # Of the states with the two contrasts' weights, of the states, and of their squares.
+    total_4H = torch.zeros(4, rows.hidden_size, dtype=torch.float64)
     shift_H: Tensor | None = None
     batches = tqdm(
         EvaluationBatches(rows, table),
@@ -164,18 +194,21 @@ def _read(
         if shift_H is None:
             shift_H = hidden_BH[0].float()
         first, last = np.searchsorted(step_R, [int(step_B[0]), int(step_B[-1]) + 1])
-        state_RH[first:last] = hidden_BH[torch.from_numpy(step_R[first:last]) - step_B[0]].float()
-        weight_B3 = torch.ones(len(step_B), 3)
-        weight_B3[:, :2] = torch.from_numpy(contrast_N2[table.traces_of(step_B.numpy())])
-        for piece_BH, part_B3 in zip(
-            _centred(hidden_BH, shift_H), weight_B3.split(_PIECE_ROWS), strict=True
-        ):
-            sums = (part_B3.T @ piece_BH).double()
-            contrast_H2 += sums[:2].T
-            total_H += sums[2]
+        chosen = torch.from_numpy(step_R[first:last]) - step_B[0]
+        torch.index_select(hidden_BH, 0, chosen, out=state_RH[first:last])
+        weight_3B = torch.ones(3, len(step_B))
+        weight_3B[:2] = torch.from_numpy(contrast_N2[table.traces_of(step_B.numpy())].T)
+        weights = weight_3B.split(_PIECE_ROWS, dim=1)
+        for piece, weight in zip(_centred(hidden_BH, shift_H), weights, strict=True):
+            total_4H[:3] += weight @ piece
+            total_4H[3] += weight[2] @ piece.square_()
     assert shift_H is not None
-    mean_H = total_H / table.num_steps + shift_H
-    return mean_H.float(), (contrast_H2 / table.num_steps).float(), state_RH
+    total_4H /= table.num_steps
+    mean_H = total_4H[2]
+    scale_H = (total_4H[3] - mean_H.square()).clamp_min(0).sqrt()
+    scale_H.clamp_(min=max(1e-3 * float(scale_H.square().mean().sqrt()), 1e-6))
+    contrast_H2 = (total_4H[:2] / scale_H).float().T
+    return _Sample(state_RH, (mean_H + shift_H).float(), scale_H.float()), contrast_H2
 
 
 def _centred(hidden_BH: Tensor, mean_H: Tensor) -> Iterator[Tensor]:
@@ -202,32 +235,33 @@ class _Whitener:
         return direction_HV / self.rest + self.basis_HP @ (gain_P.unsqueeze(1) * along)
 
 
-def _principal(state_RH: Tensor, count: int, generator: torch.Generator) -> _Whitener:
+def _principal(sample: _Sample, count: int, generator: torch.Generator) -> _Whitener:
     """Find principal components by randomised subspace iteration (Halko et al., 2011)."""
-    size = state_RH.shape[1]
+    size = len(sample.scale_H)
     found = torch.randn(size, min(count + _OVERSAMPLING, size), generator=generator)
     for _ in range(2):
-        found = _orthonormal(_transposed(state_RH, state_RH @ found))
-    _, deviation, turn = torch.linalg.svd(state_RH @ found, full_matrices=False)
-    deviation_P = deviation[:count] / len(state_RH) ** 0.5
-    whole = float(torch.linalg.vector_norm(state_RH)) ** 2 / len(state_RH)
-    left = max(whole - float(deviation_P.square().sum()), 1e-6 * whole, 1e-12)
+        found = _orthonormal(sample.moments(found))
+    _, deviation, turn = torch.linalg.svd(sample.times(found), full_matrices=False)
+    deviation_P = deviation[:count] / len(sample) ** 0.5
+    # Every entry has deviation 1, or never changes.
+    left = max(size - float(deviation_P.square().sum()), 1e-6 * size)
     return _Whitener(found @ turn[:count].T, deviation_P, (left / (size - count)) ** 0.5)
 
 
-def _least_squares(state_RH: Tensor, contrast_H2: Tensor, basis_HK: Tensor, count: int) -> Tensor:
+def _least_squares(sample: _Sample, contrast_H2: Tensor, basis_HK: Tensor, count: int) -> Tensor:
     """Add the directions of partial least squares to an orthonormal basis."""
     block_HV = _outside(basis_HK, contrast_H2)
     wanted = basis_HK.shape[1] + count
     while basis_HK.shape[1] < wanted:
         block_HV = _orthonormal(_outside(basis_HK, _orthonormal(block_HV)))
         basis_HK = torch.cat([basis_HK, block_HV], dim=1)
-        block_HV = _outside(basis_HK, _transposed(state_RH, state_RH @ block_HV))
+        if basis_HK.shape[1] < wanted:
+            block_HV = _outside(basis_HK, sample.moments(block_HV))
     return _orthonormal(basis_HK[:, :wanted])
 
 
 def _quadratic(
-    state_RH: Tensor,
+    sample: _Sample,
     weight_R: Tensor,
     basis_HK: Tensor,
     whitener: _Whitener,
@@ -241,21 +275,15 @@ def _quadratic(
     """
 
     def difference(direction_HV: Tensor) -> Tensor:
-        product_RV = weight_R.unsqueeze(1) * (state_RH @ whitener(direction_HV))
-        return whitener(_transposed(state_RH, product_RV)) / len(state_RH)
+        return whitener(sample.moments(whitener(direction_HV), weight_R))
 
-    size = state_RH.shape[1]
+    size = len(sample.scale_H)
     width = min(count + _OVERSAMPLING, size - basis_HK.shape[1])
     found = torch.randn(size, width, generator=generator)
     # A direction outside of the basis may go together with one inside.
     found = _orthonormal(_outside(basis_HK, difference(_orthonormal(difference(found)))))
     turn, _, _ = torch.linalg.svd(difference(found).T, full_matrices=False)
     return _orthonormal(torch.cat([basis_HK, found @ turn[:, :count]], dim=1))
-
-
-def _transposed(state_RH: Tensor, product_RV: Tensor) -> Tensor:
-    """Return state_RH.T @ product_RV; in this form, few columns take a twentieth of the time."""
-    return (product_RV.T @ state_RH).T
 
 
 def _outside(basis_HK: Tensor, direction_HV: Tensor) -> Tensor:
