@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from step_infer.boundary import BoundaryOptions
 from step_infer.errors import InputError
+from step_infer.grading import check_grading
 from step_infer.prompt import SYSTEM_PROMPT
 from step_infer.questions import QuestionOptions
 from step_infer.sampling import Sampling
@@ -84,6 +85,7 @@ class CollectConfig(QuestionOptions):
                 raise InputError(
                     f"Expected --{name.replace('_', '-')} of at least 1, found {value}."
                 )
+        check_grading(self.grading_timeout_s, self.grading_workers)
         if self.part_seconds <= 0:
             raise InputError(f"Expected --part-seconds above 0, found {self.part_seconds}.")
         if self.scorer is not None and self.boundary != BoundaryOptions():
@@ -118,3 +120,6 @@ class CollectMergeConfig:
     """Directories of step-collect --shard, one for each part of the questions."""
     grading_timeout_s: float = 10.0
     """Seconds for one comparison of answers for the summary."""
+
+    def __post_init__(self) -> None:
+        check_grading(self.grading_timeout_s)

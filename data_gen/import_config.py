@@ -5,6 +5,7 @@ from typing import Any
 
 from step_infer.boundary import BoundaryOptions
 from step_infer.errors import InputError
+from step_infer.grading import check_grading
 from step_infer.prompt import SYSTEM_PROMPT
 
 
@@ -40,6 +41,7 @@ class ImportConfig:
     """Seconds for one comparison; after that the answer counts as ungradable."""
 
     def __post_init__(self) -> None:
+        check_grading(self.grading_timeout_s, self.grading_workers)
         if self.part_traces < 1:
             raise InputError(f"Expected --part-traces of at least 1, found {self.part_traces}.")
 

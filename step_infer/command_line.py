@@ -107,5 +107,8 @@ def _normal(argv: Sequence[str], types: dict[str, Any]) -> list[str]:
         following = arguments[index + 1] if index + 1 < len(arguments) else "--"
         if types.get(name) is bool and not equals and following.startswith("--"):
             equals, value = "=", "true"
+        given = value if equals else following
+        if types.get(name) == list[str] and not given.startswith("["):
+            name += "+"  # one more entry
         arguments[index] = f"--{name}{equals}{value}"
     return arguments

@@ -9,6 +9,7 @@ from step_infer.deepconf import WARMUP
 from step_infer.errors import InputError
 from step_infer.eval_methods import METHODS, method_names
 from step_infer.eval_votes import CONFIDENCE, vote_rule
+from step_infer.grading import check_grading
 from step_infer.group_confidence import WINDOW
 from step_infer.prompt import SYSTEM_PROMPT
 from step_infer.questions import QuestionOptions, shard_part
@@ -106,9 +107,9 @@ class EvalConfig(QuestionOptions):
                 f"Expected --kv-budget in (0, 1], a part of what all traces need, "
                 f"found {self.kv_budget}. Hint: --kv-budget-tokens takes tokens."
             )
-        for name in ("sample_seconds", "grading_timeout_s"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"Expected {_option(name)} above 0, found {getattr(self, name)}.")
+        check_grading(self.grading_timeout_s)
+        if self.sample_seconds <= 0:
+            raise InputError(f"Expected --sample-seconds above 0, found {self.sample_seconds}.")
         if self.aggregator is not None and self.aggregator not in AGGREGATORS:
             raise InputError(
                 f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {self.aggregator!r}."

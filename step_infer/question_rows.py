@@ -178,6 +178,8 @@ def _json_row(text: str, place: str, name: str) -> Row:
                 f"Expected one JSON object a line, found another from column {error.pos + 1} on."
             )
         return Row(place, name, {}, message)
+    except ValueError as error:  # a whole number of thousands of digits
+        return Row(place, name, {}, f"Expected one JSON object a line, found: {error}.")
     except RecursionError:
         return Row(place, name, {}, "Expected one JSON object a line, found one nested too deep.")
     if not isinstance(values, dict):

@@ -206,8 +206,11 @@ def read_answer(row: Row, names: Sequence[str], required: bool = True) -> str | 
         if required:
             raise InputError(f"Expected an answer under {_or(names)}, found {_found(row, names)}.")
         return None
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
-        raise InputError(f"Expected a text or a number under {_or(names)}, found {short(answer)}.")
+    infinite = isinstance(answer, float) and math.isinf(answer)
+    if infinite or isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise InputError(
+            f"Expected a text or a finite number under {_or(names)}, found {short(answer)}."
+        )
     return _unicode(str(answer), names)
 
 

@@ -5,9 +5,13 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from step_infer.errors import InputError
 from step_train.record import RECORD_KEY, RECORD_SCHEMA_VERSION
+
+_DAMAGED = (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError)
+"""What torch.load raises; it also reads safetensors, by their name."""
 
 
 def load_plain(path: Path, what: str) -> Any:
@@ -20,7 +24,7 @@ def load_plain(path: Path, what: str) -> Any:
         raise InputError(f"Expected {what} at {path}, found none.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise InputError(
             f"Expected {what} of tensors and plain data at {path}, found something else or a "
             f"damaged file ({type(error).__name__}). Hint: a file that needs more is not opened, "

@@ -11,7 +11,7 @@ from data_gen.trace_directory import TraceDirectory
 from step_infer.card import ScorerCard
 from step_infer.errors import InputError
 from step_infer.files import write_json
-from step_infer.manifest import run_manifest
+from step_infer.manifest import MANIFEST_NAME, run_manifest
 from step_infer.scorer import StepScorer, load_scorer
 from step_train.baselines import compare, known_baselines
 from step_train.dataset import identity_of, layers_of
@@ -93,6 +93,10 @@ def _load(config: EvaluateConfig) -> tuple[StepScorer, ScorerCard]:
     if config.scorer is not None:
         return load_scorer(config.scorer)
     assert config.run is not None
+    if not (Path(config.run) / MANIFEST_NAME).is_file():
+        raise InputError(
+            f"Expected a run directory of step-train fit at {config.run}, found none there."
+        )
     if not RunDirectory(config.run).complete:
         raise InputError(
             f"Expected a complete run in {config.run}, found one that has not come to its end. "

@@ -245,6 +245,8 @@ def test_a_prompt_that_is_too_long_is_found_before_the_engine_starts(
     [
         ({"num_traces": 0}, "--num-traces of at least 1, found 0"),
         ({"part_seconds": 0.0}, "--part-seconds above 0"),
+        ({"grading_workers": 0}, "--grading-workers of at least 1, found 0"),
+        ({"grading_timeout_s": 0.0}, "--grading-timeout-s above 0"),
         ({"scorer": "s", "boundary": BoundaryOptions("newline")}, "no --boundary beside --scorer"),
         ({"allow_mismatch": ["tokenizer_hash"]}, "--scorer beside --allow-mismatch"),
     ],

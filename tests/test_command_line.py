@@ -37,6 +37,8 @@ class Config:
     """How to sample."""
     engine: dict[str, Any] = field(default_factory=dict)
     """More."""
+    names: list[str] = field(default_factory=list)
+    """Several."""
 
 
 def parse(*argv: str) -> Config:
@@ -55,6 +57,9 @@ def parse(*argv: str) -> Config:
         (["--engine.max_model_len", "9"], {"engine": {"max_model_len": 9}}),
         (["--engine.a", "x", "--engine.b", "0.5"], {"engine": {"a": "x", "b": 0.5}}),
         (["--engine", '{"a": 1}'], {"engine": {"a": 1}}),
+        (["--names", "a"], {"names": ["a"]}),
+        (["--names=a", "--names", "b"], {"names": ["a", "b"]}),
+        (["--names", '["a", "b"]'], {"names": ["a", "b"]}),
         (["--engine.a", '{"b": 1, "c": "x"}'], {"engine": {"a": {"b": 1, "c": "x"}}}),
     ],
 )

@@ -46,6 +46,11 @@ def test_a_damaged_split_is_refused(run, tmp_path, content):
         evaluate_scorer(EvaluateConfig(damaged))
 
 
+def test_where_no_run_is_none_is_said_to_be_unfinished(tmp_path):
+    with pytest.raises(InputError, match=r"Expected a run directory .* found none there"):
+        evaluate_scorer(EvaluateConfig(tmp_path / "nowhere"))
+
+
 def test_a_run_is_judged_on_its_own_test_questions(run, tmp_path):
     found = evaluate_scorer(EvaluateConfig(run / "run", out=tmp_path / "found.json"))
     assert found["questions"] == "test"

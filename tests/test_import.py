@@ -234,7 +234,7 @@ def test_features_of_imported_traces_are_extracted(tmp_path: Path) -> None:
         (["--model", "/no/such"], "Expected a model folder or a hub id"),
         (["--out", "/dev/null/out"], "Expected a writable output directory"),
         (["--part-traces", "0"], "Expected --part-traces of at least 1"),
-        (["--grading-workers", "0"], "Expected at least 1 worker"),
+        (["--grading-workers", "0"], "Expected --grading-workers of at least 1"),
         (["--colour", "red"], "unrecognized arguments: --colour"),
     ],
 )

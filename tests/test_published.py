@@ -8,10 +8,12 @@ import torch
 from torch import nn
 
 from step_infer.boundary import BoundaryRule
+from step_infer.errors import InputError
 from step_infer.identity import identify
 from step_infer.prompt import load_tokenizer
 from step_infer.scorer import load_scorer, read_card
 from step_train.export_command import main
+from step_train.published import read_network
 
 MODEL = str(Path(__file__).parent.parent / "checkpoints" / "ledger-5m")
 H = 256
@@ -131,6 +133,13 @@ def test_anything_else_is_refused_in_one_line(command, tmp_path, monkeypatch, na
     assert message in errors
     assert not (tmp_path / "exploded").exists()
     assert not (tmp_path / "scorer.safetensors").exists()
+
+
+def test_a_damaged_safetensors_file_is_refused_as_well(tmp_path):
+    path = tmp_path / "empty.safetensors"
+    path.touch()
+    with pytest.raises(InputError, match="Expected a PyTorch checkpoint of tensors"):
+        read_network(path)
 
 
 @pytest.mark.parametrize(
