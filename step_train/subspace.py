@@ -27,7 +27,8 @@ _SAMPLE_ROWS, _PRINCIPAL_ROWS = 32_768, 8_192
 _PIECE_ROWS = 256
 """Rows of a state that are worked on while the processor's cache holds them."""
 
-_OVERSAMPLING = 8
+_OVERSAMPLING, _ROUNDS = 8, 4
+"""Directions searched for above those wanted, and times that the quadratic ones are improved."""
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,13 @@ def fit_subspace(
 
     generator = torch.Generator().manual_seed(seed)
     quadratic, least_squares = components // 8, components // 4
+    principal = components - quadratic - least_squares
     some = sample.every(-(-count // _PRINCIPAL_ROWS))
-    whitener = _principal(some, components - quadratic - least_squares, generator)
-    basis_HK = _least_squares(sample, contrast_H2, whitener.basis_HP, least_squares)
+    # More than are kept: an interaction is found only where no large variance stays around it.
+    most = max(principal, min(2 * components, rows.hidden_size // 2))
+    whitener = _principal(some, most, generator)
+    basis_HK = whitener.basis_HP[:, :principal]
+    basis_HK = _least_squares(sample, contrast_H2, basis_HK, least_squares)
     weight_R = torch.from_numpy(contrast_N2[table.traces_of(step_R), 0])
     basis_HK = _quadratic(sample, weight_R, basis_HK, whitener, quadratic, generator)
     spread_K = torch.linalg.vector_norm(some.times(basis_HK), dim=0) / len(some) ** 0.5
@@ -221,18 +226,17 @@ def _centred(hidden_BH: Tensor, mean_H: Tensor) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class _Whitener:
-    """Principal components, and how far states reach along them and elsewhere."""
+    """Principal components, and how far states reach along them; elsewhere no farther."""
 
     basis_HP: Tensor
     deviation_P: Tensor
-    rest: float
-    """Root mean square deviation outside of them."""
 
     def __call__(self, direction_HV: Tensor) -> Tensor:
-        """Divide directions by the states' deviation."""
+        """Divide directions by the states' deviation, or that of the last component."""
+        rest = self.deviation_P[-1].clamp_min(1e-3)
         along = self.basis_HP.T @ direction_HV
-        gain_P = 1 / self.deviation_P.clamp_min(self.rest) - 1 / self.rest
-        return direction_HV / self.rest + self.basis_HP @ (gain_P.unsqueeze(1) * along)
+        gain_P = 1 / self.deviation_P.clamp_min(rest) - 1 / rest
+        return direction_HV / rest + self.basis_HP @ (gain_P.unsqueeze(1) * along)
 
 
 def _principal(sample: _Sample, count: int, generator: torch.Generator) -> _Whitener:
@@ -243,9 +247,7 @@ def _principal(sample: _Sample, count: int, generator: torch.Generator) -> _Whit
         found = _orthonormal(sample.moments(found))
     _, deviation, turn = torch.linalg.svd(sample.times(found), full_matrices=False)
     deviation_P = deviation[:count] / len(sample) ** 0.5
-    # Every entry has deviation 1, or never changes.
-    left = max(size - float(deviation_P.square().sum()), 1e-6 * size)
-    return _Whitener(found @ turn[:count].T, deviation_P, (left / (size - count)) ** 0.5)
+    return _Whitener(found @ turn[:count].T, deviation_P)
 
 
 def _least_squares(sample: _Sample, contrast_H2: Tensor, basis_HK: Tensor, count: int) -> Tensor:
@@ -280,10 +282,12 @@ def _quadratic(
     size = len(sample.scale_H)
     width = min(count + _OVERSAMPLING, size - basis_HK.shape[1])
     found = torch.randn(size, width, generator=generator)
+    for _ in range(_ROUNDS):
+        found = _orthonormal(difference(found))
     # A direction outside of the basis may go together with one inside.
-    found = _orthonormal(_outside(basis_HK, difference(_orthonormal(difference(found)))))
+    found = _orthonormal(_outside(basis_HK, found))
     turn, _, _ = torch.linalg.svd(difference(found).T, full_matrices=False)
-    return _orthonormal(torch.cat([basis_HK, found @ turn[:, :count]], dim=1))
+    return _orthonormal(torch.cat([basis_HK, whitener(found @ turn[:, :count])], dim=1))
 
 
 def _outside(basis_HK: Tensor, direction_HV: Tensor) -> Tensor:
