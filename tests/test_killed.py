@@ -225,6 +225,11 @@ def long_command(name, folder):
     return command, out / first
 
 
+def heed_interrupts():
+    """A process that a shell has put into the background ignores them, and so do its children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("name", ["fit", "extract", "demo-model"])
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, -signal.SIGTERM), (signal.SIGINT, 130)]
@@ -233,7 +238,9 @@ def test_a_run_that_is_told_to_end_ends_at_once_and_not_with_success(
     tmp_path, name, number, status
 ):
     command, first = long_command(name, tmp_path)
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     deadline = time.monotonic() + 120
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
