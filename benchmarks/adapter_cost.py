@@ -2,14 +2,15 @@
 
 The model has random weights (`load_format="dummy"`) in the shape of a configuration file, by
 default Qwen3-8B's. For each of vLLM's model runners both engines are started side by side and run
-in turn, with CUDA graphs where the device has them: the same number of sequences, each of 1,024
+in turn, with CUDA graphs where the device has them: the same number of sequences, each of as many
 generated tokens, with a step boundary every 20 tokens on average. Memory is ample: none is pruned.
 
 Every finished run is a line of OUT; a run that is there is not made again.
 
-usage: python benchmarks/adapter_cost.py --out FILE.jsonl [--sequences 64 256] [--runners 0 1]
+usage: python benchmarks/adapter_cost.py --out FILE.jsonl [--runners 0 1]
 
-Two 8B engines with 256 sequences need 120 GiB of GPU memory, with 64 sequences 60 GiB.
+The 8B shape with the defaults (64 sequences of 1,024 tokens, 256 of 384) needs 72 GiB of GPU
+memory.
 
 To find where the time goes: `--engines plain scoring idle worker scheduler` also runs the engine
 with parts of the adapter off, in the same process. "worker": the rows are scored, but no request
@@ -78,14 +79,17 @@ def _parse() -> argparse.Namespace:
     add("--shape", default="qwen3-8b", help="name of a shape, or a config.json")
     add("--sequences", type=int, nargs="+", default=[64, 256])
     add("--runners", type=int, nargs="+", default=[0, 1], help="0: vLLM's V1 runner, 1: its V2")
-    add("--tokens", type=int, default=1024, help="generated tokens of a sequence")
+    add("--tokens", type=int, nargs="+", default=[1024, 384], help="tokens of a sequence, for each")
     add("--repeats", type=int, default=3)
     add("--engines", nargs="+", choices=ENGINES, default=["plain", "scoring"])
     add("--profile", action="store_true", help="also look into a few steps of each engine")
     add("--ranks", type=int, default=1, help="tensor-parallel ranks of an engine")
     add("--confidence", action="store_true", help="the worker also takes token confidences")
     add("--runner", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if len(arguments.tokens) != len(arguments.sequences):
+        parser.error("expected as many --tokens as --sequences")
+    return arguments
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -97,18 +101,18 @@ def _set_up(run: dict[str, Any]) -> tuple[int, bool]:
     return run.get("ranks", 1), run.get("confidence", False)
 
 
-def _missing(arguments: argparse.Namespace, runner: int) -> list[tuple[int, int, str]]:
-    """Return the runs to be made in their order: repeat, sequences, engine."""
+def _missing(arguments: argparse.Namespace, runner: int) -> list[tuple[int, int, int, str]]:
+    """Return the runs to be made in their order: repeat, sequences, tokens of each, engine."""
     shape = read_shape(arguments.shape)
     done = {
-        (run["repeat"], run["sequences"], run["engine"])
+        (run["repeat"], run["sequences"], run["tokens"], run["engine"])
         for run in _read(arguments.out)
-        if (run["runner"], run["tokens"], run["shape"], *_set_up(run))
-        == (runner, arguments.tokens, shape, arguments.ranks, arguments.confidence)
+        if (run["runner"], run["shape"], *_set_up(run))
+        == (runner, shape, arguments.ranks, arguments.confidence)
     }
     wanted = [
-        (repeat, sequences, engine)
-        for sequences in arguments.sequences
+        (repeat, sequences, tokens, engine)
+        for sequences, tokens in zip(arguments.sequences, arguments.tokens, strict=True)
         for repeat in range(arguments.repeats)
         for engine in arguments.engines
     ]
@@ -128,16 +132,19 @@ def _model(folder: Path, shape: dict[str, Any]) -> Path:
 def _run_both(arguments: argparse.Namespace) -> None:
     """Start both engines in this process and make the missing runs in turn."""
     shape = read_shape(arguments.shape)
-    context = PROMPT_TOKENS + arguments.tokens
+    context = PROMPT_TOKENS + max(arguments.tokens)
     most = max(arguments.sequences)
-    per_token = kv_bytes_per_token(shape)
+    # A block more for each sequence, and a tenth to spare: nobody may wait or be pruned.
+    cached = 1.1 * max(
+        sequences * (PROMPT_TOKENS + tokens + 32)
+        for sequences, tokens in zip(arguments.sequences, arguments.tokens, strict=True)
+    )
     options = {
         **NO_WEIGHTS,
         "dtype": shape.get("dtype", "auto"),  # on CPUs as well: the KV cache is sized by it
         "max_model_len": context,
         "max_num_seqs": most,
-        # A block more for each sequence, and a tenth to spare: nobody may wait or be pruned.
-        "kv_cache_memory_bytes": int(1.1 * most * (context + 32) * per_token / arguments.ranks),
+        "kv_cache_memory_bytes": int(cached * kv_bytes_per_token(shape) / arguments.ranks),
         "gpu_memory_utilization": 0.4,
         "tensor_parallel_size": arguments.ranks,
         "seed": 0,
@@ -157,19 +164,19 @@ def _run_both(arguments: argparse.Namespace) -> None:
         ):
             for llm in (plain, own):
                 _time(llm, min(8, most), 32)
-            for repeat, sequences, engine in _missing(arguments, arguments.runner):
+            for repeat, sequences, tokens, engine in _missing(arguments, arguments.runner):
                 llm = plain if engine == "plain" else _with_parts(own, *PARTS[engine])
-                seconds, scored = _time(llm, sequences, arguments.tokens)
+                seconds, scored = _time(llm, sequences, tokens)
                 run = {
                     "runner": arguments.runner,
                     "ranks": arguments.ranks,
                     "confidence": arguments.confidence,
                     "sequences": sequences,
-                    "tokens": arguments.tokens,
+                    "tokens": tokens,
                     "engine": engine,
                     "repeat": repeat,
                     "seconds": seconds,
-                    "tokens_per_second": sequences * arguments.tokens / seconds,
+                    "tokens_per_second": sequences * tokens / seconds,
                     "scored_steps": scored,
                     "device": _device(),
                     "versions": package_versions(),

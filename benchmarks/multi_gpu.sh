@@ -45,7 +45,7 @@ if [[ $STAGES == *cost* ]]; then
     for runner in $RUNNERS; do
         stage "cost-V$((runner + 1))" "$COST_SECONDS" "$PYTHON" benchmarks/adapter_cost.py \
             --out "$OUT/cost.jsonl" --shape "$SHAPE" --ranks 2 --runners "$runner" \
-            --sequences "$SEQUENCES" --tokens "$TOKENS"
+            --sequences $SEQUENCES --tokens $TOKENS
     done
 fi
 

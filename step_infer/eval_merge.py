@@ -9,7 +9,8 @@ from step_infer.eval_records import QuestionRecord, RecordStore, locked
 from step_infer.eval_results import read_run, write_results
 from step_infer.manifest import MANIFEST_NAME, run_manifest, write_manifest
 
-_MAY_DIFFER = frozenset({"shard"})
+_MAY_DIFFER = frozenset({"shard", "engine.gpu_memory_utilization"})
+"""Settings that change no answer and no time: the KV budget is compared by itself."""
 _Key = tuple[str, int, str]
 """Method, repeat and question of a record."""
 
@@ -69,7 +70,7 @@ def merge(
             scorer=_first(read, "scorer"),
             card=_first(read, "card"),
             device=" + ".join(dict.fromkeys(str(m.get("device")) for m, _ in read)),
-            settings={name: value for name, value in settings.items() if name != "shard"},
+            settings={name: settings[name] for name in settings if name not in _MAY_DIFFER},
             question_ids=list(ids),
             repeats=max(m["repeats"] for m, _ in read),
             merged=[

@@ -218,7 +218,8 @@ def test_two_runs_cannot_write_one_directory(run, config):
 def test_shards_joined_are_the_whole_run(run, config, tmp_path):
     outs = [str(tmp_path / f"part{i}") for i in range(3)]
     for index, out in enumerate(outs):
-        evaluate(config(out, shard=f"{index}/3"), FakeEngine, quiet())
+        memory = {"gpu_memory_utilization": 0.2 + index / 10}  # may differ: the KV budget is given
+        evaluate(config(out, shard=f"{index}/3", engine=memory), FakeEngine, quiet())
     joined = merge(outs, str(tmp_path / "joined"))
     assert {k: sorted(v) for k, v in content(tmp_path / "joined").items()} == content(run[0].out)
     metrics = run[1]["methods"]["step"]["metrics"]
