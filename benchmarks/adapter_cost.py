@@ -15,8 +15,8 @@ memory.
 To find where the time goes: `--engines plain scoring idle worker scheduler` also runs the engine
 with parts of the adapter off, in the same process. "worker": the rows are scored, but no request
 opts in; "scheduler": all requests opt in, but no row is scored; "idle": neither, so that its loss
-is that of the measurement itself. `--profile` writes FILE.profile.json: what GPU and host do in a
-step of each (`engine_profile.py`).
+is that of the measurement itself; "eager": scoring without the scorer's CUDA graphs. `--profile`
+writes FILE.profile.json: what GPU and host do in a step of each (`engine_profile.py`).
 """
 
 import argparse
@@ -48,12 +48,14 @@ PROMPT_TOKENS = 32
 BOUNDARY_EVERY = 20
 PROFILED_TOKENS = 48
 PARTS = {
-    "scoring": (True, True),
-    "idle": (False, False),
-    "worker": (True, False),
-    "scheduler": (False, True),
+    "scoring": (True, True, True),
+    "eager": (True, True, False),
+    "idle": (False, False, True),
+    "worker": (True, False, True),
+    "scheduler": (False, True, True),
 }
-"""Engines with the adapter: whether the worker scores, and whether requests opt in."""
+"""Engines with the adapter: whether the worker scores, whether requests opt in, and whether scores
+run as CUDA graphs where the device has them."""
 ENGINES = ("plain", *PARTS)
 
 
@@ -190,18 +192,20 @@ def _run_both(arguments: argparse.Namespace) -> None:
             _profile(arguments, plain, own)
 
 
-def _with_parts(own: StepLLM, scores: bool, opts_in: bool) -> StepLLM:
+def _with_parts(own: StepLLM, scores: bool, opts_in: bool, graphs: bool) -> StepLLM:
     """Switch parts of the adapter on or off."""
-    own._llm.collective_rpc(_let_score, args=(scores,))
+    own._llm.collective_rpc(_let_score, args=(scores, graphs))
     own.plain = not opts_in  # its requests do not ask for the adapter
     return own
 
 
-def _let_score(wrapper: Any, scores: bool) -> None:
+def _let_score(wrapper: Any, scores: bool, graphs: bool) -> None:
     worker = wrapper.worker  # vLLM hands out the worker in a wrapper, which shows its attributes
     hook = worker.model_runner.get_model().compute_logits
     if isinstance(hook, RowScorer):  # on the rank that scores
         worker.row_scorer = hook if scores else None
+        captured = vars(worker).setdefault("captured_scorer", hook._captured)
+        hook._captured = captured if graphs else None
 
 
 def _profiles(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def test_a_tiny_shape_runs_and_what_is_done_is_not_done_again(tmp_path):
     command = [sys.executable, str(SCRIPT), "--out", str(out), "--shape"]
     command += [str(tmp_path / "tiny.json"), "--runners", "0", "--sequences", "4"]
     command += ["--tokens", "64", "--repeats", "2", "--profile"]
-    engines = ["plain", "scoring", "idle", "worker", "scheduler"]
+    engines = ["plain", "scoring", "eager", "idle", "worker", "scheduler"]
     command += ["--engines", *engines]
 
     def measure():
@@ -72,13 +72,13 @@ def test_a_tiny_shape_runs_and_what_is_done_is_not_done_again(tmp_path):
     assert [run["engine"] for run in runs] == engines * 2
     # A step without a score is a step all the same; a request that did not opt in has none.
     opted = {run["engine"] for run in runs if run["scored_steps"] > 0}
-    assert opted == {"scoring", "scheduler"}
+    assert opted == {"scoring", "eager", "scheduler"}
     profile = json.loads((tmp_path / "cost.profile.json").read_text())
     assert list(profile) == [f"V1 {engine}" for engine in engines]
     ranks = {engine: profile[f"V1 {engine}"] for engine in engines}
     assert all(len(found) == 1 and len(found[0]["kernels"]) > 20 for found in ranks.values())
     scored = [engine for engine in engines if "aten::sigmoid" in ranks[engine][0]["kernels"]]
-    assert scored == ["scoring", "worker"]
+    assert scored == ["scoring", "eager", "worker"]
     assert all(run["device"] and run["versions"]["torch"] for run in runs)
     before = out.read_bytes()
     again = measure()
