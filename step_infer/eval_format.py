@@ -37,6 +37,24 @@ EXPLAINED = {
 """What each figure is, for the reader of a report."""
 
 
+def unfinished(results: Mapping[str, Any]) -> list[str]:
+    """Return how far each method is, where the run is not complete; one line if all are alike.
+
+    Args:
+        results: what `eval_results.build_results` returns.
+    """
+    asked = results["questions"]["asked"] * results["questions"]["repeats"]
+    done = {name: len(results["latency"][name]) for name in results["methods"]}
+    if len(done) > 1 and len(set(done.values())) == 1:
+        count = next(iter(done.values()))
+        return [f"Each method: {count} of {asked} questions"] if count < asked else []
+    return [
+        f"{method['label']}: {done[name]} of {asked} questions"
+        for name, method in results["methods"].items()
+        if done[name] < asked
+    ]
+
+
 def vote_words(method: Mapping[str, Any]) -> str:
     """Return a method's vote rule, and why it is not the one asked for."""
     if method["vote"] == method["vote_wanted"]:

@@ -6,7 +6,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from step_infer.eval_format import HEADINGS, change, number, number_range, vote_words
+from step_infer.eval_format import (
+    HEADINGS,
+    change,
+    number,
+    number_range,
+    unfinished,
+    vote_words,
+)
 from step_infer.eval_statistics import FEW_QUESTIONS
 
 _MOST_IDS = 8
@@ -140,11 +147,9 @@ def _difference(metric: str, comparison: dict[str, Any]) -> list[str]:
 
 
 def _print_counts(results: dict[str, Any], console: Console) -> None:
-    asked = results["questions"]["asked"] * results["questions"]["repeats"]
-    for name, method in results["methods"].items():
-        done = len(results["latency"][name])
-        if done < asked:
-            console.print(f"{method['label']}: {done} of {asked} questions answered so far.")
+    for line in unfinished(results):
+        console.print(f"{line} answered so far.")
+    for method in results["methods"].values():
         if method["vote"] != method["vote_wanted"]:
             console.print(
                 f"{method['label']}: nothing was recorded for the vote {method['vote_wanted']}; "

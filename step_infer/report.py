@@ -13,6 +13,7 @@ from step_infer.eval_format import (
     number,
     number_range,
     sentence,
+    unfinished,
     vote_words,
 )
 from step_infer.eval_records import QuestionRecord
@@ -107,7 +108,7 @@ def render_report(
         kv_questions=_kv_pictures(results, records, colours),
         settings=_settings(results),
         card=_card(results.get("card")),
-        missing=_missing(results),
+        missing=unfinished(results),
         few=FEW_QUESTIONS,
     )
 
@@ -276,13 +277,3 @@ def _card(card: Mapping[str, Any] | None) -> list[tuple[str, str]]:
 def _plain(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 240 else text[:239] + "…"
-
-
-def _missing(results: Mapping[str, Any]) -> list[str]:
-    """Return what has not been run, where the run is not complete."""
-    asked = results["questions"]["asked"] * results["questions"]["repeats"]
-    return [
-        f"{method['label']}: {len(results['latency'][name])} of {asked} questions"
-        for name, method in results["methods"].items()
-        if len(results["latency"][name]) < asked
-    ]

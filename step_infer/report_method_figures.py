@@ -34,6 +34,7 @@ def accuracy_against(
         colours: each method's colour.
     """
     methods = results["shared"]["methods"]
+    columns = 3 if len(methods) <= 3 else 2  # the names of more may be too long for three
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -64,9 +65,9 @@ def accuracy_against(
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy")
-        legend_above(axes)
+        legend_above(axes, columns=columns)
 
-    lines = -(-len(methods) // 3)
+    lines = -(-len(methods) // columns)
     height = HEIGHT + _LINE * (lines - 1)
     return draw(f"accuracy-{metric}", f"Accuracy of each method against {label}", paint, height)
 

@@ -10,6 +10,7 @@ from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questio
 from rich.console import Console
 
 from step_infer.eval_config import EvalConfig
+from step_infer.eval_format import unfinished
 from step_infer.eval_results import build_results, read_run
 from step_infer.eval_run import evaluate
 from step_infer.eval_table import print_results
@@ -161,6 +162,11 @@ def test_a_cut_run_is_compared_on_the_questions_that_both_have(run):
     text = console.export_text()
     assert "on 3 questions" in text
     assert "STEP: 3 of 12 questions answered so far." in text
+    assert unfinished(results) == ["STEP: 3 of 12 questions"]
+    results["latency"]["sc"] = results["latency"]["step"]
+    assert unfinished(results) == ["Each method: 3 of 12 questions"]
+    results["questions"] |= {"asked": 3, "repeats": 1}
+    assert unfinished(results) == []
     apart = {"sc": records["sc"][:2], "step": records["step"][3:5]}
     assert "these pictures do not compare them" in render(manifest, apart)
 
