@@ -148,6 +148,7 @@ class StepLLM:
             before = multiprocessing.active_children()
             self._llm = start_engine(arguments)
         self._give_back_core = leave_a_core(arguments)
+        self._closed = False
         children = multiprocessing.active_children()
         self._guard = EngineGuard(p.pid for p in children if p not in before and p.pid is not None)
         self._engine = self._llm.llm_engine
@@ -165,6 +166,7 @@ class StepLLM:
 
     def close(self) -> None:
         """Stop the engine and free its memory."""
+        self._closed = True
         self._engine.engine_core.shutdown()
         self._guard.close()
         self._give_back_core()
@@ -186,10 +188,15 @@ class StepLLM:
         """Return the orders for `n` traces of one question, as one group.
 
         Raises:
-            InputError: `n` is below 1, or the prompt leaves no room for a response.
+            InputError: `n` is no whole number from 1, the question no text, `sampling` no
+                `Sampling`, or the prompt leaves no room for a response.
         """
-        if n < 1:
-            raise InputError(f"Expected at least 1 trace a question, found {n}.")
+        if not isinstance(n, int) or n < 1:
+            raise InputError(f"Expected at least 1 trace a question, found {n!r}.")
+        if not isinstance(question, str):
+            raise InputError(f"Expected a text as question {question_id}, found {question!r}.")
+        if sampling is not None and not isinstance(sampling, Sampling):
+            raise InputError(f"Expected a Sampling, found {sampling!r}. Hint: Sampling(top_p=0.9).")
         prompt = tuple(chat_prompt(self.tokenizer, question, system))
         if len(prompt) >= self.max_model_len:
             raise InputError(
@@ -224,7 +231,15 @@ class StepLLM:
             on_step: called after every engine step.
             stop: called after every engine step with the generated tokens so far of each running
                 trace; returns the traces that end there, as "similar".
+
+        Raises:
+            InputError: the engine was closed, or cannot do what an order wants.
         """
+        if self._closed:
+            raise InputError(
+                "Expected a running engine, found one that was closed. Hint: generate inside the "
+                "with block."
+            )
         orders = iter(plans)
         in_flight: dict[str, tuple[TracePlan, float]] = {}
         tokens: dict[str, list[int]] = {}
@@ -258,7 +273,7 @@ class StepLLM:
                         order, submitted_s = in_flight.pop(name)
                         yield self._trace(order, tokens.pop(name), None, submitted_s)
         finally:
-            if in_flight:  # the reader stopped early, or an error
+            if in_flight and not self._closed:  # the reader stopped early, or an error
                 self._engine.abort_request(list(in_flight))
 
     def generate(
@@ -287,19 +302,22 @@ class StepLLM:
                 None hands all of them to the engine at once.
 
         Raises:
-            InputError: no questions, or a bad `n`.
+            InputError: no questions, or one that cannot be asked (nothing has been sampled then);
+                a bad `n` or `sampling`.
         """
         from rich.progress import track
 
         if isinstance(questions, str) or not questions:
             raise InputError(f"Expected a list of questions, found {questions!r}.")
+        # All before the first is sampled: a bad one must not cost the answers of the others.
+        orders = [
+            (question, self.plan(str(number), question, n, sampling, seed, system))
+            for number, question in enumerate(questions)
+        ]
         results = []
         with Grader() as grader:
-            for number, question in track(
-                list(enumerate(questions)), "questions", disable=not progress
-            ):
+            for question, plans in track(orders, "questions", disable=not progress):
                 started = time.monotonic()
-                plans = self.plan(str(number), question, n, sampling, seed, system)
                 sampled = self.stream(plans) if sampler is None else sampler(self, plans)
                 traces = sorted(sampled, key=lambda trace: trace.trace_id)
                 outcome = vote(
@@ -308,9 +326,8 @@ class StepLLM:
                     lambda a, b: bool(grader.equal(a, b)),
                 )
                 seconds = max(trace.finished_s for trace in traces) - started
-                results.append(
-                    Result(str(number), question, outcome.answer, outcome, traces, seconds)
-                )
+                name = plans[0].question_id
+                results.append(Result(name, question, outcome.answer, outcome, traces, seconds))
         return results
 
     def _submit(self, order: TracePlan, by_delta: bool) -> str:

@@ -41,7 +41,7 @@ def engine_arguments(
         kv_budget_tokens: size of the KV cache in tokens; None takes what memory gives.
 
     Raises:
-        InputError: the budget holds no longest trace.
+        InputError: the budget is no whole number or holds no longest trace.
     """
     on_cpu = _on_cpu()
     arguments: dict[str, Any] = {
@@ -65,6 +65,8 @@ def engine_arguments(
     if on_cpu and not arguments["enable_chunked_prefill"]:
         arguments.setdefault("max_num_batched_tokens", max(CPU_BATCH_TOKENS, longest or 0))
     if kv_budget_tokens is not None:
+        if not isinstance(kv_budget_tokens, int):
+            raise InputError(f"Expected a KV budget in whole tokens, found {kv_budget_tokens!r}.")
         if longest is not None and kv_budget_tokens < longest:
             raise InputError(
                 f"Expected a KV budget of at least one longest trace ({longest} tokens), found "

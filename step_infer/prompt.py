@@ -21,7 +21,7 @@ def chat_prompt(tokenizer: Any, question: str, system: str = SYSTEM_PROMPT) -> l
         system: the system turn; an empty text leaves it out.
 
     Raises:
-        InputError: the tokenizer has no chat template.
+        InputError: the tokenizer has no chat template, or a text is no Unicode text.
     """
     if getattr(tokenizer, "chat_template", None) is None:
         raise InputError(
@@ -31,6 +31,13 @@ def chat_prompt(tokenizer: Any, question: str, system: str = SYSTEM_PROMPT) -> l
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"Expected text without lone surrogates, found {error.object[error.start]!r} in the "
+            "prompt. Hint: decode the text anew, or leave the question out."
+        ) from error
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from step_infer.errors import InputError
 
+_WHOLE = ("top_k", "max_tokens")
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -19,6 +21,11 @@ class Sampling:
     """Longest response in tokens; cut to what the model's context leaves after the prompt."""
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "top_k", "max_tokens"):
+            value = getattr(self, name)
+            kind, kinds = (int, "whole numbers") if name in _WHOLE else (int | float, "numbers")
+            if not isinstance(value, kind):
+                raise InputError(f"Expected {name} out of {kinds}, found {value!r}.")
         for name, value, good in (
             ("temperature", self.temperature, self.temperature >= 0),
             ("top_p", self.top_p, 0 < self.top_p <= 1),

@@ -15,7 +15,8 @@ import torch
 from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
 
 from step_infer.client import StepLLM
-from step_infer.engine_start import leave_a_core
+from step_infer.engine_start import engine_arguments, leave_a_core
+from step_infer.errors import InputError
 from step_infer.event_log import read_events
 from step_infer.sampling import Sampling
 from step_infer.scorer import load_scorer
@@ -71,6 +72,21 @@ def llm(event_log, state_before_start):
         event_log=event_log,
     ) as engine:
         yield engine
+        short, long = engine.plan("last", QUESTIONS[0], 2, SAMPLING, seed=None, system="")
+        short = dataclasses.replace(short, sampling=Sampling(max_tokens=1))
+        reader = engine.stream([short, long])
+        assert next(reader).trace_id == 0
+    calls_after_close(engine, reader)
+
+
+def calls_after_close(engine, reader):
+    # At the end of the process, when a reader may be dropped, vLLM's modules are gone already.
+    aborted = []
+    engine._engine.abort_request = aborted.append
+    reader.close()
+    assert aborted == []
+    with pytest.raises(InputError, match="a running engine, found one that was closed"):
+        engine.generate(QUESTIONS[:1], n=1, progress=False)
 
 
 def test_an_engines_start_leaves_the_process_as_it_was(llm, state_before_start):
@@ -95,6 +111,11 @@ def test_an_engine_in_this_process_leaves_a_core_to_others_until_it_ends(monkeyp
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_kv_budget_is_a_whole_number():
+    with pytest.raises(InputError, match="in whole tokens, found '6000'"):
+        engine_arguments(str(CHECKPOINT), {}, "6000")
 
 
 def plans(llm, n, grouped):
@@ -219,3 +240,22 @@ def test_generate_votes_over_the_survivors(llm):
     assert result.answer == result.vote.groups[0][0]
     weights = [t.trace_score for t in result.traces if t.answer == result.answer]
     assert result.vote.groups[0][1] == pytest.approx(sum(weights))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"n": 2.5}, "at least 1 trace a question, found 2.5"),
+        ({"n": "4"}, "found '4'"),
+        ({"questions": [QUESTIONS[0], None]}, "a text as question 1, found None"),
+        ({"questions": [QUESTIONS[0], "1+\ud800"]}, r"lone surrogates, found '\\ud800'"),
+        ({"questions": [QUESTIONS[0], "1+" * 2000]}, "shorter than the context .* question 1"),
+        ({"sampling": {"top_k": 0}}, "Expected a Sampling, found {'top_k': 0}"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_before_anything_is_sampled(llm, changed, message):
+    before = llm.stats().generated_tokens
+    order = {"questions": QUESTIONS[:1], "n": 1, "sampling": SAMPLING, "seed": None}
+    with pytest.raises(InputError, match=message):
+        llm.generate(**{**order, "system": "", "progress": False, **changed})
+    assert llm.stats().generated_tokens == before

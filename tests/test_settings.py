@@ -3,6 +3,7 @@
 import pytest
 
 from step_infer.errors import InputError
+from step_infer.sampling import Sampling
 from step_infer.settings import AdapterConfig, RequestOptions, StepSettings
 
 
@@ -69,3 +70,16 @@ def test_a_request_opts_in_by_object_json_text_or_group_name():
 def test_bad_request_options_are_named(value, message):
     with pytest.raises(InputError, match=message):
         RequestOptions.from_extra_args({"step": value})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": "1"}, "temperature out of numbers, found '1'"),
+        ({"max_tokens": 2.5}, "max_tokens out of whole numbers, found 2.5"),
+        ({"temperature": float("nan")}, "temperature >= 0, found nan"),
+    ],
+)
+def test_bad_sampling_is_named(values, message):
+    with pytest.raises(InputError, match=message):
+        Sampling(**values)
