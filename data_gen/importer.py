@@ -24,7 +24,7 @@ from step_infer.identity import identify
 from step_infer.progress import TraceProgress
 from step_infer.prompt import chat_prompt, context_length, load_tokenizer
 from step_infer.question_rows import Row, RowSource, short
-from step_infer.questions import read_answer, read_text
+from step_infer.questions import read_answer, read_text, unicode_text
 
 THINK_START = "<think>"
 
@@ -158,6 +158,7 @@ def read_responses(row: Row, config: ImportConfig) -> Responses:
                 f"Expected a text or a list of texts under {config.response_field!r}, "
                 f"found {short(text)}."
             )
+        unicode_text(text or "", (config.response_field,))
     return Responses(question, truth, [text or "" for text in texts])
 
 

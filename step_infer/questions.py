@@ -190,7 +190,7 @@ def read_text(row: Row, names: Sequence[str]) -> str:
     value = _value(row, names)
     if not isinstance(value, str) or not value.strip():
         raise InputError(f"Expected a text under {_or(names)}, found {_found(row, names)}.")
-    return _unicode(value, names)
+    return unicode_text(value, names)
 
 
 def read_answer(row: Row, names: Sequence[str], required: bool = True) -> str | None:
@@ -211,7 +211,7 @@ def read_answer(row: Row, names: Sequence[str], required: bool = True) -> str | 
         raise InputError(
             f"Expected a text or a finite number under {_or(names)}, found {short(answer)}."
         )
-    return _unicode(str(answer), names)
+    return unicode_text(str(answer), names)
 
 
 def _identifier(row: Row, names: Sequence[str]) -> str:
@@ -222,11 +222,15 @@ def _identifier(row: Row, names: Sequence[str]) -> str:
         raise InputError(
             f"Expected a text or a whole number under {_or(names)}, found {short(value)}."
         )
-    return _unicode(str(value), names)
+    return unicode_text(str(value), names)
 
 
-def _unicode(text: str, names: Sequence[str]) -> str:
-    """Refuse half of a surrogate pair, which JSON can write and no file or tokenizer takes."""
+def unicode_text(text: str, names: Sequence[str]) -> str:
+    """Refuse half of a surrogate pair, which JSON can write and no file or tokenizer takes.
+
+    Raises:
+        InputError: the text, found under one of these names, has one.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
