@@ -16,6 +16,7 @@ from data_gen.collect_config import CollectConfig
 from data_gen.features import FEATURE_DTYPES, feature_bytes
 from data_gen.trace_writer import TraceWriter
 from step_infer.boundary import BoundaryRule
+from step_infer.command import sigterm_as_interrupt
 from step_infer.errors import InputError
 from step_infer.grading import Grader
 from step_infer.identity import ModelIdentity
@@ -114,6 +115,7 @@ class Collection:
         self.clock = self.written = time.monotonic()
         try:
             with (
+                sigterm_as_interrupt(),
                 Grader(config.grading_workers, config.grading_timeout_s) as self.grader,
                 TraceProgress(self.total, len(self.done)) as progress,
             ):

@@ -14,7 +14,8 @@ import sys
 def main() -> None:
     """Answer [first, second] lines with true, false or null until standard input closes."""
     limit_s = int(sys.argv[1])
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for the caller, who ends this process
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the caller, who ends this process
+        signal.signal(number, signal.SIG_IGN)
     # Whatever a library prints must not come between the verdicts.
     verdicts = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())

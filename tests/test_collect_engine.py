@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -101,6 +102,13 @@ def children(parent: int) -> list[int]:
     return found
 
 
+def wait_for_the_end_of(pids: list[int]) -> None:
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def listed_parts(config: CollectConfig) -> list[Any]:
     with contextlib.suppress(InputError):
         return list(TraceDirectory(config.out).manifest["parts"])
@@ -112,6 +120,43 @@ def test_a_killed_run_loses_and_repeats_nothing(collected: Collected) -> None:
     config, before = collected.config, collected.before
     assert_whole(config, ENGINE_QUESTIONS)
     assert list(TraceDirectory(config.out).keys())[: len(before)] == before
+
+
+@pytest.mark.engine
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["0", "1"], ids=["engine inside", "engine of its own"])
+def test_a_terminated_run_keeps_all_traces_that_were_finished(
+    engine_model: str, tmp_path: Path, processes: str
+) -> None:
+    questions = tmp_path / "questions.jsonl"
+    write_questions(LedgerConfig(questions, "test", 4, seed=5))
+    out = tmp_path / "out"
+    options = ["--model", engine_model, "--questions", questions, "--out", out]
+    options += ["--num-traces", "500", "--part-traces", "2000", "--part-seconds", "9999"]
+    options += ["--sampling.max-tokens", "200"]
+    with (tmp_path / "log").open("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "data_gen.commands", *map(str, options)],
+            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": processes},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        shown = None
+        while shown is None:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            shown = re.search(r"^traces ([1-9]\d*)/2000", (tmp_path / "log").read_text(), re.M)
+            time.sleep(0.05)
+        engines = children(process.pid)
+        # To all of them, as `timeout` and batch systems do.
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(60) == 128 + signal.SIGTERM
+    # What vLLM's own processes say before that is theirs.
+    assert (tmp_path / "log").read_text().splitlines()[-1] == "terminated"
+    found = TraceDirectory(out)
+    found.verify()
+    assert int(shown[1]) <= found.num_traces < 2000
+    wait_for_the_end_of(engines)
 
 
 @pytest.mark.engine
@@ -142,10 +187,7 @@ def test_the_engines_traces_hold_together(collected: Collected, tmp_path: Path) 
 @pytest.mark.engine
 def test_no_engine_outlives_a_killed_collector(collected: Collected) -> None:
     assert collected.engines
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in collected.engines):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for_the_end_of(collected.engines)
 
 
 @pytest.mark.engine
