@@ -13,16 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from data_gen.features import FeatureShard
+from data_gen.trace_manifest import read_trace_manifest
 from data_gen.traces import KEY_COLUMNS, load_parts, read_part
 from step_infer.errors import InputError
 from step_infer.files import sha256_file
-from step_infer.manifest import read_manifest
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-KIND = "traces"
-"""What the manifest calls such a directory."""
 
 
 class TraceDirectory:
@@ -35,12 +32,7 @@ class TraceDirectory:
             InputError: it has no manifest, or the manifest is not that of a traces directory.
         """
         self.path = Path(path)
-        self.manifest = read_manifest(path)
-        if self.manifest.get("kind") != KIND or not isinstance(self.manifest.get("parts"), list):
-            raise InputError(
-                f"Expected a traces directory at {path}, found a manifest of kind "
-                f"{self.manifest.get('kind')!r}. Hint: make one with step-collect."
-            )
+        self.manifest = read_trace_manifest(path)
 
     @property
     def num_parts(self) -> int:

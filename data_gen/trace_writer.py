@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from data_gen.features import write_shard
-from data_gen.trace_directory import KIND, TraceDirectory
+from data_gen.trace_directory import TraceDirectory
+from data_gen.trace_manifest import KIND
 from data_gen.traces import write_part
 from step_infer.errors import InputError
 from step_infer.files import sha256_file

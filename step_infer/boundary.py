@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from step_infer.errors import InputError
+from step_infer.field_types import check_types
 
 TOKEN_PATTERNS = {
     "blank_line": r"\n\n",
@@ -49,6 +50,8 @@ class BoundaryOptions:
                     f"Expected --boundary.{option} with --boundary.kind {kind} and only there, "
                     f"found {getattr(self, option)!r} with the kind {self.kind}."
                 )
+        if self.pattern:
+            _compiled(self.pattern)
         if self.stride < 0:
             raise InputError(f"Expected --boundary.stride of at least 1, found {self.stride}.")
 
@@ -120,12 +123,7 @@ class BoundaryRule:
         else:
             known = ", ".join([*TOKEN_PATTERNS, "regex", "stride"])
             raise InputError(f"Expected a boundary rule out of {known}, found {kind!r}.")
-        try:
-            search = re.compile(pattern).search
-        except re.error as error:
-            raise InputError(
-                f"Expected a regular expression, found {pattern!r} ({error})."
-            ) from error
+        search = _compiled(pattern).search
         texts = (tokenizer.decode([i]).replace(_NO_TEXT, "") for i in range(len(tokenizer)))
         ids = frozenset(
             i for i, text in enumerate(texts) if text and i != think_end_id and search(text)
@@ -169,14 +167,26 @@ class BoundaryRule:
         """Make a rule from `to_dict`'s data.
 
         Raises:
-            InputError: a field is missing or unknown.
+            InputError: a field is missing, unknown or of another type.
         """
         try:
             fields = dict(value)
             ids: Iterable[int] = fields.pop("token_ids")
-            return cls(token_ids=frozenset(int(i) for i in ids), **fields)
+            rule = cls(token_ids=frozenset(int(i) for i in ids), **fields)
+            check_types(rule)
+            return rule
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"Expected a boundary rule, found {value!r} ({error}).") from error
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"Expected a regular expression as --boundary.pattern, found {pattern!r} ({error}). "
+            "Hint: a backslash before a character stands for the character itself."
+        ) from error
 
 
 def _single_token_id(tokenizer: TokenizerLike, text: str) -> int | None:

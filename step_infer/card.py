@@ -9,6 +9,7 @@ from typing import Any
 from step_infer.aggregate import AGGREGATORS
 from step_infer.boundary import BoundaryRule
 from step_infer.errors import InputError
+from step_infer.field_types import check_types
 from step_infer.identity import ModelIdentity
 
 CARD_SCHEMA_VERSION = 1
@@ -86,8 +87,15 @@ class ScorerCard:
                     f"found {found}. Hint: export the scorer again with this toolkit."
                 )
             card = cls(**value)
-        except (AttributeError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"Expected a scorer card in {source}, found: {error}.") from error
+            check_types(card)
+            for name, least in (("hidden_size", 1), ("width", 1), ("depth", 0)):
+                if getattr(card, name) < least:
+                    raise TypeError(f"{name} {getattr(card, name)}, which is below {least}")
+        except (AttributeError, TypeError, RecursionError, json.JSONDecodeError) as error:
+            raise InputError(
+                f"Expected a scorer card in {source}, found: {error}. "
+                "Hint: export the scorer again."
+            ) from error
         if card.aggregator not in AGGREGATORS:
             raise InputError(
                 f"Expected aggregator out of {', '.join(AGGREGATORS)} in {source}, "

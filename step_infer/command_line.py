@@ -2,10 +2,12 @@
 
 import argparse
 import dataclasses
+import itertools
 import json
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from step_infer.errors import InputError
@@ -44,14 +46,13 @@ def parse_config(
     parser = config_parser(config_class, prog, description)
     types = get_type_hints(config_class)
     arguments = _normal(sys.argv[1:] if argv is None else argv, types)
+    _check_config_files(config_class, arguments, prog)
     try:
         found = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
         reason = re.sub(r'Parser key "([\w.]+)": ', r"--\1: ", " ".join(str(error).split()))
         reason = re.sub(r"(?<=are required: ).+", _as_options, _in_hyphens(reason))
         raise InputError(f"{reason.rstrip('.')}. Hint: see {prog} --help.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"Expected YAML in UTF-8 as --config, found: {error}.") from error
     values = {}
     for field in dataclasses.fields(config_class):  # type: ignore[arg-type]
         value = found[field.name]
@@ -59,6 +60,56 @@ def parse_config(
             value = types[field.name](**vars(value))
         values[field.name] = value
     return config_class(**values)
+
+
+def _check_config_files(config_class: type, arguments: Sequence[str], prog: str) -> None:
+    """Say what is wrong with a configuration file by its name, which jsonargparse leaves out.
+
+    Raises:
+        InputError: a file is empty or no YAML, or sets what is no option.
+    """
+    import yaml
+
+    given = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
+    given += [value for name, value in itertools.pairwise(arguments) if name == "--config"]
+    for path in map(Path, given):
+        if not path.is_file():
+            continue  # jsonargparse says so
+        hint = f"Hint: {prog} --print-config shows how one is written."
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"Expected YAML in UTF-8 as --config, found {path}: {reason}. {hint}"
+            ) from error
+        if not isinstance(found, dict):
+            what = "nothing" if found is None else f"a {type(found).__name__}"
+            raise InputError(
+                f"Expected a YAML file of options and values as --config, found {what} in {path}. "
+                f"{hint}"
+            )
+        unknown = _unknown_keys(found, config_class)
+        if unknown:
+            raise InputError(
+                f"Expected options of {prog} in --config {path}, found {unknown[0]!r}. {hint}"
+            )
+
+
+def _unknown_keys(found: dict[Any, Any], config_class: type) -> list[str]:
+    """Return the keys of a configuration file that are no fields, those of groups with a dot."""
+    types = get_type_hints(config_class)
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    unknown = []
+    for key, value in found.items():
+        root, _, below = str(key).partition(".")
+        if root not in fields:
+            unknown.append(str(key))
+        elif dataclasses.is_dataclass(types[root]):
+            inner = {below: value} if below else value
+            if isinstance(inner, dict):
+                unknown += [f"{root}.{name}" for name in _unknown_keys(inner, types[root])]
+    return unknown
 
 
 def with_positionals(argv: Sequence[str], option: str) -> list[str]:
@@ -87,12 +138,17 @@ def _as_options(names: re.Match[str]) -> str:
 def _normal(argv: Sequence[str], types: dict[str, Any]) -> list[str]:
     """Turn --some-option into --some_option, and a switch without a value into --switch=true.
 
+    A value such as -1/2 is joined to its option: argparse would take it for one more option.
+
     Raises:
         InputError: a name goes two levels into a free-form option, as in --engine.some.value.
     """
-    arguments = list(argv)
-    for index, argument in enumerate(arguments):
+    arguments: list[str] = []
+    remaining = list(argv)
+    while remaining:
+        argument = remaining.pop(0)
         if not argument.startswith("--"):
+            arguments.append(argument)
             continue
         name, equals, value = argument[2:].partition("=")
         name = name.replace("-", "_")
@@ -104,11 +160,13 @@ def _normal(argv: Sequence[str], types: dict[str, Any]) -> list[str]:
                 f"Expected {outer} with all its values as JSON, found --{name}. "
                 f"Hint: {outer} '{{\"{inner}\": ...}}'."
             )
-        following = arguments[index + 1] if index + 1 < len(arguments) else "--"
+        following = remaining[0] if remaining else "--"
         if types.get(name) is bool and not equals and following.startswith("--"):
             equals, value = "=", "true"
+        elif not equals and re.match(r"-\d", following):
+            equals, value = "=", remaining.pop(0)
         given = value if equals else following
         if types.get(name) == list[str] and not given.startswith("["):
             name += "+"  # one more entry
-        arguments[index] = f"--{name}{equals}{value}"
+        arguments.append(f"--{name}{equals}{value}")
     return arguments

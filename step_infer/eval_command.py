@@ -30,6 +30,12 @@ REPLAY = (
     "length, boundaries, scores and answers are the recorded ones, time, preemptions and pruning "
     "are the engine's. Interrupted? The same command goes on where it stopped."
 )
+MERGE = (
+    "Join directories of step-eval into one, with one report: runs that shared the questions "
+    "(--shard) or the methods, all with the same settings otherwise."
+)
+REPORT = "Make results.json and report.html of a directory of step-eval again from its records."
+EVENTS = "Draw the event log of a server or an engine (--event-log) as one HTML file."
 RECORD = "Keep recorded traces without their text in one small Parquet file."
 
 
@@ -119,7 +125,7 @@ def command(argv: Sequence[str]) -> None:
         return
     if name == "events":
         drawing = parse_config(
-            EventsConfig, with_positionals(argv, "logs"), "step-eval events", DESCRIPTION
+            EventsConfig, with_positionals(argv, "logs"), "step-eval events", EVENTS
         )
         from step_infer.event_report import write_event_report
 
@@ -138,7 +144,7 @@ def command(argv: Sequence[str]) -> None:
         from step_infer.eval_merge import merge
 
         merging = parse_config(
-            MergeConfig, with_positionals(argv, "runs"), "step-eval merge", DESCRIPTION
+            MergeConfig, with_positionals(argv, "runs"), "step-eval merge", MERGE
         )
         results = merge(merging.runs, merging.out, merging.vote, merging.paired)
         out = merging.out
@@ -154,7 +160,7 @@ def command(argv: Sequence[str]) -> None:
         from step_infer.eval_results import write_results
 
         reporting = parse_config(
-            ReportConfig, with_positionals(argv, "run"), "step-eval report", DESCRIPTION
+            ReportConfig, with_positionals(argv, "run"), "step-eval report", REPORT
         )
         results = write_results(reporting.run, reporting.vote)
         out = reporting.run

@@ -136,7 +136,7 @@ class QuestionRecord:
             if value.get("series") is not None:
                 value["series"] = KvSeries(**value["series"])
             return cls(**value)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+        except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
             raise InputError(f"Expected a question record, found: {error!r}.") from error
 
 

@@ -147,5 +147,5 @@ def _parse(line: bytes) -> dict[str, Any] | None:
             numbers.append(event["score"])
         good = event["event"] in EVENTS and all(isinstance(n, int | float) for n in numbers)
         return event if good and {"request", "group"} <= event.keys() else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):  # the last for a line nested too deep
         return None

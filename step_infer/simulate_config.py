@@ -29,8 +29,9 @@ class SimulateConfig:
     out: str
     """Directory for simulation.json and simulation.html."""
     traces: str | None = None
-    """Recorded traces: a directory of step-collect, or of step-eval with the method sc. Without
-    it, traces are drawn from distributions (--world.*)."""
+    """Recorded traces: a directory of step-collect, or of step-eval with the method sc, or the
+    Parquet file of `step-eval record`. Without it, traces are drawn from distributions
+    (--world.*)."""
     scorer: str | None = None
     """Scorer file for the hidden states stored with --traces; it is simulated beside the made-up
     scorers of --auroc."""

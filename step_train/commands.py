@@ -45,10 +45,12 @@ def _main(argv: Sequence[str]) -> None:
 
 def fit_command(argv: Sequence[str]) -> None:
     """Run `step-train fit`: train, and print the outcome."""
+    from data_gen.trace_manifest import read_trace_manifest
     from step_infer.command_line import parse_config
     from step_train.fit_config import FitConfig
 
     config = parse_config(FitConfig, argv, "step-train fit", FIT)
+    read_trace_manifest(config.traces)  # before seconds of imports
     from lightning.fabric.utilities.rank_zero import rank_zero_only
     from rich.console import Console
 
@@ -85,10 +87,12 @@ def fit_command(argv: Sequence[str]) -> None:
 
 def sweep_command(argv: Sequence[str]) -> None:
     """Run `step-train sweep`: fit variants, and print how they compare."""
+    from data_gen.trace_manifest import read_trace_manifest
     from step_infer.command_line import parse_config
     from step_train.sweep_config import SweepConfig
 
     config = parse_config(SweepConfig, argv, "step-train sweep", SWEEP)
+    read_trace_manifest(config.traces)  # before seconds of imports
     from rich.console import Console
 
     from step_train.sweep import RESULT, TABLE, sweep
@@ -103,10 +107,13 @@ def sweep_command(argv: Sequence[str]) -> None:
 
 def evaluate_command(argv: Sequence[str]) -> None:
     """Run `step-train evaluate`: judge a scorer, and print the outcome."""
+    from data_gen.trace_manifest import read_trace_manifest
     from step_infer.command_line import parse_config
     from step_train.evaluate_config import EvaluateConfig
 
     config = parse_config(EvaluateConfig, argv, "step-train evaluate", EVALUATE)
+    if config.traces is not None:
+        read_trace_manifest(config.traces)  # before seconds of imports
     from rich.console import Console
 
     from step_train.card_view import print_metrics
@@ -135,10 +142,12 @@ def evaluate_command(argv: Sequence[str]) -> None:
 
 def extract_command(argv: Sequence[str]) -> None:
     """Run `step-train extract`."""
+    from data_gen.trace_manifest import read_trace_manifest
     from step_infer.command_line import parse_config
     from step_train.extract_config import ExtractConfig
 
     config = parse_config(ExtractConfig, argv, "step-train extract", EXTRACT)
+    read_trace_manifest(config.traces)  # before seconds of imports
     from step_train.extract import extract
 
     extract(config)

@@ -116,15 +116,28 @@ def test_bad_rules_are_refused(kind: str, options: dict[str, Any], message: str)
         BoundaryRule.for_tokenizer(WordTokenizer(), kind, **options)
 
 
-def test_damaged_data_is_refused() -> None:
-    with pytest.raises(InputError, match="Expected a boundary rule"):
-        BoundaryRule.from_dict({"kind": "blank_line"})
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"kind": "blank_line"}, "'token_ids'"),
+        (RULE.to_dict() | {"stride": "x"}, "stride 'x', which is no int"),
+        (RULE.to_dict() | {"stride": True}, "stride True, which is no int"),
+        (RULE.to_dict() | {"think_end_id": "x"}, "think_end_id 'x', which is no int or null"),
+        (RULE.to_dict() | {"kind": None}, "kind None, which is no str"),
+        (RULE.to_dict() | {"token_ids": ["x"]}, "invalid literal"),
+    ],
+)
+def test_damaged_data_is_refused(data: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"Expected a boundary rule, found .*{message}"):
+        BoundaryRule.from_dict(data)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"kind": "word"}, "--boundary.kind out of blank_line, newline, .*, found 'word'"),
+        ({"kind": "regex", "pattern": "("}, "a regular expression as --boundary.pattern, .*Hint"),
+        ({"kind": "regex", "pattern": "a{99999999999}"}, "a regular expression .*too large"),
         ({"kind": "regex"}, "--boundary.pattern with --boundary.kind regex"),
         ({"stride": 5}, "--boundary.stride with --boundary.kind stride"),
         ({"kind": "stride", "stride": -5}, "--boundary.stride of at least 1, found -5"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import multiprocessing
+import os
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from step_infer.command import run
+from step_infer.command import run, sigterm_as_interrupt
 from step_infer.command_line import config_parser, parse_config
 from step_infer.engine_guard import EngineGuard
 from step_infer.errors import InputError
@@ -60,6 +61,8 @@ def parse(*argv: str) -> Config:
         (["--names", "a"], {"names": ["a"]}),
         (["--names=a", "--names", "b"], {"names": ["a", "b"]}),
         (["--names", '["a", "b"]'], {"names": ["a", "b"]}),
+        (["--names", "-1/2"], {"names": ["-1/2"]}),
+        (["--num-things", "-4", "--loud"], {"num_things": -4, "loud": True}),
         (["--engine.a", '{"b": 1, "c": "x"}'], {"engine": {"a": {"b": 1, "c": "x"}}}),
     ],
 )
@@ -67,13 +70,31 @@ def test_options_become_settings(argv: list[str], changes: dict[str, Any]) -> No
     assert parse("--name", "n", *argv) == dataclasses.replace(Config("n"), **changes)
 
 
-@pytest.mark.parametrize("content", [b"\xce\xff", b"{", b"[1]", b""])
-def test_a_configuration_that_cannot_be_read_is_named(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xce\xff", "Expected YAML in UTF-8 as --config, found FILE: .*utf-8"),
+        (b"{", "Expected YAML in UTF-8 as --config, found FILE: while parsing"),
+        (b"[" * 9999, "Expected YAML in UTF-8 as --config, found FILE: .*recursion"),
+        (b"[1]", "Expected a YAML file of options .* found a list in FILE"),
+        (b"", "Expected a YAML file of options .* found nothing in FILE"),
+        (b"# nothing\n", "Expected a YAML file of options .* found nothing in FILE"),
+        (b"colour: red\n", "Expected options of try-it in --config FILE, found 'colour'"),
+        (b"num-things: 3\n", "in --config FILE, found 'num-things'"),
+        (b"sampling:\n  colour: red\n", "in --config FILE, found 'sampling.colour'"),
+        (b"sampling.colour: red\n", "in --config FILE, found 'sampling.colour'"),
+    ],
+)
+@pytest.mark.parametrize("separator", [" ", "="])
+def test_a_configuration_that_cannot_be_used_is_named(
+    content: bytes, message: str, separator: str, tmp_path: Path
+) -> None:
     path = tmp_path / "c.yaml"
     path.write_bytes(content)
-    with pytest.raises(InputError, match="config") as caught:
-        parse("--name", "n", "--config", str(path))
+    with pytest.raises(InputError, match=message.replace("FILE", str(path))) as caught:
+        parse("--name", "n", *f"--config{separator}{path}".split())
     assert len(str(caught.value).splitlines()) == 1
+    assert "Hint: try-it --print-config shows" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +130,9 @@ def test_a_file_gives_settings_and_options_go_before_it(tmp_path: Path) -> None:
     assert parse("--config", str(path), "--num-things", "6") == Config(
         "n", 6, sampling=Sampling(top_k=7)
     )
-    path.write_text("name: n\ncolour: red\n")
-    with pytest.raises(InputError, match="colour"):
-        parse("--config", str(path))
+    path.write_text("name: n\nsampling.top_k: 7\nengine:\n  anything: 1\n")
+    expected = Config("n", sampling=Sampling(top_k=7), engine={"anything": 1})
+    assert parse("--config", str(path)) == expected
 
 
 def fail(error: BaseException) -> Callable[[], None]:
@@ -137,6 +158,60 @@ def test_exit_statuses(
         run(main)
     assert caught.value.code == status
     assert capsys.readouterr().err == printed
+
+
+def test_a_block_with_something_to_keep_keeps_it_when_it_is_terminated(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    done = []
+
+    def main() -> None:
+        with sigterm_as_interrupt():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # `timeout` sends it twice
+                time.sleep(0.01)
+                done.append("written")
+
+    def not_reached(number: int, frame: object) -> None:
+        raise AssertionError("SIGTERM would have ended the process at once")
+
+    before = signal.signal(signal.SIGTERM, not_reached)
+    try:
+        with pytest.raises(SystemExit) as caught:
+            run(main)
+        assert signal.getsignal(signal.SIGTERM) == not_reached
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "terminated\n"
+    assert done == ["written"]
+
+
+def wait_long(started: Any) -> None:
+    started.set()
+    time.sleep(30)
+
+
+def test_a_fork_of_such_a_block_ends_at_once_by_sigterm() -> None:
+    ends = []
+
+    def main() -> None:
+        context = multiprocessing.get_context("fork")
+        started = context.Event()
+        child = context.Process(target=wait_long, args=(started,))
+        with sigterm_as_interrupt():
+            child.start()
+            started.wait()
+        child.terminate()
+        child.join()
+        ends.append(child.exitcode)
+
+    with pytest.raises(SystemExit):
+        run(main)
+    assert ends == [-signal.SIGTERM]
 
 
 def test_a_defect_keeps_its_traceback() -> None:

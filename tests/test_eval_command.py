@@ -87,3 +87,26 @@ def test_help_names_every_option_with_its_default():
     assert "Traces N for each question. (type: int, default: 64)" in text
     assert "--kv-budget KV_BUDGET" in text
     assert "step-eval merge" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "described"),
+    [
+        ([], "Compare methods of answering"),
+        (["merge"], "Join directories of step-eval into one"),
+        (["report"], "Make results.json and report.html"),
+        (["events"], "Draw the event log"),
+        (["record"], "Keep recorded traces"),
+        (["simulate"], "Predict seconds, tokens"),
+        (["replay"], "Run recorded traces on real engines"),
+    ],
+)
+def test_the_help_of_a_subcommand_describes_it(arguments, described):
+    text = " ".join(run_command(main, *arguments, "--help").stdout.split())
+    assert described in text.partition(" options: ")[0]
+    assert ("Compare methods" in text) == (not arguments)
+
+
+def test_the_help_of_simulate_names_all_that_it_reads():
+    text = " ".join(run_command(main, "simulate", "--help").stdout.split())
+    assert "or the Parquet file of `step-eval record`" in text

@@ -139,7 +139,7 @@ def test_step_eval_events_draws_a_log(engine, tmp_path, capsys):
     engine.run()
     log, out = engine.scheduler.events.path, tmp_path / "page" / "events.html"
     with log.open("a") as file:
-        file.write('{"time": 1, "event": "prune"}\nhalf a li')
+        file.write('{"time": 1, "event": "prune"}\n' + 100_000 * "[" + "\nhalf a li")
     command(["events", str(log), "--out", str(out)])
     assert str(out) in capsys.readouterr().out.replace("\n", "")
     page = out.read_text()
@@ -147,7 +147,7 @@ def test_step_eval_events_draws_a_log(engine, tmp_path, capsys):
     assert f"pruned: {pruned}" in page
     assert f"finished: {7 - pruned}" in page
     assert "What became of 7 scored traces" in page
-    assert "Left out: 2 lines" in page
+    assert "Left out: 3 lines" in page
     assert page.count("<svg") == 4
     assert "http" not in page.replace("http-equiv", "")
 

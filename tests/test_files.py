@@ -99,3 +99,10 @@ def test_a_manifest_of_another_schema_is_refused(tmp_path: Path) -> None:
     write_manifest(tmp_path, {"schema_version": 99})
     with pytest.raises(InputError, match="Expected schema_version 1 .* found 99"):
         read_manifest(tmp_path)
+
+
+def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for text, reason in (("{", "Expecting"), ("[" * 99999, "recursion")):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(InputError, match=f"Expected JSON in .*a.json, found: .*{reason}"):
+            read_json(tmp_path / "a.json")

@@ -15,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from step_infer.manifest import run_manifest, write_manifest
+
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ["step_infer", "data_gen", "step_train"]
 """The packages, lowest first; imports only go down."""
@@ -175,6 +177,23 @@ def test_help_comes_before_torch_is_loaded(module: str, subcommands: list[str]) 
         "print(' '.join(sorted({'torch', 'lightning', 'datasets', 'vllm'} & set(sys.modules))))"
     )
     assert _python(code) == ""
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "sweep", "extract", "evaluate"])
+@pytest.mark.parametrize("wrong", ["--traces={folder}", "--traces=/none", "--nope=1", "--out"])
+def test_what_a_training_command_refuses_it_refuses_before_torch_is_loaded(
+    subcommand: str, wrong: str, tmp_path: Path
+) -> None:
+    write_manifest(tmp_path, run_manifest(kind="run"))
+    arguments = [subcommand, "--traces=t", f"--out={tmp_path / 'out'}"]
+    arguments += {"extract": ["--model=m"], "evaluate": ["--run=r"]}.get(subcommand, [])
+    arguments.append(wrong.format(folder=tmp_path))
+    code = (
+        f"import sys\nfrom step_train.commands import main\nsys.argv = ['c', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    print(end.code, end=' ')\n"
+        "print(' '.join(sorted({'torch', 'lightning', 'transformers'} & set(sys.modules))))"
+    )
+    assert _python(code) == "2"
 
 
 # --- pyproject and the lock -----------------------------------------------------------------------

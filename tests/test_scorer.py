@@ -126,12 +126,28 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         ({"aggregator": "median"}, "Expected aggregator out of mean"),
         ({"boundary": {"kind": "x"}}, "Expected a boundary rule"),
         ({"colour": "red"}, "Expected a scorer card in F"),
+        ({"hidden_size": "x"}, "a scorer card in F, found: hidden_size 'x', .* no int. Hint"),
+        ({"hidden_size": 16.0}, "found: hidden_size 16.0, which is no int"),
+        ({"hidden_size": True}, "found: hidden_size True, which is no int"),
+        ({"width": None}, "found: width None, which is no int"),
+        ({"width": 0}, "found: width 0, which is below 1"),
+        ({"depth": "1"}, "found: depth '1', which is no int"),
+        ({"depth": -1}, "found: depth -1, which is below 0"),
+        ({"layer": 3}, "found: layer 3, which is no str"),
+        ({"aggregator": []}, r"found: aggregator \[\], which is no str"),
+        ({"metrics": None}, "found: metrics None, which is no dict"),
+        ({"boundary": 3}, "found: boundary 3, which is no dict"),
     ],
 )
 def test_a_damaged_card_is_refused(change: dict[str, Any], message: str) -> None:
     text = json.dumps(json.loads(card().to_json()) | change)
     with pytest.raises(InputError, match=message):
         ScorerCard.from_json(text, "F")
+
+
+def test_a_card_nested_too_deep_is_refused() -> None:
+    with pytest.raises(InputError, match="Expected a scorer card in F, found: .*recursion"):
+        ScorerCard.from_json("[" * 99999, "F")
 
 
 @pytest.mark.parametrize(
