@@ -70,7 +70,8 @@ def engine_arguments(
         if longest is not None and kv_budget_tokens < longest:
             raise InputError(
                 f"Expected a KV budget of at least one longest trace ({longest} tokens), found "
-                f"{kv_budget_tokens}. Hint: raise the budget or lower max_model_len."
+                f"{kv_budget_tokens}. Hint: raise the budget (--kv-budget) or lower "
+                "max_model_len (--engine.max_model_len)."
             )
         # One block more: vLLM keeps the first for itself.
         blocks = -(-kv_budget_tokens // arguments["block_size"]) + 1
@@ -116,6 +117,8 @@ def start_engine(arguments: dict[str, Any]) -> Any:
 
     try:
         return LLM(**arguments)
+    except InputError:  # ours, of an engine in this process
+        raise
     except (TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"Expected engine arguments that vLLM takes, found: {reason}") from error

@@ -94,7 +94,7 @@ def shard_questions(questions: Sequence[Question], shard: str) -> list[Question]
     if len(questions) <= index:
         raise InputError(
             f"Expected at least one question in shard {shard}, found {len(questions)} "
-            "questions in all. Hint: use fewer shards."
+            "in all. Hint: use fewer shards."
         )
     return list(questions[index::count])
 
@@ -218,7 +218,7 @@ def _identifier(row: Row, names: Sequence[str]) -> str:
     value = _value(row, names)
     if value is None:
         return row.name
-    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
         raise InputError(
             f"Expected a text or a whole number under {_or(names)}, found {short(value)}."
         )

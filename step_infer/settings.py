@@ -175,6 +175,8 @@ class RequestOptions:
         options = cls(**value)
         if options.group is not None and not isinstance(options.group, str):
             raise InputError(f"Expected step option group to be a text, found {options.group!r}.")
+        if options.group is not None and not options.group.strip():
+            raise InputError("Expected a group name as step option, found a blank one.")
         if options.group is not None and "\0" in options.group:
             raise InputError(
                 f"Expected step option group without NUL characters, found {options.group!r}."

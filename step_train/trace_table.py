@@ -239,7 +239,8 @@ def require_both_classes(table: TraceTable, name: str) -> None:
     if right in (0, len(table)):
         raise InputError(
             f"Expected right and wrong traces in the {name} split, found {right} right and "
-            f"{len(table) - right} wrong. Hint: collect more questions, or choose another seed."
+            f"{len(table) - right} wrong. Hint: collect more questions, give "
+            "the split more of them (--val-fraction, --test-fraction), or choose another seed."
         )
 
 

@@ -285,7 +285,7 @@ def test_a_directory_with_other_content_is_left_alone(
 def test_an_empty_shard_is_refused_before_the_engine_starts(
     whole: CollectConfig, tmp_path: Path
 ) -> None:
-    with pytest.raises(InputError, match="in shard 7/8, found 7 questions in all"):
+    with pytest.raises(InputError, match="in shard 7/8, found 7 in all"):
         run(whole, shard="7/8", out=str(tmp_path / "out"))
 
 

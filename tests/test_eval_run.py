@@ -203,7 +203,7 @@ def test_the_directory_of_another_command_is_left_alone(config, tmp_path):
 
 
 def test_an_empty_shard_is_refused(config, tmp_path):
-    with pytest.raises(InputError, match="at least one question in shard 8/9, found 8 questions"):
+    with pytest.raises(InputError, match="at least one question in shard 8/9, found 8 in all"):
         evaluate(config(tmp_path / "out", shard="8/9"), FakeEngine, quiet())
 
 

@@ -61,6 +61,8 @@ def test_a_request_opts_in_by_object_json_text_or_group_name():
         ("{bad", "found '{bad'"),
         ({"grup": "a"}, "found 'grup'"),
         ({"group": 5}, "group to be a text"),
+        ({"group": ""}, "a group name as step option, found a blank one"),
+        (" ", "a group name as step option, found a blank one"),
         ({"group": "a", "min_keep": -1}, "min_keep"),
         ({"group": "a", "aggregator": "x"}, "aggregator"),
         ({"group": "a", "rank": "first"}, "rank a finite number, found 'first'"),
