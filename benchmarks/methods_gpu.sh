@@ -5,10 +5,11 @@
 #
 #   OUT=runs/methods GPUS=2 SHARDS=2 SECONDS_TOTAL=1500 benchmarks/methods_gpu.sh
 #
-# GPUs FIRST_GPU (0) to FIRST_GPU + GPUS - 1 are used. Where NVIDIA's MPS does not let their processes run at
-# the same time (nvidia-cuda-mps-control -d), engines that share a GPU take turns on it, and the seconds of
-# different methods cannot be compared: of ten engines on one H200, those that score took 1.7 times as long a
-# step as those that do not. TURNS=1 lets one engine of a GPU work at a time: fewer questions, honest seconds.
+# GPUs FIRST_GPU (0) to FIRST_GPU + GPUS - 1 are used. Start NVIDIA's MPS before (nvidia-cuda-mps-control -d,
+# with the same CUDA_MPS_PIPE_DIRECTORY as this script), so that engines on one GPU run at the same time. Without
+# it they take turns on the GPU, and the seconds of different methods cannot be compared: of ten engines on one
+# H200, those that score took 1.7 times as long a step as those that do not (1.2 times with MPS on an H100).
+# TURNS=1 lets one engine of a GPU work at a time: fewer questions, honest seconds.
 #
 # One budget after the other. In each, every shard (a part of the questions) has an engine for each method; the
 # engines of a shard share a GPU and go through the same questions at the same time, so that a run that is
