@@ -6,7 +6,7 @@ from typing import Any
 from step_infer.errors import InputError
 from step_infer.files import read_json
 from step_infer.identity import model_file
-from step_infer.questions import Question
+from step_infer.questions import Question, lone_surrogate
 
 SYSTEM_PROMPT = r"Please reason step by step, and put your final answer within \boxed{}."
 """The paper's system text (arXiv 2601.09093, section 4.1)."""
@@ -31,13 +31,12 @@ def chat_prompt(tokenizer: Any, question: str, system: str = SYSTEM_PROMPT) -> l
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": question})
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
+    found = lone_surrogate(text)
+    if found is not None:
         raise InputError(
-            f"Expected text without lone surrogates, found {error.object[error.start]!r} in the "
-            "prompt. Hint: decode the text anew, or leave the question out."
-        ) from error
+            f"Expected text without lone surrogates, found {found!a} in the prompt. "
+            "Hint: decode the text anew, or leave the question out."
+        )
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 

@@ -226,19 +226,29 @@ def _identifier(row: Row, names: Sequence[str]) -> str:
 
 
 def unicode_text(text: str, names: Sequence[str]) -> str:
-    """Refuse half of a surrogate pair, which JSON can write and no file or tokenizer takes.
+    """Refuse a text that holds half of a surrogate pair.
 
     Raises:
         InputError: the text, found under one of these names, has one.
     """
+    found = lone_surrogate(text)
+    if found is not None:
+        raise InputError(
+            f"Expected Unicode text under {_or(names)}, found the lone surrogate {found!a}."
+        )
+    return text
+
+
+def lone_surrogate(text: str) -> str | None:
+    """Return the first half of a surrogate pair that stands alone; None without one.
+
+    JSON can write such a half, and no file or tokenizer takes it.
+    """
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"Expected Unicode text under {_or(names)}, found the lone surrogate "
-            f"{text[error.start]!a}."
-        ) from error
-    return text
+        return text[error.start]
+    return None
 
 
 def _value(row: Row, names: Sequence[str]) -> Any:
