@@ -1,6 +1,7 @@
 """The step scorer as CUDA graphs: one launch a step where it would be ten, off the host's path."""
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ class CapturedScorer:
     """Scores up to a fixed number of rows of one 16-bit type on a CUDA device.
 
     Rows are copied into the states that the graphs read, which are padded to the next graph's
-    size. All calls must come from one stream: a call writes where the one before has written.
+    size.
     """
 
     def __init__(self, scorer: StepScorer, most: int, dtype: torch.dtype) -> None:
@@ -57,10 +58,18 @@ class CapturedScorer:
         same = hidden_BH.dtype == self._states_BH.dtype
         return same and len(hidden_BH) <= len(self._states_BH)
 
-    def __call__(self, hidden_BH: Tensor) -> Tensor:
-        """Return the scores [B] of hidden states [B, H]; the next call overwrites them."""
+    def load(self, hidden_BH: Tensor) -> Callable[[], Tensor]:
+        """Copy hidden states [B, H] for the graphs; return what scores them.
+
+        That returns the scores [B]; the next call overwrites them. It may run on another stream
+        than the copy, after it, and before states are loaded again.
+        """
         rows = len(hidden_BH)
         self._states_BH[:rows].copy_(hidden_BH)
         _, graph, scores_B = next(found for found in self._graphs if found[0] >= rows)
-        graph.replay()
-        return scores_B[:rows]
+
+        def replay() -> Tensor:
+            graph.replay()
+            return scores_B[:rows]
+
+        return replay

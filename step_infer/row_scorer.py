@@ -72,25 +72,32 @@ class HostCopy:
 class SideStream:
     """A CUDA stream beside the model's, so that scoring runs while the GPU samples tokens.
 
-    What the stream reads is kept until `join`: the model's stream would use its memory again.
+    The model's stream does not wait for it. So what it reads must not be the model's own: a next
+    step writes over that.
     """
 
     def __init__(self) -> None:
         self._stream = torch.cuda.Stream()
-        self._read: list[Tensor] = []
+        self._ready = torch.cuda.Event()
 
-    def run(self, work: Callable[[Tensor], T], tensor: Tensor) -> T:
-        """Queue work on what the model's stream has computed, or will have."""
-        self._stream.wait_stream(torch.cuda.current_stream())
-        self._read.append(tensor)
+    def run(self, work: Callable[[], T], *read: Tensor | None) -> T:
+        """Queue work on what the model's stream has computed, or will have.
+
+        Args:
+            work: queues it, and is called at once.
+            read: tensors of the model's stream that it reads; their memory is kept until then.
+        """
+        self._ready.record()
+        self._stream.wait_event(self._ready)
+        for tensor in read:
+            if tensor is not None:
+                tensor.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
-            return work(tensor)
+            return work()
 
     def join(self) -> None:
         """Let the model's stream go on only after the work that was queued."""
-        if self._read:
-            torch.cuda.current_stream().wait_stream(self._stream)
-            self._read.clear()
+        torch.cuda.current_stream().wait_stream(self._stream)
 
 
 class PendingRows:
@@ -154,7 +161,7 @@ class RowScorer:
         if armed:
             # After the logits: their product wants the whole GPU and would wait for scoring; the
             # small kernels that sample from them leave it room.
-            self._pending = self._safely(self._score_beside, hidden_states)
+            self._pending = self._safely(self._score, hidden_states)
         if armed and self._confidence and self._pending is not None:
             # On the model's stream: what comes next may change the logits in place.
             self._safely(self._add_confidences, logits)
@@ -175,8 +182,6 @@ class RowScorer:
         """Begin a step: its first `compute_logits` call will be scored."""
         self._pending = None
         self._armed = not self.failed
-        if self._side is not None:
-            self._side.join()
 
     def take(self) -> "PendingRows | FailedRows | None":
         """End a step: return its rows, or None where none were computed."""
@@ -195,33 +200,43 @@ class RowScorer:
             logger.exception("Scoring failed in the worker.")
             return None
 
-    def _score_beside(self, hidden_BH: Tensor) -> PendingRows:
-        return self._beside(self._score, hidden_BH)
-
-    def _beside(self, work: Callable[[Tensor], T], tensor: Tensor) -> T:
-        """Do work on a tensor beside the model's stream, where the device has streams."""
-        if not tensor.is_cuda:
-            return work(tensor)
-        self._side = self._side or SideStream()
-        return self._side.run(work, tensor)
-
     @torch.inference_mode()
     def _score(self, hidden_BH: Tensor) -> PendingRows:
-        scores_B = None
-        is_half = hidden_BH.dtype in HALVES
-        if self._captured is not None and self._captured.fits(hidden_BH):
-            scores_B = self._captured(hidden_BH)
-        elif self._scorer is not None:
-            if isinstance(self._scorer, StepScorer) and hidden_BH.is_cuda and is_half:
-                self._scorer = SplitScorer(self._scorer, hidden_BH.dtype)
-            scores_B = torch.sigmoid(self._scorer(hidden_BH))
+        """Copy the rows in the model's stream, for its next step overwrites them; score beside."""
         kept_BH = None
         if self._capture:
+            is_half = hidden_BH.dtype in HALVES
             kept_BH = hidden_BH.clone() if is_half else hidden_BH.to(torch.bfloat16)
-        return PendingRows(scores_B, kept_BH)
+        read: tuple[Tensor | None, ...] = (kept_BH,)
+        score: Callable[[], Tensor | None] = lambda: None  # noqa: E731
+        if self._captured is not None and self._captured.fits(hidden_BH):
+            if self._side is not None:
+                self._side.join()  # the step before has read the states, which are overwritten now
+            score = self._captured.load(hidden_BH)
+        elif self._scorer is not None:
+            rows_BH = hidden_BH.clone() if hidden_BH.is_cuda else hidden_BH
+            read, score = (kept_BH, rows_BH), lambda: self._eager(rows_BH)
+        return self._beside(hidden_BH.device, lambda: PendingRows(score(), kept_BH), *read)
+
+    def _eager(self, hidden_BH: Tensor) -> Tensor:
+        assert self._scorer is not None
+        is_half = hidden_BH.dtype in HALVES
+        if isinstance(self._scorer, StepScorer) and hidden_BH.is_cuda and is_half:
+            self._scorer = SplitScorer(self._scorer, hidden_BH.dtype)
+        return torch.sigmoid(self._scorer(hidden_BH))
+
+    def _beside(self, device: torch.device, work: Callable[[], T], *read: Tensor | None) -> T:
+        """Do work beside the model's stream, where the device has streams."""
+        if device.type != "cuda":
+            return work()
+        self._side = self._side or SideStream()
+        return self._side.run(work, *read)
 
     @torch.inference_mode()
     def _add_confidences(self, logits_BV: Tensor) -> None:
-        assert self._pending is not None
+        pending, confidences_B = self._pending, token_confidence(logits_BV)
+        assert pending is not None
         # A copy to the host on the model's stream would hold up the sampling that comes next.
-        self._beside(self._pending.add_confidences, token_confidence(logits_BV))
+        self._beside(
+            logits_BV.device, lambda: pending.add_confidences(confidences_B), confidences_B
+        )

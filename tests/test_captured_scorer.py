@@ -28,7 +28,7 @@ def test_scores_of_any_number_of_rows_are_those_of_float32(depth, dtype):
     for rows in (50, 1, 8, 9, 33, 50, 2):
         hidden_BH = torch.randn(rows, 256, device="cuda").to(dtype)
         assert captured.fits(hidden_BH)
-        found = captured(hidden_BH).clone()
+        found = captured.load(hidden_BH)().clone()
         expected = torch.sigmoid(scorer(hidden_BH.float()))
         torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
     assert not captured.fits(torch.zeros(51, 256, device="cuda", dtype=dtype))
