@@ -15,7 +15,8 @@
 # engines of a shard share a GPU and go through the same questions at the same time, so that a run that is
 # cut has all methods on about the same questions, and all methods have the same load beside them. When
 # a budget's part of SECONDS_TOTAL is over, the questions and repeats that every method has answered are
-# joined, and the next budget begins. Engines: 10 x SHARDS; at most PARALLEL at once (all).
+# joined, and the next budget begins. A DeepConf method answers a question in two rounds, in twice the time: it
+# has two engines a shard, each for half of its questions. Engines: 12 x SHARDS; at most PARALLEL at once (all).
 #
 # Budget 1.0 comes first: its SC gives the mean length for the other budgets (kept in OUT/work/lengths.json)
 # and tells the oracle which traces come out right. There nothing is ever pruned for want of memory: the
@@ -24,7 +25,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . benchmarks/ledger_common.sh
 OUT=${OUT:-runs/methods} GPUS=${GPUS:-1} FIRST_GPU=${FIRST_GPU:-0} REPEATS=${REPEATS:-4} SECONDS_TOTAL=${SECONDS_TOTAL:-3000}
-SHARDS=${SHARDS:-$GPUS} BUDGETS=${BUDGETS:-1.0 0.25 0.5}
+SHARDS=${SHARDS:-$GPUS} BUDGETS=${BUDGETS-1.0 0.25 0.5} # BUDGETS= compiles the model and ends
 VICTIMS=${VICTIMS-random youngest longest least-confident oracle}
 OTHERS=${OTHERS-deepconf-low deepconf-high slim-sc}
 PARALLEL=${PARALLEL:-1000} TURNS=${TURNS:-0} # engines at once
@@ -38,13 +39,18 @@ trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 
 write_questions "$work/test.jsonl"
 
-ask() { # budget method shard seconds [options]: one method on one shard, on the shard's GPU
-    local options=(--methods "$2" --kv-budget "$1" --shard "$3/$SHARDS" --out "$work/kv$1/$2-$3")
+engines_of() { # method: its engines in a shard
+    if [[ $1 == deepconf-* ]]; then echo 2; else echo 1; fi
+}
+
+ask() { # budget method part seconds [options]: one method on one part of the questions, on its shard's GPU
+    local options=(--methods "$2" --kv-budget "$1" --out "$work/kv$1/$2-$3")
+    options+=(--shard "$3/$((SHARDS * $(engines_of "$2")))")
     if [[ $1 != 1.0 ]]; then options+=(--lengths-from "$work/lengths.json"); fi
     if [[ $2 == oracle ]]; then options+=(--oracle-from "$work/kv1.0/sc-$3"); fi
-    if ((TURNS)); then options+=(--turns "$work/gpu$((FIRST_GPU + $3 % GPUS)).lock"); fi
+    if ((TURNS)); then options+=(--turns "$work/gpu$((FIRST_GPU + $3 % SHARDS % GPUS)).lock"); fi
     options+=("${@:5}")
-    exec env CUDA_VISIBLE_DEVICES=$((FIRST_GPU + $3 % GPUS)) timeout -k 10 "$4" "$PYTHON" -m step_infer.eval_command \
+    exec env CUDA_VISIBLE_DEVICES=$((FIRST_GPU + $3 % SHARDS % GPUS)) timeout -k 10 "$4" "$PYTHON" -m step_infer.eval_command \
         --model "$model" --scorer "$SCORER" --questions "$work/test.jsonl" --num-traces "$N" \
         --repeats "$REPEATS" --warmup "$WARMUP" --window "$WINDOW" --kv-series-questions 0 \
         "${options[@]}" "${sampling[@]}" "${engine[@]}" --engine.max_num_seqs "$N" \
@@ -74,7 +80,9 @@ for ((number = 0; number < ${#budgets[@]}; number++)); do
         for method in "${methods[@]}"; do
             while (($(jobs -rp | wc -l) >= PARALLEL)); do wait -n || true; done
             ((deadline > SECONDS)) || break 2
-            ask "$budget" "$method" "$shard" $((deadline - SECONDS)) &
+            for ((part = shard; part < SHARDS * $(engines_of "$method"); part += SHARDS)); do
+                ask "$budget" "$method" "$part" $((deadline - SECONDS)) &
+            done
         done
         sleep 2 # the engines look at the free memory when they start
     done
