@@ -29,6 +29,7 @@ SHARDS=${SHARDS:-$GPUS} BUDGETS=${BUDGETS-1.0 0.25 0.5} # BUDGETS= compiles the 
 VICTIMS=${VICTIMS-random youngest longest least-confident oracle}
 OTHERS=${OTHERS-deepconf-low deepconf-high slim-sc}
 PARALLEL=${PARALLEL:-1000} TURNS=${TURNS:-0} # engines at once
+JOIN=${JOIN:-1} # 0: leave the results to a later start, with SECONDS_TOTAL=0
 WARMUP=${WARMUP:-$((N / 4))} WINDOW=${WINDOW:-128}
 # An engine's memory, the same however many there are: a run may go on with more or fewer GPUs.
 KV_BYTES=${KV_BYTES:-1073741824} MEMORY_SHARE=${MEMORY_SHARE:-0.03}
@@ -91,6 +92,7 @@ for ((number = 0; number < ${#budgets[@]}; number++)); do
     for directory in "$work/kv$budget"/*-*/; do
         [[ -d $directory/records ]] && done+=("${directory%/}")
     done
+    if [[ $JOIN == 0 && -f $work/lengths.json ]]; then continue; fi
     if ((${#done[@]} == 0)); then
         echo "No method has answered a question; see $work/kv$budget/*.log" >&2
         exit 1
