@@ -5,6 +5,8 @@ from torch import Tensor
 
 TOP_TOKENS = 20
 """The likeliest tokens k that a confidence looks at; fewer where the vocabulary has fewer."""
+_SEGMENT = 128
+"""Logits whose maximum says whether one of them can be among the likeliest."""
 _CHUNK_LOGITS = 2**24  # keeps the float32 copy below 64 MiB, whatever the batch
 
 
@@ -17,9 +19,26 @@ def token_confidence(logits_BV: Tensor) -> Tensor:
         logits_BV: the model's logits [B, V] of any float type.
     """
     rows = max(1, _CHUNK_LOGITS // logits_BV.shape[-1])
-    return torch.cat([_confidence(chunk_BV.float()) for chunk_BV in logits_BV.split(rows)])
+    return torch.cat([_confidence(chunk_BV) for chunk_BV in logits_BV.split(rows)])
 
 
 def _confidence(logits_BV: Tensor) -> Tensor:
-    top_BK = logits_BV.topk(min(TOP_TOKENS, logits_BV.shape[-1]), dim=-1).values
-    return logits_BV.logsumexp(dim=-1) - top_BK.mean(dim=-1)
+    top_BK = _top(logits_BV, min(TOP_TOKENS, logits_BV.shape[-1]))
+    return logits_BV.float().logsumexp(dim=-1) - top_BK.float().mean(dim=-1)
+
+
+def _top(logits_BV: Tensor, k: int) -> Tensor:
+    """Return each row's k largest logits [B, K].
+
+    They lie in the k segments of the largest maxima: what lies elsewhere is no larger than any of
+    these maxima. A maximum of each segment costs one pass; sorting all logits would cost many.
+    """
+    segments = logits_BV.shape[-1] // _SEGMENT
+    if segments <= k:
+        return logits_BV.topk(k, dim=-1).values
+    whole = segments * _SEGMENT
+    parts_BSL = logits_BV[:, :whole].unflatten(-1, (segments, _SEGMENT))
+    best_BK1 = parts_BSL.amax(dim=-1).topk(k, dim=-1).indices[..., None]
+    kept_BKL = parts_BSL.gather(1, best_BK1.expand(-1, -1, _SEGMENT))
+    candidates_BC = torch.cat([kept_BKL.flatten(1), logits_BV[:, whole:]], dim=-1)
+    return candidates_BC.topk(k, dim=-1).values

@@ -240,7 +240,10 @@ def progress_axis(axes: Axes) -> None:
 
 
 def legend_above(axes: Axes, empty: str | None = None, columns: int = 3) -> None:
-    """Put the legend over the plot, where it hides nothing; `empty` is said without one."""
+    """Put the legend over the plot, where it hides nothing; `empty` is said without one.
+
+    It has `columns` columns, or fewer where these would not fit beside each other.
+    """
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         axes.legend(
@@ -248,7 +251,7 @@ def legend_above(axes: Axes, empty: str | None = None, columns: int = 3) -> None
             labels,
             loc="lower left",
             bbox_to_anchor=(0, 1.0),
-            ncols=columns,
+            ncols=fitting_columns(labels, columns),
             borderaxespad=0.2,
             handletextpad=0.5,
             handlelength=1.5,
@@ -256,3 +259,14 @@ def legend_above(axes: Axes, empty: str | None = None, columns: int = 3) -> None
         )
     elif empty is not None:
         axes.set_title(empty, loc="left", fontsize=9.5, color=MUTED)
+
+
+def fitting_columns(labels: Sequence[str], most: int) -> int:
+    """Return how many columns of a legend fit in a picture's width; the page chooses the font."""
+    for columns in range(min(most, len(labels)), 1, -1):
+        rows = -(-len(labels) // columns)
+        firsts = range(0, len(labels), rows)
+        widths = [max(map(len, labels[first : first + rows])) * 5.2 + 28 for first in firsts]
+        if sum(widths) <= _WIDTH * 72 - 40:  # points; what stands left of the plot takes some
+            return columns
+    return 1

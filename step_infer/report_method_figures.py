@@ -16,6 +16,7 @@ from step_infer.report_figures import (
     WAITING,
     WRONG,
     draw,
+    fitting_columns,
     legend_above,
 )
 
@@ -34,7 +35,8 @@ def accuracy_against(
         colours: each method's colour.
     """
     methods = results["shared"]["methods"]
-    columns = 3 if len(methods) <= 3 else 2  # the names of more may be too long for three
+    labels = [results["methods"][name]["label"] for name in methods]
+    columns = fitting_columns(labels, 3)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()

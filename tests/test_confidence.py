@@ -20,12 +20,23 @@ def reference(logits_BV):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("vocabulary", [7, 20, 500])
+@pytest.mark.parametrize("vocabulary", [7, 20, 500, 128 * 20, 128 * 21 + 5, 20_000])
 def test_confidence_is_minus_the_mean_log_probability_of_the_top_tokens(dtype, vocabulary):
     logits_BV = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(0)).to(dtype) * 5
     found_B = token_confidence(logits_BV)
     assert found_B.dtype == torch.float32
     torch.testing.assert_close(found_B, reference(logits_BV).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_top_tokens_are_found_wherever_they_lie():
+    logits_BV = torch.full((4, 128 * 40 + 9), -5.0)
+    logits_BV[0, :20] = torch.arange(20.0)  # in one segment
+    logits_BV[1, -20:] = torch.arange(20.0)  # in the rest behind the last segment, and before it
+    logits_BV[2, ::200] = 1.0  # more ties than there are top tokens
+    logits_BV[3, 7] = -math.inf
+    torch.testing.assert_close(token_confidence(logits_BV), reference(logits_BV).float())
+    logits_BV[0, 3000] = math.nan
+    assert token_confidence(logits_BV).isnan().tolist() == [True, False, False, False]
 
 
 def test_tokens_all_alike_give_the_logarithm_of_the_vocabulary():

@@ -15,6 +15,7 @@ from step_infer.eval_results import build_results, read_run
 from step_infer.eval_run import evaluate
 from step_infer.eval_table import print_results
 from step_infer.report import render_report
+from step_infer.report_figures import fitting_columns
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
@@ -235,3 +236,14 @@ def test_the_vote_can_be_chosen_afterwards(run):
     assert results["methods"]["step"]["vote"] == "best"
     by_vote = results["methods"]["step"]["accuracy_by_vote"]
     assert results["methods"]["step"]["metrics"]["accuracy"]["value"] == by_vote["best"]
+
+
+def test_a_legend_has_only_the_columns_that_fit_beside_each_other():
+    short = ["decoding", "waiting for memory"]
+    assert fitting_columns(short, 3) == 2
+    assert fitting_columns(["would be right: 208", "would be wrong: 1,348"], 2) == 2
+    assert fitting_columns(["would be right: 3,207", "would be wrong: 7,163"], 2) == 1
+    assert fitting_columns(["SC", "STEP", "single trace"], 3) == 3
+    names = ["SC", "STEP", "DeepConf-low", "DeepConf-high", "Slim-SC", "random victim"]
+    assert fitting_columns([*names, "longest victim", "least confident victim"], 3) == 2
+    assert fitting_columns(["x" * 200], 3) == 1
