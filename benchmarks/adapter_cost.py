@@ -15,11 +15,13 @@ memory.
 To find where the time goes: `--engines plain scoring idle worker scheduler` also runs the engine
 with parts of the adapter off, in the same process. "worker": the rows are scored, but no request
 opts in; "scheduler": all requests opt in, but no row is scored; "idle": neither, so that its loss
-is that of the measurement itself; "eager": scoring without the scorer's CUDA graphs. `--profile`
-writes FILE.profile.json: what GPU and host do in a step of each (`engine_profile.py`).
+is that of the measurement itself, and the loss over it that of scoring alone; "eager": scoring
+without the scorer's CUDA graphs. `--profile` writes FILE.profile.json: what GPU and host do in a
+step of each (`engine_profile.py`).
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -168,7 +170,7 @@ def _run_both(arguments: argparse.Namespace) -> None:
                 _time(llm, min(8, most), 32)
             for repeat, sequences, tokens, engine in _missing(arguments, arguments.runner):
                 llm = plain if engine == "plain" else _with_parts(own, *PARTS[engine])
-                seconds, scored = _time(llm, sequences, tokens)
+                seconds, scored, step_ms = _time(llm, sequences, tokens)
                 run = {
                     "runner": arguments.runner,
                     "ranks": arguments.ranks,
@@ -179,6 +181,7 @@ def _run_both(arguments: argparse.Namespace) -> None:
                     "repeat": repeat,
                     "seconds": seconds,
                     "tokens_per_second": sequences * tokens / seconds,
+                    "median_step_ms": step_ms,
                     "scored_steps": scored,
                     "device": _device(),
                     "versions": package_versions(),
@@ -231,19 +234,25 @@ def _profile(arguments: argparse.Namespace, plain: StepLLM, own: StepLLM) -> Non
             file.write(json.dumps({**_profiles(arguments), name: ranks}, indent=1))
 
 
-def _time(llm: StepLLM, sequences: int, tokens: int) -> tuple[float, int]:
-    """Generate all sequences at once; return the seconds and the number of scored steps."""
+def _time(llm: StepLLM, sequences: int, tokens: int) -> tuple[float, int, float]:
+    """Generate all sequences at once.
+
+    Returns:
+        seconds, the number of scored steps, and the median milliseconds of an engine step.
+    """
     sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=tokens)
     plans = [
         TracePlan("q", number, tuple(range(10, 10 + PROMPT_TOKENS)), None, sampling, "q")
         for number in range(sequences)
     ]
+    ends: list[float] = []
     start = time.perf_counter()
-    traces = list(llm.stream(plans, max_in_flight=sequences))
+    traces = list(llm.stream(plans, sequences, lambda: ends.append(time.perf_counter())))
     seconds = time.perf_counter() - start
     if any(len(trace.token_ids) != tokens for trace in traces):
         raise RuntimeError("A sequence ended early: the engines did not do the same work.")
-    return seconds, sum(len(trace.step_scores) for trace in traces)
+    step_ms = 1e3 * statistics.median(later - end for end, later in itertools.pairwise(ends))
+    return seconds, sum(len(trace.step_scores) for trace in traces), step_ms
 
 
 def _device() -> str:
@@ -264,25 +273,31 @@ def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         of_engine[run["repeat"]] = run["tokens_per_second"]
     rows = []
     for (runner, ranks, confidence, sequences), engines in sorted(rates.items()):
-        plain = engines.get("plain", {})
+        plain, idle = engines.get("plain", {}), engines.get("idle", {})
         for engine in PARTS:
             own = engines.get(engine, {})
-            losses = [100 * (1 - own[n] / plain[n]) for n in sorted(plain.keys() & own.keys())]
-            if losses:
-                rows.append(
-                    {
-                        "runner": f"V{runner + 1}",
-                        "ranks": ranks,
-                        "confidence": confidence,
-                        "sequences": sequences,
-                        "engine": engine,
-                        "plain_tokens_per_second": statistics.mean(plain.values()),
-                        "tokens_per_second": statistics.mean(own.values()),
-                        "loss_percent": statistics.mean(losses),
-                        "loss_percent_of_each_repeat": losses,
-                    }
-                )
+            if not (losses := _losses(own, plain)):
+                continue
+            row = {
+                "runner": f"V{runner + 1}",
+                "ranks": ranks,
+                "confidence": confidence,
+                "sequences": sequences,
+                "engine": engine,
+                "plain_tokens_per_second": statistics.mean(plain.values()),
+                "tokens_per_second": statistics.mean(own.values()),
+                "loss_percent": statistics.mean(losses),
+                "loss_percent_of_each_repeat": losses,
+            }
+            if engine != "idle" and (over_idle := _losses(own, idle)):
+                row["loss_percent_over_idle"] = statistics.mean(over_idle)
+                row["loss_percent_over_idle_of_each_repeat"] = over_idle
+            rows.append(row)
     return rows
+
+
+def _losses(own: dict[int, float], other: dict[int, float]) -> list[float]:
+    return [100 * (1 - own[n] / other[n]) for n in sorted(other.keys() & own.keys())]
 
 
 if __name__ == "__main__":

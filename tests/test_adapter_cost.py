@@ -40,6 +40,12 @@ def test_the_loss_compares_the_runs_of_one_repeat():
     assert (row["runner"], row["ranks"], row["sequences"]) == ("V1", 1, 64)
     assert row["loss_percent_of_each_repeat"] == pytest.approx([1.0, 5.0])
     assert row["loss_percent"] == pytest.approx(3.0)
+    assert "loss_percent_over_idle" not in row
+    runs += [run("idle", 0, 99.0), run("idle", 1, 200.0)]
+    (row, idle) = load("adapter_cost").summary(runs)
+    assert row["loss_percent_over_idle_of_each_repeat"] == pytest.approx([0.0, 5.0])
+    assert idle["engine"] == "idle"
+    assert "loss_percent_over_idle" not in idle
 
 
 def test_the_gpu_is_busy_while_any_kernel_runs():
@@ -80,6 +86,7 @@ def test_a_tiny_shape_runs_and_what_is_done_is_not_done_again(tmp_path):
     scored = [engine for engine in engines if "aten::sigmoid" in ranks[engine][0]["kernels"]]
     assert scored == ["scoring", "eager", "worker"]
     assert all(run["device"] and run["versions"]["torch"] for run in runs)
+    assert all(0 < run["median_step_ms"] < 1e3 * run["seconds"] for run in runs)
     before = out.read_bytes()
     again = measure()
     assert again.returncode == 0, again.stderr[-3000:]
