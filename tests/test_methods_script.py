@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from step_infer.eval_records import RecordStore
 from step_infer.files import read_json
 
 pytestmark = pytest.mark.slow
@@ -45,7 +46,7 @@ def script(tmp_path_factory):
         "PARALLEL": 2,
         "TURNS": 1,
         "BUDGETS": "1.0 0.5",
-        "OTHERS": "",
+        "OTHERS": "deepconf-low",
         "VICTIMS": " ".join(sorted(VICTIMS)),
     }
 
@@ -76,8 +77,11 @@ def test_all_methods_answer_the_same_questions_under_every_budget_and_a_cut_run_
     found = run(SECONDS_TOTAL=1200)
     assert found.returncode == 0, found.stderr[-3000:]
     ample, short = answered(out, "1.0"), answered(out, "0.5")
-    assert set(ample) == {"sc", "step", "single"}
-    assert set(short) == {"sc", "step"} | VICTIMS
+    assert set(ample) == {"sc", "step", "single", "deepconf-low"}
+    assert set(short) == {"sc", "step", "deepconf-low"} | VICTIMS
+    # DeepConf has two engines a shard, each with half of the shard's questions.
+    halves = [RecordStore(out / "work" / "kv0.5" / f"deepconf-low-{n}") for n in (0, 1)]
+    assert [len(half.read()["deepconf-low"]) for half in halves] == [2 * 3, 2 * 2]
     for rows in (*ample.values(), *short.values()):
         assert [row[:2] for row in rows] == [row[:2] for row in ample["sc"]]
         assert len(rows) == 2 * QUESTIONS
@@ -91,9 +95,9 @@ def test_all_methods_answer_the_same_questions_under_every_budget_and_a_cut_run_
     records = out / "work" / "kv0.5" / "oracle-0" / "records"
     (records / "oracle-r1.jsonl").unlink()
     before = {path: path.read_bytes() for path in (out / "work").glob("kv*/*/records/*.jsonl")}
-    run(SECONDS_TOTAL=0, BUDGETS="0.5")
+    run(SECONDS_TOTAL=0, BUDGETS="0.5", OTHERS="")
     assert len(answered(out, "0.5")["step"]) == QUESTIONS
-    again = run(SECONDS_TOTAL=1200, BUDGETS="0.5")
+    again = run(SECONDS_TOTAL=1200, BUDGETS="0.5", OTHERS="")
     assert again.returncode == 0, again.stderr[-3000:]
     assert all(path.read_bytes() == content for path, content in before.items())
     assert {n: len(rows) for n, rows in answered(out, "0.5").items()} == {
