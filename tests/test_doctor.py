@@ -1,13 +1,15 @@
 """step-doctor: what it says of a vLLM that fits, of one that does not, and of bad scorers."""
 
+import ast
 import dataclasses
 from pathlib import Path
 
 import pytest
 from command_harness import run_command
 
-from step_infer import doctor
-from step_infer.doctor import CouplingPoint, DoctorConfig
+from step_infer import coupling, doctor
+from step_infer.coupling import CouplingPoint
+from step_infer.doctor import DoctorConfig
 from step_infer.errors import InputError
 from step_infer.scorer import StepScorer, load_scorer, save_scorer
 
@@ -25,21 +27,53 @@ def test_every_coupling_point_is_in_the_installed_vllm(capsys):
 def test_what_another_vllm_lacks_is_named_and_nothing_is_started(monkeypatch, capsys):
     module = "vllm.v1.core.sched.scheduler"
     points = (
-        CouplingPoint("no module", doctor._has("vllm.v1.gone", "X"), "why one"),
-        CouplingPoint("no attribute", doctor._has(module, "Scheduler.gone"), "why two"),
+        CouplingPoint("no module", coupling.has("vllm.v1.gone", "X"), "why one"),
+        CouplingPoint("no attribute", coupling.has(module, "Scheduler.gone"), "why two"),
         CouplingPoint(
-            "other code", doctor._mentions(module, "Scheduler.schedule", "no such text"), "why 3"
+            "other code", coupling.mentions(module, "Scheduler.schedule", "self.", "no text"), "3"
         ),
-        doctor.COUPLING_POINTS[0],
+        CouplingPoint(
+            "no counter",
+            coupling.has_attributes("vllm.v1.request", "Request", "max_tokens", "x1", "x2"),
+            "why 4",
+        ),
+        CouplingPoint(
+            "no field", coupling.has_fields("vllm.v1.outputs", "ModelRunnerOutput", "y"), "why 5"
+        ),
+        coupling.COUPLING_POINTS[0],
     )
     monkeypatch.setattr(doctor, "COUPLING_POINTS", points)
+    monkeypatch.setattr(coupling, "COUPLING_POINTS", points)
     assert doctor.doctor(DoctorConfig()) == 1
     lines = capsys.readouterr().out.splitlines()
-    gone = "MISSING (ModuleNotFoundError: No module named 'vllm.v1.gone') no module: why one"
-    assert gone in lines
+    assert "MISSING (No module named 'vllm.v1.gone') no module: why one" in lines
     assert any("'Scheduler' has no attribute 'gone') no attribute: why two" in x for x in lines)
-    assert "MISSING (changed) other code: why 3" in lines
-    assert lines[-1].startswith("This vLLM lacks 3 of 4 points; supported: vLLM 0.26 to 0.32")
+    assert "MISSING (Scheduler.schedule lacks no text) other code: 3" in lines
+    assert "MISSING (Request lacks x1, x2) no counter: why 4" in lines
+    assert "MISSING (ModelRunnerOutput lacks y) no field: why 5" in lines
+    assert lines[-1].startswith("This vLLM lacks 5 of 6 points; supported: vLLM 0.26 to 0.32")
+
+
+def test_an_import_that_a_vllm_lacks_is_named(monkeypatch):
+    monkeypatch.delattr("vllm.v1.engine.EngineCoreOutput")
+    monkeypatch.delattr("vllm.utils.math_utils.cdiv")
+    found = dict(coupling.missing_points())[coupling.COUPLING_POINTS[0]]
+    assert found == "vllm lacks vllm.utils.math_utils.cdiv, vllm.v1.engine.EngineCoreOutput"
+
+
+def test_the_doctor_looks_for_all_that_the_adapter_reads_of_schedulers_and_requests():
+    read = {"scheduler": set(), "request": set()}
+    for module in coupling.ADAPTER:
+        tree = ast.parse((Path(coupling.__file__).parent / f"{module}.py").read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                read.get(node.value.id, set()).add(node.attr)
+    assert len(read["scheduler"]) > 5
+    assert len(read["request"]) > 10
+    # Found by feature where they are, or taken from the methods that have a line of their own.
+    optional = {"processed_step_seq", "last_sched_seq", "get_request_counts"}
+    assert read["scheduler"] - optional <= set(coupling.SCHEDULER_ATTRIBUTES)
+    assert read["request"] - optional <= set(coupling.REQUEST_ATTRIBUTES)
 
 
 def test_a_scorer_of_other_layers_is_refused_in_one_line(tmp_path):
