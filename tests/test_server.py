@@ -49,11 +49,14 @@ def test_a_trace_of_a_group_comes_back_with_its_scores(server, kind):
     assert step["score"] == pytest.approx(aggregate(step["scores"]))
 
 
+@pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("kind", ["chat", "completion"])
-def test_without_opting_in_nothing_comes_back(server, kind):
-    response = getattr(server, kind)(None, max_tokens=150)
+def test_without_opting_in_nothing_comes_back(server, kind, n):
+    scored = server.step_metrics()["step_scored_steps_total"]
+    response = getattr(server, kind)(None, max_tokens=150, n=n)
     assert response.kv_transfer_params is None
-    assert response.choices[0].finish_reason == "length"
+    assert [choice.finish_reason for choice in response.choices] == ["length"] * n
+    assert server.step_metrics()["step_scored_steps_total"] == scored
 
 
 def test_options_as_json_text_count(server):
@@ -140,10 +143,19 @@ def test_a_stream_marks_pruned_choices(server, kind):
     assert all(reason in ("stop", "length") for reason, stop in finished.values() if stop is None)
 
 
-def test_a_stream_of_one_trace_ends_as_without_scores(server):
-    chunks = list(server.chat("group-3", stream=True))
-    ends = [choice for chunk in chunks for choice in chunk.choices if choice.finish_reason]
-    assert [end.finish_reason for end in ends] == ["length"]
+@pytest.mark.parametrize("step", ["group-3", None], ids=["group", "not opted in"])
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_a_stream_of_one_trace_ends_as_without_scores(server, kind, step):
+    before = server.step_metrics()
+    chunks = list(getattr(server, kind)(step, stream=True, max_tokens=200))
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    ends = [choice for choice in choices if choice.finish_reason]
+    assert [(end.finish_reason, end.stop_reason) for end in ends] == [("length", None)]
+    assert sum(len(getattr(choice, "token_ids", None) or ()) for choice in choices) == 200
+    server.chat(None, max_tokens=50)  # a step later, the last one's news have come
+    after = server.step_metrics()
+    grown = after["step_scored_steps_total"] - before["step_scored_steps_total"]
+    assert (grown > 0) == (step is not None)
 
 
 def test_a_request_that_a_stop_string_ends_has_its_scores(server):
