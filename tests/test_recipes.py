@@ -1,5 +1,7 @@
 """The recipes: the paper's settings, as the commands read them."""
 
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,7 @@ from command_harness import run_command
 
 from data_gen import commands
 from step_infer import eval_command
+from step_infer.benchmarks import BENCHMARKS
 from step_infer.command_line import parse_config
 from step_infer.errors import InputError
 from step_infer.eval_config import EvalConfig
@@ -69,3 +72,29 @@ def test_what_a_recipe_prints_runs_all_methods_on_a_benchmark(
         parse_config(
             EvalConfig, ["--config", str(printed), "--scorer", "null"], "step-eval", "Compare."
         )
+
+
+def test_the_documented_loop_over_recipes_and_benchmarks_is_what_step_eval_reads(
+    tmp_path: Path,
+) -> None:
+    page = (RECIPES.parent / "docs" / "evaluation.md").read_text()
+    (loop,) = [block for block in page.split("```sh\n") if block.startswith("for recipe in")]
+    # The shell takes the loop apart; a function in step-eval's place writes down each command.
+    script = 'step-eval() { printf "%s\\n" "$@" >>"$COMMANDS"; echo >>"$COMMANDS"; }\n'
+    commands_file = tmp_path / "commands"
+    subprocess.run(
+        ["bash", "-euc", script + loop.partition("```")[0]],
+        check=True,
+        cwd=RECIPES.parent,
+        env={**os.environ, "COMMANDS": str(commands_file)},
+    )
+    found = set()
+    for command in commands_file.read_text().removesuffix("\n\n").split("\n\n"):
+        config = parse_config(EvalConfig, command.splitlines(), "step-eval", "Compare.")
+        assert config.questions in BENCHMARKS
+        assert BENCHMARKS[config.questions].source is not None
+        assert config.method_names[:2] == ["sc", "step"]
+        found.add((config.model, config.questions, config.out))
+    models = {model for model, *_ in PAPER.values()}
+    assert {model for model, *_ in found} == models
+    assert len(found) == len({out for *_, out in found}) == len(models) * 3
