@@ -12,12 +12,12 @@ usage: python benchmarks/adapter_cost.py --out FILE.jsonl [--runners 0 1]
 The 8B shape with the defaults (64 sequences of 1,024 tokens, 256 of 384) needs 72 GiB of GPU
 memory.
 
-To find where the time goes: `--engines plain scoring idle worker scheduler` also runs the engine
-with parts of the adapter off, in the same process. "worker": the rows are scored, but no request
-opts in; "scheduler": all requests opt in, but no row is scored; "idle": neither, so that its loss
-is that of the measurement itself, and the loss over it that of scoring alone; "eager": scoring
-without the scorer's CUDA graphs. `--profile` writes FILE.profile.json: what GPU and host do in a
-step of each (`engine_profile.py`).
+To find where the time goes: `--engines plain scoring eager scheduler idle` also runs the engine
+with parts of the adapter off, in the same process. "eager": scoring without the scorer's CUDA
+graphs; "scheduler": all requests opt in, but no row is scored; "idle": no request opts in, so that
+no row is scored either: its loss is that of the measurement itself, and the loss over it that of
+scoring alone. `--profile` writes FILE.profile.json: what GPU and host do in a step of each
+(`engine_profile.py`).
 """
 
 import argparse
@@ -52,12 +52,11 @@ PROFILED_TOKENS = 48
 PARTS = {
     "scoring": (True, True, True),
     "eager": (True, True, False),
-    "idle": (False, False, True),
-    "worker": (True, False, True),
     "scheduler": (False, True, True),
+    "idle": (True, False, True),
 }
-"""Engines with the adapter: whether the worker scores, whether requests opt in, and whether scores
-run as CUDA graphs where the device has them."""
+"""Engines with the adapter: whether the worker can score, whether requests opt in, and whether
+scores run as CUDA graphs where the device has them."""
 ENGINES = ("plain", *PARTS)
 
 

@@ -25,6 +25,8 @@ HALVES = (torch.bfloat16, torch.float16)
 
 ROWS_ATTRIBUTE = "step_rows"
 """Attribute of a `ModelRunnerOutput` that carries its `StepRows`."""
+UNSCORED_ATTRIBUTE = "step_unscored"
+"""Attribute, true, of a `SchedulerOutput` whose rows nobody asks for."""
 
 
 @dataclass

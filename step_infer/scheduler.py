@@ -27,7 +27,7 @@ from step_infer.errors import InputError, logged_errors
 from step_infer.event_log import EventLog
 from step_infer.live_traces import LiveTrace, LiveTraces
 from step_infer.reports import IMPLICIT_GROUP, Reports, child_of
-from step_infer.row_scorer import ROWS_ATTRIBUTE, StepRows
+from step_infer.row_scorer import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, StepRows
 from step_infer.scorer import read_card
 from step_infer.settings import CONFIG_KEY, RequestOptions, StepSettings
 
@@ -116,9 +116,18 @@ class StepScheduler(AsyncScheduler):
         self.reports.add(self.live.traces[request.request_id], bool(params.stop))
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
-        """Make room by pruning if the next step does not fit, then schedule it."""
+        """Make room by pruning if the next step does not fit, then schedule it.
+
+        A step in which no request has opted in is marked, so that the worker does not score it.
+        """
         if not self.following:
             return super().schedule(*args, **kwargs)
+        output = self._schedule(*args, **kwargs)
+        if not self.live.traces:
+            setattr(output, UNSCORED_ATTRIBUTE, True)
+        return output
+
+    def _schedule(self, *args: Any, **kwargs: Any) -> Any:
         hold = False
         if not self.live.kept:  # no live group: nothing to prune, nothing to wait for
             self._pressed_groups.clear()

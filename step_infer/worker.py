@@ -16,7 +16,13 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 from step_infer import compat
 from step_infer.errors import InputError, logged_errors
 from step_infer.identity import identify
-from step_infer.row_scorer import ROWS_ATTRIBUTE, FailedRows, PendingRows, RowScorer
+from step_infer.row_scorer import (
+    ROWS_ATTRIBUTE,
+    UNSCORED_ATTRIBUTE,
+    FailedRows,
+    PendingRows,
+    RowScorer,
+)
 from step_infer.scorer import StepScorer, load_scorer
 from step_infer.settings import StepSettings
 
@@ -85,8 +91,13 @@ class StepWorker(PlatformWorker):
         return scorer.to(self.device)
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        """Run a step, with its first logits to be scored."""
-        if self.row_scorer is not None and scheduler_output.total_num_scheduled_tokens > 0:
+        """Run a step, with its first logits to be scored if any request asked for it."""
+        wanted = not getattr(scheduler_output, UNSCORED_ATTRIBUTE, False)
+        if (
+            self.row_scorer is not None
+            and scheduler_output.total_num_scheduled_tokens > 0
+            and wanted
+        ):
             self.row_scorer.arm()
         return super().execute_model(scheduler_output)
 

@@ -32,7 +32,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from step_infer.boundary import BoundaryRule
-from step_infer.row_scorer import ROWS_ATTRIBUTE, FailedRows, StepRows
+from step_infer.row_scorer import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, FailedRows, StepRows
 from step_infer.scheduler import StepScheduler
 from step_infer.settings import CONFIG_KEY
 
@@ -185,6 +185,7 @@ class FakeRunner:
 
     def run(self, step, rows_missing: bool = False, rows_failed: bool = False) -> ModelRunnerOutput:
         """Return the output of one step."""
+        rows_missing |= getattr(step, UNSCORED_ATTRIBUTE, False)
         for name in step.finished_req_ids:
             self._known.pop(name, None)
         computed = {}

@@ -15,11 +15,13 @@ from scheduler_harness import (
     check_empty,
     make_scheduler,
     plain,
+    row_score,
 )
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from step_infer import compat
+from step_infer.row_scorer import UNSCORED_ATTRIBUTE
 from step_infer.scheduler import StepScheduler
 
 PREFIXES = [tuple(random.Random(n).choices(range(WORD, 90), k=30)) for n in range(3)]
@@ -168,6 +170,24 @@ def test_without_async_scheduling_it_equals_vllms_plain_scheduler(in_flight, pru
         preemptions, ended = preemptions + counts[0], ended + counts[1]
     assert (preemptions == 0) if prune else (preemptions > 20)
     assert ended > 200
+
+
+@pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
+def test_the_worker_is_told_of_each_step_in_which_nobody_asks_for_scores(in_flight):
+    engine = Engine(make_scheduler(StepScheduler, 100), in_flight)
+    engine.add(Script("other", (WORD,) * 5, (WORD,) * 40 + (EOS,)))
+
+    def unscored():
+        return getattr(engine.step()[0], UNSCORED_ATTRIBUTE, False)
+
+    assert [unscored() for _ in range(4)] == [True] * 4
+    engine.add(Script("trace", (WORD,) * 5, (WORD, BOUNDARY, WORD, EOS), options="a"))
+    while "trace" not in engine.ended:
+        assert not unscored()
+    assert [unscored() for _ in range(4)] == [True] * 4
+    engine.run()
+    assert engine.report("trace")["positions"] == [1]
+    assert engine.report("trace")["scores"] == [pytest.approx(row_score("trace", 1))]
 
 
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "sync"])
