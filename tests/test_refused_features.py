@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 from scheduler_harness import WORD, Engine, Script, check_empty, make_scheduler
+from server_harness import CHECKPOINT, SCORER
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from step_infer import compat
+from step_infer.client import StepLLM
 from step_infer.errors import InputError
 from step_infer.scheduler import StepScheduler
 from step_infer.worker import StepWorker
@@ -75,6 +77,14 @@ def test_the_scheduler_refuses_at_start_up(monkeypatch):
     monkeypatch.setattr(compat, "unsupported_features", lambda config: "batch-sharded sampling")
     with pytest.raises(InputError, match="Expected an engine without batch-sharded sampling"):
         make_scheduler(StepScheduler, 8)
+
+
+@pytest.mark.engine
+def test_an_engine_of_a_refused_kind_does_not_start_and_says_why_in_one_sentence(monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # the error comes here as it is
+    with pytest.raises(InputError, match="Expected an engine without pooling models") as error:
+        StepLLM(str(CHECKPOINT), SCORER, max_model_len=512, runner="pooling")
+    assert "\n" not in str(error.value)
 
 
 def test_a_request_with_a_lora_adapter_is_not_scored_and_never_pruned():
