@@ -28,6 +28,7 @@ from vllm.v1.engine import FinishReason
 
 from step_infer.aggregate import AGGREGATORS
 from step_infer.policy import VICTIMS
+from step_infer.reports import IMPLICIT_GROUP
 from step_infer.scheduler import StepScheduler
 
 NUM_BLOCKS = 24
@@ -93,7 +94,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             kept = {group: self.kept(group) for group in self.arrived}
             output = schedule(*args, **kwargs)
             for name in [name for name in running if name not in scheduler.requests]:
-                group = self.engine.runner.scripts[name].opted["group"]
+                group = self.group_of(name)
                 assert before[name], "a trace was pruned that must not be"
                 kept[group] -= 1
                 options = self.engine.runner.scripts[name].opted
@@ -105,7 +106,7 @@ class SchedulerMachine(RuleBasedStateMachine):
                 for name in running:
                     if before[name] and name in scheduler.requests:
                         options = self.engine.runner.scripts[name].opted
-                        assert kept[options["group"]] <= options.get("min_keep", 1), (
+                        assert kept[self.group_of(name)] <= options.get("min_keep", 1), (
                             "a request was preempted though a trace could be pruned"
                         )
             self.was_reset = False
@@ -113,11 +114,19 @@ class SchedulerMachine(RuleBasedStateMachine):
 
         scheduler.schedule = watched
 
+    def group_of(self, name):
+        """Return a trace's group: the one it names, else that of its request's children."""
+        options = self.engine.runner.scripts[name].opted
+        if options is None:
+            return None
+        _, is_child, parent = name.partition("_")
+        return options.get("group") or (IMPLICIT_GROUP + parent if is_child else None)
+
     def prunable(self, name):
         """Whether a running trace may be pruned, its group's size left aside."""
         script = self.engine.runner.scripts[name]
         options = script.opted
-        if options is None or options.get("group") is None or options.get("prune") is False:
+        if self.group_of(name) is None or options.get("prune") is False:
             return False
         scores = self.engine.scheduler.live.traces[name].scores  # compared after each step
         scored = [score for score in scores if score is not None]
@@ -152,8 +161,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             known = mean is not None and math.isfinite(mean)
             assert found == (pytest.approx(mean) if known else None)
 
-    def check_groups(self, name, options, lowest, unsure):
+    def check_groups(self, name, lowest, unsure):
         """Check a trace's lowest group, and that it was stopped by its last group if at all."""
+        options = self.engine.runner.scripts[name].opted
         window, bar = options["window"], options["stop_below"]
         of = self.engine.runner.confidence
         found = [of[name, index] for index in range(len(self.engine.tokens[name]))]
@@ -164,7 +174,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert lowest == (None if expected is None else pytest.approx(expected))
         if unsure:
             assert groups[-1] < bar
-        if options.get("group") is None:  # nothing keeps it; its last token may end it anyway
+        if self.group_of(name) is None:  # nothing keeps it; its last token may end it anyway
             assert all(group >= bar for group in groups[:-1])
 
     def kept(self, group):
@@ -183,17 +193,24 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not any(name in live for name in names):
                 del self.arrived[group]
 
-    @rule(count=st.integers(2, 8), options=st.sampled_from(OPTIONS), seed=st.integers(0, 2**32 - 1))
-    def add(self, count, options, seed):
+    @rule(
+        count=st.integers(2, 8),
+        options=st.sampled_from(OPTIONS),
+        seed=st.integers(0, 2**32 - 1),
+        children=st.sampled_from([False, False, True]),
+    )
+    def add(self, count, options, seed, children):
+        """Add traces of one prompt: requests of their own, or the children of one with n > 1."""
         self.forget_groups()
+        parent = f"_p{self.number}" if children else ""
         random_ = random.Random(seed)
         prompt = tuple(range(WORD, WORD + random_.randint(1, 20)))
-        for _ in range(count):
+        for index in range(count):
             tokens = random_.choices(
                 [WORD, WORD + 1, BOUNDARY, THINK_END], [4, 4, 4, 0.1], k=random_.randint(5, 50)
             )
             script = Script(
-                f"r{self.number}",
+                f"{index}{parent}" if children else f"r{self.number}",
                 prompt,
                 # Each trace begins with another token, so that traces do not share all blocks.
                 (WORD + self.number % 80, *tokens, EOS),
@@ -203,7 +220,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             )
             self.number += 1
             self.engine.add(script)
-            group = (script.opted or {}).get("group")
+            group = self.group_of(script.name)
             if group is not None:
                 self.arrived.setdefault(group, []).append(script.name)
 
@@ -288,7 +305,12 @@ class SchedulerMachine(RuleBasedStateMachine):
             name, report["positions"], report["confidences"], report["confidence"]
         )
         if "window" in script.opted:
-            self.check_groups(name, script.opted, report["lowest_confidence"], unsure)
+            self.check_groups(name, report["lowest_confidence"], unsure)
+        for choice in report.get("choices", ()):  # of one request's children
+            sibling = f"{choice['index']}_{name.partition('_')[2]}"
+            if sibling in engine.ended:
+                assert choice["pruned"] == engine.pruned(sibling)
+                assert choice["scores"] == engine.report(sibling)["scores"]
         finite = [score for score in report["scores"] if score is not None]
         aggregator = AGGREGATORS[script.opted.get("aggregator", "mean")]
         assert report["score"] == (pytest.approx(aggregator(finite)) if finite else None)
@@ -306,7 +328,7 @@ TestScheduler.settings = settings(
 
 
 def test_long_dense_runs_prune_often_and_break_no_rule():
-    num_pruned = num_preempted = num_unsure = 0
+    num_pruned = num_preempted = num_unsure = of_children = with_choices = 0
     for seed in range(24):
         random_ = random.Random(seed)
         machine = SchedulerMachine()
@@ -320,7 +342,8 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
             victim=VICTIMS[seed % len(VICTIMS)],
         )
         for _ in range(12):
-            machine.add(random_.randint(2, 8), random_.choice(OPTIONS), random_.getrandbits(32))
+            options, children = random_.choice(OPTIONS), random_.random() < 0.3
+            machine.add(random_.randint(2, 8), options, random_.getrandbits(32), children)
             machine.abort_pruned = random_.random() < 0.2
             machine.run(random_.randint(1, 30), missing=random_.random() < 0.1)
             live = sorted(machine.engine.scheduler.requests)
@@ -329,6 +352,16 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
         num_pruned += machine.num_pruned
         num_unsure += machine.num_unsure
         num_preempted += machine.engine.preemptions
+        of_children += sum(
+            machine.engine.pruned(name) for name in machine.engine.ended if "_p" in name
+        )
+        with_choices += sum(
+            "choices" in machine.engine.report(name)
+            for name, output in machine.engine.ended.items()
+            if output.kv_transfer_params
+        )
+    assert of_children > 10
+    assert with_choices > 20
     assert num_pruned > 100
     assert num_unsure > 20
     assert num_preempted > 20
