@@ -38,6 +38,8 @@ import torch
 
 from step_infer.boundary import BoundaryRule
 from step_infer.client import StepLLM
+from step_infer.command import run as run_command
+from step_infer.errors import InputError
 from step_infer.files import atomic_write
 from step_infer.manifest import package_versions
 from step_infer.row_scorer import RowScorer
@@ -96,7 +98,12 @@ def _parse() -> argparse.Namespace:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"Expected --out to hold a run a line, as JSON, found {error}.") from error
 
 
 def _set_up(run: dict[str, Any]) -> tuple[int, bool]:
@@ -300,4 +307,4 @@ def _losses(own: dict[int, float], other: dict[int, float]) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)
