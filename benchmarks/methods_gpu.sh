@@ -45,13 +45,14 @@ engines_of() { # method: its engines in a shard
 }
 
 ask() { # budget method part seconds [options]: one method on one part of the questions, on its shard's GPU
+    local gpu=$((FIRST_GPU + $3 % SHARDS % GPUS))
     local options=(--methods "$2" --kv-budget "$1" --out "$work/kv$1/$2-$3")
     options+=(--shard "$3/$((SHARDS * $(engines_of "$2")))")
     if [[ $1 != 1.0 ]]; then options+=(--lengths-from "$work/lengths.json"); fi
     if [[ $2 == oracle ]]; then options+=(--oracle-from "$work/kv1.0/sc-$3"); fi
-    if ((TURNS)); then options+=(--turns "$work/gpu$((FIRST_GPU + $3 % SHARDS % GPUS)).lock"); fi
+    if ((TURNS)); then options+=(--turns "$work/gpu$gpu.lock"); fi
     options+=("${@:5}")
-    exec env CUDA_VISIBLE_DEVICES=$((FIRST_GPU + $3 % SHARDS % GPUS)) timeout -k 10 "$4" "$PYTHON" -m step_infer.eval_command \
+    exec env CUDA_VISIBLE_DEVICES=$gpu timeout -k 10 "$4" "$PYTHON" -m step_infer.eval_command \
         --model "$model" --scorer "$SCORER" --questions "$work/test.jsonl" --num-traces "$N" \
         --repeats "$REPEATS" --warmup "$WARMUP" --window "$WINDOW" --kv-series-questions 0 \
         "${options[@]}" "${sampling[@]}" "${engine[@]}" --engine.max_num_seqs "$N" \
@@ -79,9 +80,9 @@ for ((number = 0; number < ${#budgets[@]}; number++)); do
     mkdir -p "$work/kv$budget"
     for ((shard = 0; shard < SHARDS; shard++)); do
         for method in "${methods[@]}"; do
-            while (($(jobs -rp | wc -l) >= PARALLEL)); do wait -n || true; done
-            ((deadline > SECONDS)) || break 2
             for ((part = shard; part < SHARDS * $(engines_of "$method"); part += SHARDS)); do
+                while (($(jobs -rp | wc -l) >= PARALLEL)); do wait -n || true; done
+                ((deadline > SECONDS)) || break 3
                 ask "$budget" "$method" "$part" $((deadline - SECONDS)) &
             done
         done

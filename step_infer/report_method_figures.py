@@ -35,8 +35,6 @@ def accuracy_against(
         colours: each method's colour.
     """
     methods = results["shared"]["methods"]
-    labels = [results["methods"][name]["label"] for name in methods]
-    columns = fitting_columns(labels, 3)
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -67,9 +65,10 @@ def accuracy_against(
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.set_xlabel(label)
         axes.set_ylabel("accuracy")
-        legend_above(axes, columns=columns)
+        legend_above(axes)
 
-    lines = -(-len(methods) // columns)
+    labels = [results["methods"][name]["label"] for name in methods]
+    lines = -(-len(methods) // fitting_columns(labels, 3))
     height = HEIGHT + _LINE * (lines - 1)
     return draw(f"accuracy-{metric}", f"Accuracy of each method against {label}", paint, height)
 
