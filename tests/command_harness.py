@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from vllm_log import untouched_vllm_log
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ def run_command(main: Callable[[], None], *arguments: object) -> Finished:
     stdout, stderr = io.StringIO(), io.StringIO()
     returncode = 0
     with (
+        untouched_vllm_log(),
         pytest.MonkeyPatch.context() as patch,
         contextlib.redirect_stdout(stdout),
         contextlib.redirect_stderr(stderr),

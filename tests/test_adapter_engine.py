@@ -89,8 +89,13 @@ def calls_after_close(engine, reader):
         engine.generate(QUESTIONS[:1], n=1, progress=False)
 
 
-def test_an_engines_start_leaves_the_process_as_it_was(llm, state_before_start):
-    assert process_state() == state_before_start
+@pytest.fixture(scope="module")
+def state_after_start(llm):
+    return process_state()
+
+
+def test_an_engines_start_leaves_the_process_as_it_was(state_before_start, state_after_start):
+    assert state_after_start == state_before_start
 
 
 def test_an_engine_in_this_process_leaves_a_core_to_others_until_it_ends(monkeypatch):

@@ -74,7 +74,6 @@ def test_each_scored_trace_leaves_one_line_at_its_end(engine):
 
 
 def test_a_full_disk_ends_the_log_with_one_warning_and_nothing_else(caplog):
-    caplog.set_level("INFO", logger="vllm")  # an engine of another test may have raised it
     engine = Engine(make_scheduler(StepScheduler, 40, event_log="/dev/full"))
     for number in range(6):
         engine.add(script(f"t{number}", "g"))

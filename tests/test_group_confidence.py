@@ -119,7 +119,6 @@ def test_a_window_longer_than_any_trace_stops_nobody():
 
 
 def test_a_window_without_recorded_confidences_is_refused_and_the_request_runs(caplog):
-    caplog.set_level("INFO", logger="vllm")  # an engine of another test may have raised it
     engine = Engine(make_scheduler(StepScheduler, 100))
     engine.add(script("t", stop_below=99.0))
     engine.run()

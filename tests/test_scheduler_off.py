@@ -209,7 +209,6 @@ def test_without_settings_it_equals_vllm_step_by_step_whatever_requests_ask(asyn
 
 
 def test_a_scheduler_without_settings_says_so_and_refuses_no_engine(monkeypatch, caplog):
-    caplog.set_level("INFO", logger="vllm")  # an engine of another test may have raised it
     monkeypatch.setattr(compat, "unsupported_features", lambda config: "speculative decoding")
     engine = Engine(make_scheduler(StepScheduler, 40, has_settings=False))
     [line] = [r.getMessage() for r in caplog.records if "StepScheduler" in r.getMessage()]

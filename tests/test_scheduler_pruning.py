@@ -154,7 +154,6 @@ def test_unscored_traces_and_those_with_too_few_steps_stay_whoever_is_chosen(vic
 
 
 def test_a_rank_that_the_engine_does_not_go_by_is_refused(caplog):
-    caplog.set_level("INFO", logger="vllm")  # an engine of another test may have raised it
     engine_ = engine(40)
     engine_.add(trace("a", "g", steps=1, rank=1.0))
     engine_.run()
@@ -417,7 +416,6 @@ def test_a_score_that_raises_switches_scoring_off_and_generation_goes_on(caplog)
 
 
 def test_a_worker_that_does_not_score_is_named_once(caplog):
-    caplog.set_level("INFO", logger="vllm")  # an engine of another test may have raised it
     vllm.logger._print_warning_once.cache_clear()  # and another test may have seen the warning
     engine_ = engine(40, scorer=str(MODEL / "scorer" / "scorer.safetensors"))
     for n in range(6):
