@@ -102,7 +102,13 @@ def serve(directory: Path, kv_blocks: int, *flags: str) -> Iterator[Server]:
             command,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "INFO"},
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": "1",
+                "VLLM_LOGGING_LEVEL": "INFO",
+                # Idle connections stay open: one closed just as the client sends is an error.
+                "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
+            },
             cwd=CHECKPOINT.parent.parent,
             start_new_session=True,
         )
