@@ -115,7 +115,7 @@ class Reports:
             family.ended[member.index] = {"index": member.index, **own}
             family.brief[member.index] |= {"score": own["score"], "pruned": own["pruned"]}
             family.live.discard(member.index)
-            if not family.live:
+            if not family.live and self._families.get(family.parent) is family:
                 self._empty[family.parent] = None
         report = self._with_choices(member, report)
         while len(self._empty) > _EMPTY_FAMILIES:  # kept a while: a sibling may still arrive

@@ -152,6 +152,26 @@ def test_a_request_id_used_again_starts_anew(server):
         assert [c["score"] for c in report["choices"]] == [score, score]
 
 
+def test_an_id_used_again_while_a_sibling_runs_leaves_the_old_requests_end_alone(server):
+    for index in range(2):
+        server.add(f"{index}_{PARENT}", score=0.2)
+    server.end(f"0_{PARENT}")
+    server.add(f"0_{PARENT}", score=0.4)
+    server.end(f"1_{PARENT}")  # of the old request
+
+    def go_on():
+        for number in range(20):
+            server.add(f"0_{number}")
+            server.end(f"0_{number}")
+
+    go_on()
+    server.add(f"1_{PARENT}", score=0.6)
+    server.end(f"0_{PARENT}")
+    assert [c["score"] for c in server.end(f"1_{PARENT}")["choices"]] == [0.4, 0.6]
+    go_on()
+    assert server.size <= 2 * 17
+
+
 def test_memory_does_not_grow_with_finished_requests(server):
     sizes = set()
     for number in range(2000):
