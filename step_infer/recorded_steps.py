@@ -68,7 +68,7 @@ class RecordedSteps:
             return cls(**value)
         except InputError:
             raise
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 "Expected step option replay with positions and scores, "
                 f"found {str(value):.60} ({error})."

@@ -89,8 +89,15 @@ class StepScheduler(AsyncScheduler):
     def add_request(self, request: Request) -> None:
         """Take a request in; follow it as a trace if it opted in."""
         super().add_request(request)
+        if self.following and not self.disabled:
+            try:
+                self._begin(request)
+            except Exception:  # of this request only: one client must not stop scoring for others
+                logger.exception("Request %s is not scored.", request.request_id)
+
+    def _begin(self, request: Request) -> None:
         params = request.sampling_params
-        if not self.following or self.disabled or params is None or request.resumable:
+        if params is None or request.resumable:
             return
         try:
             options = RequestOptions.from_extra_args(params.extra_args)
@@ -198,13 +205,19 @@ class StepScheduler(AsyncScheduler):
     ) -> list[Request]:
         """Finish requests from outside (aborts, errors, pruning) and forget their traces."""
         finished = super().finish_requests(request_ids, finished_status)
-        for request in finished if self.following else ():
-            trace = self.live.traces.get(request.request_id)
-            if trace is not None and self.events is not None:
-                self.events.write("abort", trace, self.kv_cache_manager.usage)
-            self.live.remove(request.request_id, survived=False)
-            self.reports.abort(request.request_id)
+        try:
+            for request in finished if self.following else ():
+                self._forget(request.request_id)
+        except Exception:
+            self._disable("Scoring")
         return finished
+
+    def _forget(self, request_id: str) -> None:
+        trace = self.live.traces.get(request_id)
+        if trace is not None and self.events is not None:
+            self.events.write("abort", trace, self.kv_cache_manager.usage)
+        self.live.remove(request_id, survived=False)
+        self.reports.abort(request_id)
 
     def _follow(
         self, outputs: dict[int, EngineCoreOutputs], rows: StepRows | None, req_ids: list[str]

@@ -206,7 +206,12 @@ class RequestOptions:
 
 
 def _finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:  # a whole number beyond any float
+        return False
 
 
 def _whole(value: Any, low: int) -> bool:

@@ -22,6 +22,7 @@ from vllm.v1.engine import FinishReason
 from step_infer import compat
 from step_infer.policy import VICTIMS
 from step_infer.scheduler import StepScheduler
+from step_infer.settings import RequestOptions
 
 STEP = (WORD, WORD, WORD, BOUNDARY)
 
@@ -412,6 +413,43 @@ def test_a_score_that_raises_switches_scoring_off_and_generation_goes_on(caplog)
         assert engine_.tokens[script.name] == script.generated()
         assert engine_.ended[script.name].finish_reason == FinishReason.STOP
     assert not engine_.scheduler.live.traces
+    assert not engine_.scheduler.requests
+
+
+def test_options_that_raise_cost_their_own_request_its_scores_only(monkeypatch, caplog):
+    read = RequestOptions.from_extra_args
+
+    def fails_once(extra_args):
+        monkeypatch.setattr(RequestOptions, "from_extra_args", read)
+        raise RuntimeError("broken")
+
+    engine_ = engine(60)
+    monkeypatch.setattr(RequestOptions, "from_extra_args", fails_once)
+    for name in ("first", "second"):
+        engine_.add(trace(name, "g"))
+    engine_.run()
+    assert engine_.ended["first"].kv_transfer_params is None
+    assert engine_.report("second")["scores"]
+    assert "Request first is not scored." in caplog.text
+    check_empty(engine_.scheduler)
+
+
+def test_an_abort_that_cannot_be_noted_switches_scoring_off_and_reaches_nobody(caplog):
+    engine_ = engine(60)
+    scripts = [trace(f"t{n}", "g") for n in range(3)]
+    for script in scripts:
+        engine_.add(script)
+    engine_.step()
+
+    def broken(*args):
+        raise RuntimeError("broken")
+
+    engine_.scheduler.reports.abort = broken
+    engine_.abort(["t0"])
+    engine_.run()
+    check_disabled_once(engine_, caplog, "RuntimeError: broken")
+    for script in scripts[1:]:
+        assert engine_.tokens[script.name] == script.generated()
     assert not engine_.scheduler.requests
 
 

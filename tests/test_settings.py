@@ -67,6 +67,8 @@ def test_a_request_opts_in_by_object_json_text_or_group_name():
         ({"group": "a", "aggregator": "x"}, "aggregator"),
         ({"group": "a", "rank": "first"}, "rank a finite number, found 'first'"),
         ({"group": "a", "rank": True}, "rank a finite number"),
+        ({"group": "a", "rank": 10**400}, "rank a finite number"),
+        ({"window": 5, "stop_below": -(10**400)}, "stop_below a finite number"),
     ],
 )
 def test_bad_request_options_are_named(value, message):
