@@ -147,7 +147,8 @@ class RowScorer:
         confidence: bool = False,
     ) -> None:
         self._compute_logits = compute_logits
-        self._scorer: Callable[[Tensor], Tensor] | None = scorer
+        self._net = scorer
+        self._scorer: Callable[[Tensor], Tensor] | None = scorer  # another form of it on CUDA
         self._captured: CapturedScorer | None = None
         self._capture = capture
         self._confidence = confidence
@@ -172,11 +173,11 @@ class RowScorer:
     def capture_graphs(self, most: int, dtype: torch.dtype) -> None:
         """Score up to `most` rows of a 16-bit type by CUDA graphs, which take less time.
 
-        Call it between steps, on a CUDA device.
+        Call it between steps, on a CUDA device; vLLM's V2 runner warms up with steps before.
         """
-        if isinstance(self._scorer, StepScorer) and dtype in HALVES:
+        if self._net is not None and dtype in HALVES:
             try:
-                self._captured = CapturedScorer(self._scorer, most, dtype)
+                self._captured = CapturedScorer(self._net, most, dtype)
             except RuntimeError as error:
                 logger.warning("Scoring goes on without CUDA graphs: %s", error)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from step_infer import row_scorer
 from step_infer.confidence import token_confidence
 from step_infer.row_scorer import RowScorer
 from step_infer.scorer import StepScorer
@@ -84,6 +85,29 @@ def test_scoring_is_queued_after_the_logits(scorer):
     assert order == ["logits", "scores"]
 
 
+class AsOnCuda(torch.Tensor):
+    """Rows in the host's memory that say they lie on a CUDA device."""
+
+    is_cuda = True
+
+
+def test_steps_before_the_graphs_are_captured_do_not_keep_them_away(monkeypatch, scorer):
+    """vLLM's V2 runner warms up with whole steps before it captures graphs."""
+
+    def split(net, dtype):
+        return lambda rows: net(rows.as_subclass(torch.Tensor))
+
+    captured = []
+    monkeypatch.setattr(row_scorer, "SplitScorer", split)
+    monkeypatch.setattr(row_scorer, "CapturedScorer", lambda *made_of: captured.append(made_of))
+    hook = RowScorer(doubled, scorer, capture=False)
+    hook.arm()
+    hook(torch.randn(3, 8).to(torch.bfloat16).as_subclass(AsOnCuda))
+    assert hook.take().result().count == 3
+    hook.capture_graphs(64, torch.bfloat16)
+    assert captured == [(scorer, 64, torch.bfloat16)]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("graph_rows", [None, 100, 20])
 def test_rows_are_scored_beside_the_models_stream(graph_rows):
@@ -92,8 +116,12 @@ def test_rows_are_scored_beside_the_models_stream(graph_rows):
     scorer = StepScorer(64).cuda()
     busy = torch.randn(4096, 4096, device="cuda")
     hook = RowScorer(doubled, scorer, capture=True, confidence=True)
+    hook.arm()
+    hook(torch.zeros(2, 64, device="cuda", dtype=torch.bfloat16))  # the V2 runner's warm-up
+    assert hook.take().result().count == 2
     if graph_rows is not None:
         hook.capture_graphs(graph_rows, torch.bfloat16)
+    assert (hook._captured is not None) == (graph_rows is not None)
     for _ in range(20):
         for _ in range(5):
             busy = torch.nn.functional.normalize(busy @ busy)
