@@ -92,7 +92,7 @@ class AsOnCuda(torch.Tensor):
 
 
 def test_steps_before_the_graphs_are_captured_do_not_keep_them_away(monkeypatch, scorer):
-    """vLLM's V2 runner warms up with whole steps before it captures graphs."""
+    """The V2 runner of vLLM warms up with whole steps before it captures graphs."""
 
     def split(net, dtype):
         return lambda rows: net(rows.as_subclass(torch.Tensor))
