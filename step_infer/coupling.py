@@ -91,6 +91,16 @@ def has_fields(module: str, kind: str, *names: str) -> Callable[[], object]:
     return check
 
 
+def takes_attributes(module: str, kind: str) -> Callable[[], object]:
+    """Return a check for a class whose objects take attributes that it does not name."""
+
+    def check() -> None:
+        if not _attribute(module, kind).__dictoffset__:
+            raise AttributeError(f"{kind} takes no attributes of ours")
+
+    return check
+
+
 def imported_names(*modules: str) -> Iterator[tuple[str, str]]:
     """Yield what modules of this package import from vLLM at their top: module, name."""
     for module in modules:
@@ -221,9 +231,24 @@ COUPLING_POINTS = (
         "brings scores and the pruned mark back to the client",
     ),
     CouplingPoint(
-        "ModelRunnerOutput.req_ids, AsyncModelRunnerOutput.get_output",
+        "SchedulerOutput, to carry our mark",
         _all(
-            has_fields("vllm.v1.outputs", "ModelRunnerOutput", "req_ids"),
+            has_fields(
+                "vllm.v1.core.sched.output", "SchedulerOutput", "total_num_scheduled_tokens"
+            ),
+            takes_attributes("vllm.v1.core.sched.output", "SchedulerOutput"),
+        ),
+        "tells the worker of steps in which nobody asks for scores",
+    ),
+    CouplingPoint(
+        "ModelRunnerOutput, to carry our rows, AsyncModelRunnerOutput.get_output",
+        _all(
+            has_fields(
+                "vllm.v1.outputs",
+                "ModelRunnerOutput",
+                *("req_ids", "req_id_to_index", "sampled_token_ids"),
+            ),
+            takes_attributes("vllm.v1.outputs", "ModelRunnerOutput"),
             has("vllm.v1.outputs", "AsyncModelRunnerOutput.get_output"),
         ),
         "carries scores from the worker to the scheduler",

@@ -57,8 +57,31 @@ def test_what_another_vllm_lacks_is_named_and_nothing_is_started(monkeypatch, ca
 def test_an_import_that_a_vllm_lacks_is_named(monkeypatch):
     monkeypatch.delattr("vllm.v1.engine.EngineCoreOutput")
     monkeypatch.delattr("vllm.utils.math_utils.cdiv")
+    monkeypatch.delattr("vllm.v1.outputs.AsyncModelRunnerOutput")
     found = dict(coupling.missing_points())[coupling.COUPLING_POINTS[0]]
-    assert found == "vllm lacks vllm.utils.math_utils.cdiv, vllm.v1.engine.EngineCoreOutput"
+    assert found == (
+        "vllm lacks vllm.utils.math_utils.cdiv, vllm.v1.engine.EngineCoreOutput, "
+        "vllm.v1.outputs.AsyncModelRunnerOutput"
+    )
+
+
+def test_all_that_one_point_lacks_is_named(monkeypatch):
+    monkeypatch.delattr("vllm.v1.core.block_pool.BlockPool.get_num_free_blocks")
+    monkeypatch.delattr("vllm.v1.core.kv_cache_manager.KVCacheManager.usage")
+    [(point, found)] = coupling.missing_points()
+    assert point.reason == "counts the free blocks"
+    assert "no attribute 'get_num_free_blocks'" in found
+    assert "no attribute 'usage'" in found
+
+
+def test_outputs_that_take_no_attributes_of_ours_are_named(monkeypatch):
+    """The scheduler marks steps for the worker, which attaches rows for the scheduler."""
+    slotted = dataclasses.make_dataclass(
+        "SchedulerOutput", [("total_num_scheduled_tokens", int)], slots=True
+    )
+    monkeypatch.setattr("vllm.v1.core.sched.output.SchedulerOutput", slotted)
+    [(_, found)] = coupling.missing_points()
+    assert found == "SchedulerOutput takes no attributes of ours"
 
 
 def test_the_doctor_looks_for_all_that_the_adapter_reads_of_schedulers_and_requests():
