@@ -185,7 +185,8 @@ class FakeRunner:
 
     def run(self, step, rows_missing: bool = False, rows_failed: bool = False) -> ModelRunnerOutput:
         """Return the output of one step."""
-        rows_missing |= getattr(step, UNSCORED_ATTRIBUTE, False)
+        # Not among the missing rows: what is kept here is what a right mark would let through.
+        unscored = getattr(step, UNSCORED_ATTRIBUTE, False)
         for name in step.finished_req_ids:
             self._known.pop(name, None)
         computed = {}
@@ -231,7 +232,7 @@ class FakeRunner:
         )
         if rows_failed:
             setattr(output, ROWS_ATTRIBUTE, FailedRows().result())
-        elif not rows_missing:
+        elif not rows_missing and not unscored:
             scores_B, confidences_B = np.array([scores, confidences], np.float32)
             setattr(output, ROWS_ATTRIBUTE, StepRows(scores_B, confidences_B=confidences_B))
         return output

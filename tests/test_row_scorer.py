@@ -34,6 +34,19 @@ def test_only_the_first_call_of_a_step_is_scored(scorer):
     assert hook.take() is None
 
 
+def test_a_step_without_logits_or_whose_output_was_lost_leaves_nothing_to_the_next(scorer):
+    hook = RowScorer(doubled, scorer, capture=False)
+    rows = torch.randn(3, 8)
+    hook.arm()
+    assert hook.take() is None
+    hook(rows)
+    assert hook.take() is None, "a step that is not scored comes after one without logits"
+    hook.arm()
+    hook(rows)
+    hook.arm()
+    assert hook.take() is None
+
+
 def test_captured_rows_are_copies_with_the_same_bits(scorer):
     hook = RowScorer(doubled, scorer, capture=True)
     hidden = torch.randn(3, 8).to(torch.bfloat16)

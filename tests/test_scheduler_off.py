@@ -172,8 +172,9 @@ def test_without_async_scheduling_it_equals_vllms_plain_scheduler(in_flight, pru
     assert ended > 200
 
 
+@pytest.mark.parametrize("options", ["a", {}], ids=["group", "no group"])
 @pytest.mark.parametrize("in_flight", [0, 1], ids=["sync", "async"])
-def test_the_worker_is_told_of_each_step_in_which_nobody_asks_for_scores(in_flight):
+def test_the_worker_is_told_of_each_step_in_which_nobody_asks_for_scores(in_flight, options):
     engine = Engine(make_scheduler(StepScheduler, 100), in_flight)
     engine.add(Script("other", (WORD,) * 5, (WORD,) * 40 + (EOS,)))
 
@@ -181,7 +182,7 @@ def test_the_worker_is_told_of_each_step_in_which_nobody_asks_for_scores(in_flig
         return getattr(engine.step()[0], UNSCORED_ATTRIBUTE, False)
 
     assert [unscored() for _ in range(4)] == [True] * 4
-    engine.add(Script("trace", (WORD,) * 5, (WORD, BOUNDARY, WORD, EOS), options="a"))
+    engine.add(Script("trace", (WORD,) * 5, (WORD, BOUNDARY, WORD, EOS), options=options))
     while "trace" not in engine.ended:
         assert not unscored()
     assert [unscored() for _ in range(4)] == [True] * 4
