@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
-from server_harness import CHECKPOINT, QUESTION, SCORER, serve
+from server_harness import CHECKPOINT, PROMPT, QUESTION, SCORER, serve
 
 from step_infer.client import StepLLM
 from step_infer.direct_forward import DirectForward
@@ -119,6 +119,57 @@ def test_scores_over_two_ranks_equal_those_of_one_process(parallel, forward):
             trace.boundary_positions,
             trace.step_scores,
         )
+
+
+def count_scored(worker):
+    """Let a worker count, from now on, the rows that it hands out for each step."""
+    hook = worker.row_scorer
+    if hook is not None:
+        take, worker.counted = type(hook).take, []
+
+        def counted():
+            rows = take(hook)
+            worker.counted.append(0 if rows is None else rows.result().count)
+            return rows
+
+        hook.take = counted
+
+
+def counted(worker):
+    """Stop counting, and return the counts: one for each step."""
+    if worker.row_scorer is not None:
+        del worker.row_scorer.take
+    return vars(worker).pop("counted", None)
+
+
+def test_traces_that_join_others_are_scored_from_then_on_over_two_ranks(parallel, forward):
+    from vllm import SamplingParams
+
+    llm = parallel[1]
+    inner, prompt = llm._llm.llm_engine, PROMPT.format(QUESTION)
+    llm._llm.collective_rpc(count_scored)
+    others = SamplingParams(temperature=1.0, max_tokens=250, ignore_eos=True)
+    opted = SamplingParams(temperature=1.0, max_tokens=120, extra_args={"step": {}})
+    ended, joined = [], False
+    inner.add_request("other", prompt, others)
+    while inner.has_unfinished_requests():
+        done = inner.step()
+        ended += [request for request in done if request.finished]
+        if not joined and any(len(request.outputs[0].token_ids) > 30 for request in done):
+            joined = True
+            for number in range(3):
+                inner.add_request(f"trace{number}", prompt, opted)
+    [steps] = filter(None, llm._llm.collective_rpc(counted))
+    assert len(ended) == 4
+    for request in ended:
+        if request.request_id == "other":
+            assert request.kv_transfer_params is None
+        else:
+            tokens, step = request.outputs[0].token_ids, request.kv_transfer_params["step"]
+            check(forward, request.prompt_token_ids, tokens, step["positions"], step["scores"])
+    first = next(number for number, rows in enumerate(steps) if rows)
+    assert first > 30, "nobody had asked for scores"
+    assert 0 < sum(map(bool, steps)) < len(steps) - 80, "nobody asks any more"
 
 
 def test_short_memory_prunes_over_two_ranks(parallel, forward):
