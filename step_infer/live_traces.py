@@ -216,7 +216,7 @@ class LiveTraces:
             trace.add_score(score)
             if math.isfinite(score):
                 self._counters.score(score)
-            elif rows is None or rows.scores_B is not None:  # there is a scorer
+            elif self._settings.scorer or (rows is not None and rows.scores_B is not None):
                 self._counters.drop()
             if trace.capture and rows is not None and rows.hidden_BH is not None:
                 self._dtype = rows.dtype

@@ -67,6 +67,8 @@ class StepWorker(PlatformWorker):
         super().load_model(*args, **kwargs)
         if not (get_pp_group().is_last_rank and get_tp_group().is_first_rank):
             return  # only the rank whose output the engine reads needs to score
+        if scorer is None and not settings.capture and not settings.confidence:
+            return  # boundaries are all that was asked for
         model = self.model_runner.get_model()
         self.row_scorer = RowScorer(
             model.compute_logits, scorer, settings.capture, settings.confidence

@@ -132,6 +132,14 @@ def test_states_that_are_not_finite_reach_no_decision(caplog):
     check_empty(scheduler)
 
 
+def test_boundaries_that_nobody_wants_scored_are_no_dropped_scores():
+    engine = start(400)  # without a scorer
+    while engine.busy:
+        engine.step(rows_missing=True)
+    assert all(engine.report(name)["scores"] == [None] * 10 for name in engine.runner.scripts)
+    assert engine.scheduler.counters.totals == Totals()
+
+
 def test_waiting_traces_that_are_held_back_are_counted():
     engine = start(40)
     while not any(map(engine.pruned, engine.runner.scripts)):

@@ -9,10 +9,12 @@ import json
 
 import pytest
 import torch
+import vllm.logger
 from direct_engine import direct_engine
 from engine_precision import DTYPE, SCORE_TOLERANCE
 from safetensors.torch import save_file
 from server_harness import CHECKPOINT, PROMPT, QUESTION, SCORER
+from vllm_log import untouched_vllm_log
 
 from step_infer.direct_forward import DirectForward
 from step_infer.scorer import load_scorer
@@ -198,3 +200,17 @@ def test_sleep_is_ignored_on_the_cpu_and_scores_go_on(engine, forward):
     inner.wake_up()
     (request,) = generate(engine)
     check(forward, request)
+
+
+def test_an_engine_that_is_asked_for_boundaries_alone_reports_them_and_complains_of_nothing(caplog):
+    rule = load_scorer(SCORER)[1].boundary_rule
+    with (
+        start_engine(additional_config={"step": {"boundary": rule.to_dict()}}) as llm,
+        untouched_vllm_log(),
+    ):
+        vllm.logger._print_warning_once.cache_clear()  # another test may have seen the warning
+        (request,) = generate(llm)
+    positions = request.kv_transfer_params["step"]["positions"]
+    assert positions == rule.positions(request.outputs[0].token_ids)
+    assert len(positions) > 2
+    assert "not scored" not in caplog.text
