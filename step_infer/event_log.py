@@ -22,6 +22,8 @@ from step_infer.live_traces import LiveTrace
 
 logger = logging.getLogger("vllm.step_infer")
 
+_LOOK_BYTES = 65536
+
 EVENTS = ("prune", "finish", "abort")
 
 
@@ -29,7 +31,7 @@ def event_log_path(path: Path | str) -> str:
     """Return a log's absolute path, before an engine is started with it.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: the file cannot be written, or is no event log.
     """
     log = EventLog(Path(path).resolve())
     log.close()
@@ -48,11 +50,16 @@ class EventLog:
                 NAME.RANK.SUFFIX.
 
         Raises:
-            InputError: the file cannot be written.
+            InputError: the file cannot be written, or holds something else than events.
         """
         path = Path(path)
         self.path = path if rank == 0 else path.with_suffix(f".{rank}{path.suffix}")
         try:
+            if not self._takes_events():
+                raise InputError(
+                    f"Expected an event log or a new file at {self.path}, found a file that holds "
+                    "no event. Hint: choose another file; lines are appended to this one."
+                )
             # Without a buffer each line is one write, which several servers may append.
             self._file: Any = self.path.open("ab", buffering=0)
             self._at_line_start = self._ends_with_newline()
@@ -92,6 +99,14 @@ class EventLog:
         file, self._file = self._file, None
         if file is not None:
             file.close()
+
+    def _takes_events(self) -> bool:
+        """Say whether the file is new, empty or a log; one of another kind would be spoilt."""
+        if not self.path.is_file():
+            return True
+        with self.path.open("rb") as file:
+            begin = file.read(_LOOK_BYTES)
+        return not begin.strip() or begin.startswith(b'{"time"') or b'"event":' in begin
 
     def _ends_with_newline(self) -> bool:
         """Say whether the file is empty or its last line is whole, as it is not after a crash."""

@@ -12,13 +12,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from step_infer.errors import InputError
 from step_infer.event_log import read_events
-from step_infer.files import atomic_write
+from step_infer.files import atomic_write, check_output
 from step_infer.report_figures import MARK, SERIES, draw, legend_above
 from step_infer.report_page import render_page
 from step_infer.reports import IMPLICIT_GROUP
 
 _TEMPLATE = "event_report.html.j2"
 _MOST_GROUPS = 50
+_NAME_LENGTH = 60
 
 Events = Sequence[dict[str, Any]]
 
@@ -27,10 +28,12 @@ def write_event_report(logs: Sequence[str], out: str) -> None:
     """Draw event logs as one HTML page, atomically.
 
     Raises:
-        InputError: no log is named, one cannot be read, or the page cannot be written.
+        InputError: no log is named, one cannot be read, or the page cannot be written or would
+            take the place of a log.
     """
     if not logs:
         raise InputError("Expected an event log, found none. Hint: step-eval events FILE.")
+    check_output(out, *logs)
     page = render_event_report(*read_events(logs), [Path(log).name for log in logs])
     with atomic_write(out, "w") as file:
         file.write(page)
@@ -80,7 +83,7 @@ def group_rows(events: Events) -> list[dict[str, Any]]:
         }
         rows.append(
             {
-                "name": "no group" if name is None else name.removeprefix(IMPLICIT_GROUP),
+                "name": "no group" if name is None else _shown(name.removeprefix(IMPLICIT_GROUP)),
                 "traces": len(found),
                 **{kind: kinds[kind] for kind in ("prune", "finish", "abort")},
                 "pruned_score": float(np.mean(scores["prune"])) if scores["prune"] else None,
@@ -88,6 +91,12 @@ def group_rows(events: Events) -> list[dict[str, Any]]:
             }
         )
     return sorted(rows, key=lambda row: -row["prune"])
+
+
+def _shown(name: str) -> str:
+    """Return a client's group name as a table can hold it: visible, and not wider than the page."""
+    text = name if name.isprintable() else repr(name)
+    return text if len(text) <= _NAME_LENGTH else f"{text[:40]}…{text[-19:]}"
 
 
 def _seconds(events: Events) -> np.ndarray:

@@ -12,6 +12,38 @@ from typing import IO, Any
 
 from step_infer.errors import InputError
 
+_OWN_FILES = {"manifest.json", "metrics.json", "results.json", "split.json", "report.html"}
+_OWN_FILES |= {"best.ckpt", "last.ckpt", "traces", "features", "records", "csv", "tensorboard"}
+"""What the directories of the commands hold; see checkpoints/README.md."""
+
+
+def check_output(path: Path | str, *inputs: Path | str | None) -> None:
+    """Refuse an output file that cannot be, or that would take the place of what is read.
+
+    For a command to call before its work, so that nothing is lost when it would write.
+
+    Args:
+        path: the file that will be written.
+        inputs: files and directories that are read; of a directory, what the commands put there is
+            protected, not other files. Those that are None or not there do not count.
+
+    Raises:
+        InputError: `path` is a folder, an input, or one of the files of an input directory.
+    """
+    target = Path(path).resolve()
+    if target.is_dir():
+        raise InputError(f"Expected a file to write, found the folder {path}. Hint: name a file.")
+    for given in inputs:
+        if given is None or not Path(given).exists():
+            continue
+        source = Path(given).resolve()
+        inside = target.is_relative_to(source) and target != source
+        if target == source or (inside and target.relative_to(source).parts[0] in _OWN_FILES):
+            raise InputError(
+                f"Expected an output file apart from what is read, found {path}, which is "
+                f"{'part of ' if inside else ''}the input {given}. Hint: choose another --out."
+            )
+
 
 @contextmanager
 def full_disk_named(path: Path | str) -> Iterator[None]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from step_infer.aggregate import AGGREGATORS
 from step_infer.errors import InputError
-from step_infer.files import atomic_path
+from step_infer.files import atomic_path, check_output
 from step_infer.simulate_world import PoolQuestion, PoolTrace, World
 
 _AGGREGATOR = b"step_infer.aggregator"
@@ -85,7 +85,8 @@ def record(
     """Write recorded traces to one file, and say in a line what it holds.
 
     Raises:
-        InputError: the traces or the scorer cannot be used, or there is no such aggregator.
+        InputError: the traces or the scorer cannot be used, there is no such aggregator, or `out`
+            is one of the inputs.
     """
     from step_infer.simulate_traces import read_world
 
@@ -93,6 +94,7 @@ def record(
         raise InputError(
             f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {aggregator!r}."
         )
+    check_output(out, traces, scorer)
     world = read_world(traces, scorer)
     write_table(out, dataclasses.replace(world, aggregator=aggregator or world.aggregator))
     count = sum(len(question.traces) for question in world.questions)

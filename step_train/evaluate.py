@@ -10,7 +10,7 @@ import torch
 from data_gen.trace_directory import TraceDirectory
 from step_infer.card import ScorerCard
 from step_infer.errors import InputError
-from step_infer.files import write_json
+from step_infer.files import check_output, write_json
 from step_infer.manifest import MANIFEST_NAME, run_manifest
 from step_infer.scorer import StepScorer, load_scorer
 from step_train.baselines import compare, known_baselines
@@ -38,10 +38,12 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         (`held_out.evaluate`, with "votes") and "baselines" (`baselines.compare`).
 
     Raises:
-        InputError: scorer and traces do not fit, or nothing can be told apart.
+        InputError: scorer and traces do not fit, nothing can be told apart, or `out` is an input.
     """
     scorer, card = _load(config)
     directory = TraceDirectory(config.traces or card.training.get("traces", ""))
+    if config.out is not None:
+        check_output(config.out, directory.path, config.run, config.scorer)
     card.check_model(identity_of(directory))
     layers = ",".join(layers_of(directory))
     if layers != card.layer:

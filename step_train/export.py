@@ -8,6 +8,7 @@ import torch
 
 from step_infer.card import LAST_LAYER, ScorerCard
 from step_infer.errors import InputError
+from step_infer.files import check_output
 from step_infer.identity import ModelIdentity
 from step_infer.manifest import package_versions
 from step_infer.scorer import StepScorer, save_scorer
@@ -38,11 +39,13 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
         no others where the checkpoint is not the best one of a complete run.
 
     Raises:
-        InputError: the checkpoint is missing, damaged, not ours, not usable, or `earned` refuses.
+        InputError: the checkpoint is missing, damaged, not ours, not usable, or `earned` refuses;
+            or `out` is a file of that run.
     """
     path = Path(checkpoint)
     if path.is_dir():
         path = path / BEST
+    check_output(out, path, path.parent)
     saved = read_checkpoint(path)
     record = saved[RECORD_KEY]
     try:

@@ -9,7 +9,7 @@ from torch import Tensor
 from step_infer.boundary import BoundaryRule
 from step_infer.card import ScorerCard
 from step_infer.errors import InputError
-from step_infer.files import sha256_file
+from step_infer.files import check_output, sha256_file
 from step_infer.identity import identify
 from step_infer.manifest import package_versions
 from step_infer.prompt import load_tokenizer
@@ -51,6 +51,7 @@ def import_scorer(
         InputError: the file holds anything but plain data and such a network, or the network does
             not fit the model.
     """
+    check_output(out, path)
     tensors, taken = read_network(Path(path))
     width, hidden_size = tensors["net.0.weight"].shape
     identity = identify(model)

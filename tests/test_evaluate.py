@@ -64,6 +64,17 @@ def test_a_run_is_judged_on_its_own_test_questions(run, tmp_path):
     assert found["kind"] == "scorer evaluation"
 
 
+def test_figures_do_not_take_the_place_of_what_is_judged(run, monkeypatch):
+    monkeypatch.setattr("step_train.evaluate.read_traces", None)  # refused before any work
+    scorer, traces = run / "scorer.safetensors", run / "traces"
+    for out in (scorer, traces / "manifest.json", run / "run" / "best.ckpt", traces):
+        before = out.read_bytes() if out.is_file() else None
+        source = {"scorer": scorer} if out == scorer else {"run": run / "run"}
+        with pytest.raises(InputError, match=r"Expected (an output file apart|a file to write)"):
+            evaluate_scorer(EvaluateConfig(**source, traces=traces, out=out))
+        assert before is None or out.read_bytes() == before
+
+
 def test_a_run_and_its_exported_file_agree_on_other_traces(run, other):
     first = evaluate_scorer(EvaluateConfig(run / "run", traces=other))
     second = evaluate_scorer(EvaluateConfig(scorer=run / "scorer.safetensors", traces=other))

@@ -7,7 +7,7 @@ from scheduler_harness import BOUNDARY, EOS, WORD, Engine, Script, check_empty, 
 
 from step_infer.errors import InputError
 from step_infer.eval_command import command
-from step_infer.event_log import EventLog, read_events
+from step_infer.event_log import EventLog, event_log_path, read_events
 from step_infer.event_report import group_rows
 from step_infer.live_traces import LiveTrace
 from step_infer.scheduler import StepScheduler
@@ -103,6 +103,25 @@ def test_a_log_goes_on_after_a_line_that_was_cut_off(tmp_path):
     assert events[1]["score"] is None
 
 
+@pytest.mark.parametrize("content", ["{\n", "a,b\n1,2\n", "\x00" * 9, '{"question": "1+1"}\n'])
+def test_a_file_of_another_kind_is_not_appended_to(tmp_path, content):
+    path = tmp_path / "scorer.safetensors"
+    path.write_text(content)
+    with pytest.raises(InputError, match="Expected an event log or a new file at .*Hint"):
+        event_log_path(path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("content", ["", "\n", '{"time":17', 'core":null,"event":"prune"}\n'])
+def test_an_empty_log_or_one_cut_at_either_end_goes_on(tmp_path, content):
+    path = tmp_path / "e.jsonl"
+    path.write_text(content)
+    log = EventLog(path)
+    log.write("prune", trace("u"), 0.5)
+    log.close()
+    assert [event["request"] for event in read_events([path])[0]] == ["u"]
+
+
 def test_each_data_parallel_engine_has_a_file_of_its_own(tmp_path):
     for rank in range(3):
         log = EventLog(tmp_path / "e.jsonl", rank)
@@ -132,6 +151,24 @@ def test_groups_are_told_apart_and_counted():
     assert first["finished_score"] == 0.6
     assert [row["name"] for row in others] == ["g", "no group"]
     assert others[1]["finished_score"] is None
+
+
+def test_group_names_are_shown_and_leave_the_figures_beside_them_room():
+    base = {"time": 1.0, "steps": 1, "tokens": 5, "kv_use": 0.5, "event": "prune", "score": 0.1}
+    names = ["a" * 5000, "\u200b", "é😀"]
+    rows = group_rows([{**base, "request": "r", "group": name} for name in names])
+    assert [row["name"] for row in rows] == ["a" * 40 + "…" + "a" * 19, r"'\u200b'", "é😀"]
+
+
+def test_the_page_does_not_take_the_place_of_its_log(tmp_path):
+    path = tmp_path / "e.jsonl"
+    log = EventLog(path)
+    log.write("prune", trace("u"), 0.5)
+    log.close()
+    before = path.read_bytes()
+    with pytest.raises(InputError, match=r"Expected an output file apart from .*e\.jsonl"):
+        command(["events", str(path), "--out", str(path)])
+    assert path.read_bytes() == before
 
 
 def test_step_eval_events_draws_a_log(engine, tmp_path, capsys):

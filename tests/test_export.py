@@ -71,6 +71,17 @@ def test_a_checkpoint_file_and_its_run_give_the_same_scorer(result, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_scorer_does_not_take_the_place_of_its_run(result):
+    before = result.checkpoint.read_bytes()
+    for source in (result.run, result.checkpoint):
+        for name in ("best.ckpt", "last.ckpt", "manifest.json"):
+            with pytest.raises(InputError, match="Expected an output file apart from what is read"):
+                export(source, result.run / name)
+    assert result.checkpoint.read_bytes() == before
+    export(result.run, result.run / "scorer.safetensors")
+    export(result.run, result.run / "scorer.safetensors")
+
+
 def test_a_checkpoint_in_between_has_no_metrics(result, tmp_path):
     with pytest.raises(InputError, match="found none .not the best checkpoint.*--force"):
         export(result.run / "last.ckpt", tmp_path / "scorer.safetensors")

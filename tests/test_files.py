@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from step_infer.errors import InputError
-from step_infer.files import atomic_path, atomic_write, read_json, sha256_file, write_json
+from step_infer.files import (
+    atomic_path,
+    atomic_write,
+    check_output,
+    read_json,
+    sha256_file,
+    write_json,
+)
 from step_infer.manifest import read_manifest, run_manifest, write_manifest
 
 
@@ -68,6 +75,29 @@ def test_a_full_disk_is_a_clear_error_and_leaves_the_old_file(tmp_path: Path) ->
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     assert sha256_file(tmp_path / "file") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_an_output_that_would_take_an_inputs_place_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "traces").mkdir(parents=True)
+    for name in ("log.jsonl", "run/manifest.json", "run/traces/part-0.parquet", "run/mine.json"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "link").symlink_to("log.jsonl")
+    (tmp_path / "other").symlink_to("run")
+    refused = (
+        "log.jsonl",
+        "run/../log.jsonl",
+        "link",
+        "other/manifest.json",
+        "run/traces/new.json",
+    )
+    for name in refused:
+        with pytest.raises(InputError, match=r"found .*input .*Hint: choose another --out"):
+            check_output(tmp_path / name, None, tmp_path / "log.jsonl", run, tmp_path / "none")
+    for name in ("log.html", "run/mine.json", "run/new.json", "none"):
+        check_output(tmp_path / name, None, tmp_path / "log.jsonl", run, tmp_path / "none")
+    with pytest.raises(InputError, match="found the folder"):
+        check_output(run)
 
 
 def test_json_round_trip_and_errors(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from step_infer.identity import identify
 from step_infer.prompt import load_tokenizer
 from step_infer.scorer import load_scorer, read_card
 from step_train.export_command import main
-from step_train.published import read_network
+from step_train.published import import_scorer, read_network
 
 MODEL = str(Path(__file__).parent.parent / "checkpoints" / "ledger-5m")
 H = 256
@@ -43,6 +43,15 @@ def command(monkeypatch, capsys, tmp_path):
         return (left.value.code, *capsys.readouterr())
 
     return call
+
+
+def test_the_import_does_not_take_the_place_of_its_source(tmp_path):
+    path = tmp_path / "scorer.pt"
+    torch.save(network().state_dict(), path)
+    before = path.read_bytes()
+    with pytest.raises(InputError, match="Expected an output file apart from what is read"):
+        import_scorer(path, path, MODEL)
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("prefix", ["", "net.", "module.model.", "_orig_mod.scorer.layers."])

@@ -92,6 +92,14 @@ def test_a_table_holds_what_was_written(tmp_path):
     assert "somewhere" in found.source
 
 
+def test_a_recording_does_not_take_the_place_of_its_source(tmp_path):
+    copy = tmp_path / "table.parquet"
+    copy.write_bytes(RECORDED.read_bytes())
+    with pytest.raises(InputError, match="Expected an output file apart from what is read"):
+        command(["record", "--traces", str(copy), "--out", str(copy)])
+    assert copy.read_bytes() == RECORDED.read_bytes()
+
+
 def test_the_recorded_demo_traces_are_complete():
     world = read_table(RECORDED)
     assert [len(question.traces) for question in world.questions] == [64] * 8
