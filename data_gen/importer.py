@@ -150,7 +150,10 @@ def read_responses(row: Row, config: ImportConfig) -> Responses:
     value = row.values.get(config.response_field)
     if config.response_field not in row.values:
         names = ", ".join(repr(name) for name in list(row.values)[:8])
-        raise InputError(f"Expected {config.response_field!r}, found only {names}.")
+        raise InputError(
+            f"Expected {config.response_field!r}, found only {names} "
+            "(--response-field can name another)."
+        )
     texts = value if isinstance(value, list) else [value]
     for text in texts:
         if text is not None and not isinstance(text, str):

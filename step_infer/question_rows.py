@@ -111,6 +111,12 @@ class RowSource:
             reader = csv.reader(file, strict=True)
             try:
                 columns = next(reader, [])
+                twice = sorted({name for name in columns if name and columns.count(name) > 1})
+                if twice:
+                    raise InputError(
+                        f"Expected each column once in the first line of {self.path}, found "
+                        f"{', '.join(map(repr, twice))} more than once. Hint: rename the others."
+                    )
                 for number, values in enumerate((row for row in reader if row), start=1):
                     yield self._csv_row(columns, values, number)
             except (csv.Error, UnicodeDecodeError) as error:

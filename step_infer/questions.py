@@ -189,7 +189,9 @@ def read_text(row: Row, names: Sequence[str]) -> str:
     """
     value = _value(row, names)
     if not isinstance(value, str) or not value.strip():
-        raise InputError(f"Expected a text under {_or(names)}, found {_found(row, names)}.")
+        raise InputError(
+            f"Expected a text under {_or(names)}, found {_found(row, names, 'question')}."
+        )
     return unicode_text(value, names)
 
 
@@ -204,7 +206,8 @@ def read_answer(row: Row, names: Sequence[str], required: bool = True) -> str | 
         answer = None
     if answer is None or (isinstance(answer, str) and not answer.strip()):
         if required:
-            raise InputError(f"Expected an answer under {_or(names)}, found {_found(row, names)}.")
+            found = _found(row, names, "answer")
+            raise InputError(f"Expected an answer under {_or(names)}, found {found}.")
         return None
     infinite = isinstance(answer, float) and math.isinf(answer)
     if infinite or isinstance(answer, bool) or not isinstance(answer, str | int | float):
@@ -259,10 +262,11 @@ def _or(names: Sequence[str]) -> str:
     return " or ".join(repr(name) for name in names)
 
 
-def _found(row: Row, names: Sequence[str]) -> str:
+def _found(row: Row, names: Sequence[str], kind: str) -> str:
     for name in names:
         if name in row.values:
             return short(row.values[name])
     if not row.values:
         return "an empty row"
-    return f"only {', '.join(repr(name) for name in list(row.values)[:8])}"
+    fields = ", ".join(repr(name) for name in list(row.values)[:8])
+    return f"only {fields} (--{kind}-field can name another)"

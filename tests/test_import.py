@@ -151,7 +151,10 @@ def test_an_import_that_was_stopped_goes_on(
         (line(0, 7), "Expected a text or a list of texts under 'response', found 7"),
         (line(0, "1\ud800"), r"Unicode text under 'response', found the lone surrogate '\\ud800'"),
         (line(0, [["x"]]), r"Expected a text or a list of texts under 'response', found \[\"x\"\]"),
-        ({"question": "q", "ground_truth": "1"}, "Expected 'response', found only 'question'"),
+        (
+            {"question": "q", "ground_truth": "1"},
+            "found only 'question', 'ground_truth' .--response-f",
+        ),
         (line(0, "x", ground_truth=None), "Expected an answer under 'ground_truth', found null"),
         (line(0, "x", question=" "), "Expected a text under 'question'"),
     ],

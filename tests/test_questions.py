@@ -114,6 +114,25 @@ def test_a_csv_file_keeps_text_as_it_is(tmp_path: Path) -> None:
     assert load_questions(path, FIELDS).questions == FOUND
 
 
+def test_a_column_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("question,answer,,,answer\n1+1,2,,,3\n")
+    with pytest.raises(InputError, match="Expected each column once .* found 'answer' more"):
+        load_questions(path)
+    path.write_text("question,answer,,\n1+1,2,,\n")
+    assert load_questions(path).questions == [Question("row-1", "1+1", "2")]
+
+
+def test_a_field_that_is_not_there_names_the_option_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "q.csv"
+    path.write_text("Problem,answer\n1+1,2\n")
+    with pytest.raises(InputError, match=r"found only 'Problem', 'answer' \(--question-field can"):
+        load_questions(path)
+    path.write_text("question,solution\n1+1,2\n")
+    with pytest.raises(InputError, match=r"only 'question', 'solution' \(--answer-field can"):
+        load_questions(path)
+
+
 def test_a_parquet_file_is_read_with_its_types(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "q.parquet")
     assert load_questions(tmp_path / "q.parquet", FIELDS).questions == FOUND
