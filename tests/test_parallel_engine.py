@@ -148,8 +148,8 @@ def test_traces_that_join_others_are_scored_from_then_on_over_two_ranks(parallel
     llm = parallel[1]
     inner, prompt = llm._llm.llm_engine, PROMPT.format(QUESTION)
     llm._llm.collective_rpc(count_scored)
-    others = SamplingParams(temperature=1.0, max_tokens=250, ignore_eos=True)
-    opted = SamplingParams(temperature=1.0, max_tokens=120, extra_args={"step": {}})
+    others = SamplingParams(temperature=1.0, max_tokens=300, ignore_eos=True)
+    opted = SamplingParams(temperature=1.0, max_tokens=150, extra_args={"step": {}})
     ended, joined = [], False
     inner.add_request("other", prompt, others)
     while inner.has_unfinished_requests():
