@@ -334,6 +334,7 @@ class StepScheduler(AsyncScheduler):
         tokens, free = request.num_computed_tokens, compat.free_blocks(self)
         # Not self.finish_requests: the report ends when its output is sent, in its order.
         super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
+        self._pruned_outputs.append((request.client_index, output))  # whatever fails below
         freed = compat.free_blocks(self) - free
         self.counters.prune(tokens, freed)
         if self.events is not None:
@@ -352,7 +353,6 @@ class StepScheduler(AsyncScheduler):
             self.live.kept[trace.group] - 1,  # type: ignore[index]
         )
         self.live.remove(trace.request_id, survived=False)
-        self._pruned_outputs.append((request.client_index, output))
 
     def _tell(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Send what is new to the front end's metrics, and sum it up in the log now and then."""

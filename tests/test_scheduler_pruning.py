@@ -453,6 +453,17 @@ def test_an_abort_that_cannot_be_noted_switches_scoring_off_and_reaches_nobody(c
     assert not engine_.scheduler.requests
 
 
+def test_a_pruned_trace_that_cannot_be_counted_still_ends_for_its_client(monkeypatch, caplog):
+    engine_ = engine(40)
+    monkeypatch.setattr(engine_.scheduler.counters, "prune", lambda *args: 1 / 0)
+    for n in range(6):
+        engine_.add(trace(f"t{n}", "g"))
+    engine_.run()
+    check_disabled_once(engine_, caplog, "ZeroDivisionError")
+    assert [engine_.pruned(f"t{n}") for n in range(6)].count(True) == 1
+    assert {f"t{n}" for n in range(6)} <= engine_.ended.keys()
+
+
 def test_a_worker_that_does_not_score_is_named_once(caplog):
     vllm.logger._print_warning_once.cache_clear()  # and another test may have seen the warning
     engine_ = engine(40, scorer=str(MODEL / "scorer" / "scorer.safetensors"))
