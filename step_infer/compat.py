@@ -154,6 +154,9 @@ def unsupported_features(vllm_config: Any) -> str | None:
         return "prefill context parallelism (rows are spread over ranks)"
     if getattr(vllm_config.model_config, "is_diffusion", False):
         return "diffusion language models (no token-by-token generation)"
+    transfer = vllm_config.kv_transfer_config
+    if transfer is not None and transfer.kv_load_failure_policy == "recompute":
+        return 'kv_load_failure_policy "recompute" (a step has rows of blocks that failed to load)'
     return None
 
 

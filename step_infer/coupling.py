@@ -213,7 +213,7 @@ COUPLING_POINTS = (
         "counts the free blocks",
     ),
     CouplingPoint(
-        "Fields of ParallelConfig and ObservabilityConfig",
+        "Fields of ParallelConfig, ObservabilityConfig and KVTransferConfig",
         _all(
             has_fields(
                 "vllm.config.parallel",
@@ -222,6 +222,7 @@ COUPLING_POINTS = (
                 *("distributed_executor_backend", "prefill_context_parallel_size"),
             ),
             has_fields("vllm.config.observability", "ObservabilityConfig", "cudagraph_metrics"),
+            has_fields("vllm.config.kv_transfer", "KVTransferConfig", "kv_load_failure_policy"),
         ),
         "finds features that must be refused, and its place among several engines",
     ),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 from scheduler_harness import WORD, Engine, Script, check_empty, make_scheduler
 from server_harness import CHECKPOINT, SCORER
+from vllm.config import KVTransferConfig
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
@@ -32,7 +33,8 @@ def changed(path, value):
     return whole
 
 
-ALL = ("speculative_config", "model_config", "parallel_config", "additional_config")
+ALL = ("speculative_config", "model_config", "parallel_config", "kv_transfer_config")
+ALL += ("additional_config",)
 OPTIONAL = {"enable_batch_sharded_sampling", "is_diffusion"}  # not in every version
 REFUSED = [
     ("model_config.runner_type", "pooling", "pooling models"),
@@ -55,6 +57,15 @@ def test_speculative_decoding_is_refused():
     config = changed("model_config.seed", 0)
     config.speculative_config = object()
     assert "speculative decoding" in compat.unsupported_features(config)
+
+
+def test_rows_of_kv_blocks_that_failed_to_load_are_refused():
+    config = make_scheduler(AsyncScheduler, 8).vllm_config
+    connector = {"kv_connector": "ExampleConnector", "kv_role": "kv_both"}
+    config.kv_transfer_config = KVTransferConfig(**connector, kv_load_failure_policy="fail")
+    assert compat.unsupported_features(config) is None
+    config.kv_transfer_config = KVTransferConfig(**connector, kv_load_failure_policy="recompute")
+    assert "failed to load" in compat.unsupported_features(config)
 
 
 def test_an_external_launcher_is_refused_only_with_several_ranks():
