@@ -108,7 +108,8 @@ endif
 # What meets vLLM itself: the scheduler on random workloads, scores in an engine, one server test.
 OLDEST_TESTS := tests/test_scheduler_off.py tests/test_scheduler_stateful.py tests/test_scheduler_pruning.py
 OLDEST_TESTS += tests/test_admission.py tests/test_adapter_engine.py
-OLDEST_TESTS += tests/test_counters.py tests/test_event_log.py tests/test_mix.py
+OLDEST_TESTS += tests/test_counters.py tests/test_event_log.py tests/test_mix.py tests/test_worker.py
+OLDEST_TESTS += tests/test_refused_features.py
 OLDEST_TESTS += "tests/test_server.py::test_every_choice_of_one_request_has_its_scores"
 OLDEST_TESTS += "tests/test_server.py::test_metrics_stand_beside_vllms_own"
 
