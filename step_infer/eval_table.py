@@ -1,6 +1,7 @@
 """The comparison on the terminal."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -38,34 +39,39 @@ def print_results(results: dict[str, Any], console: Console) -> None:
     _print_counts(results, console)
 
 
-def _tables(results: dict[str, Any], console: Console) -> list[Table]:
-    """Return the figures in one table, or, where that is too wide, with a row for each method."""
-    wide = console.options.update(max_width=_UNBOUNDED)
-
-    def fits(table: Table) -> bool:
-        return console.measure(table, options=wide).maximum <= console.width
-
-    tables = [_by_figure(results)]
-    if fits(tables[0]) or len(results["methods"]) < 3:
-        return tables
-    kinds = [_by_method, *([_differences] if results["comparisons"] else [])]
-    return [table for kind in kinds for table in _in_parts(results, kind, fits)]
-
-
-def _in_parts(
-    results: dict[str, Any],
-    kind: Callable[[dict[str, Any], Sequence[str]], Table],
-    fits: Callable[[Table], bool],
+def tables_that_fit(
+    console: Console, names: Sequence[str], make: Callable[[Sequence[str]], Table]
 ) -> list[Table]:
-    """Return a table of all figures, or several of some figures each, so that each fits."""
-    names = list(HEADINGS)
-    tables = []
+    """Return a table of all figures, or several of some figures each, so that each fits.
+
+    Args:
+        console: whose width counts.
+        names: of the figures, in their order.
+        make: gives the table of some of them.
+    """
+    tables: list[Table] = []
     for count in (len(names), 4, 3, 2):
-        parts = [names[i : i + count] for i in range(0, len(names), count)]
-        tables = [kind(results, part) for part in parts]
-        if all(fits(table) for table in tables):
+        tables = [make(names[i : i + count]) for i in range(0, len(names), count)]
+        if all(_fits(table, console) for table in tables):
             break
     return tables
+
+
+def _fits(table: Table, console: Console) -> bool:
+    wide = console.options.update(max_width=_UNBOUNDED)
+    return console.measure(table, options=wide).maximum <= console.width
+
+
+def _tables(results: dict[str, Any], console: Console) -> list[Table]:
+    """Return the figures in one table, or, where that is too wide, with a row for each method."""
+    table = _by_figure(results)
+    if _fits(table, console) or len(results["methods"]) < 3:
+        return [table]
+    kinds = [_by_method, *([_differences] if results["comparisons"] else [])]
+    names = list(HEADINGS)
+    return [
+        table for kind in kinds for table in tables_that_fit(console, names, partial(kind, results))
+    ]
 
 
 _TITLE = "Means per question, with 95 % intervals"

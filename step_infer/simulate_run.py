@@ -1,6 +1,7 @@
 """`step-eval simulate`: from settings to simulation.json, simulation.html and a table."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from step_infer.errors import InputError
 from step_infer.eval_format import HEADINGS, number, number_range
+from step_infer.eval_table import tables_that_fit
 from step_infer.files import write_json
 from step_infer.manifest import run_manifest
 from step_infer.simulate_check import check
@@ -77,24 +79,13 @@ def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict
 
 def _print(results: dict[str, Any], console: Console) -> None:
     console.print(results["source"], highlight=False)
-    table = Table(title="Means per question, simulated", title_justify="left")
-    for heading in ("Method", "Scorer", "N", "KV"):
-        table.add_column(heading)
-    for name in FIGURES:
-        steps = name == "seconds" and results["timing"]["unit"] != "seconds"
-        table.add_column("Engine steps" if steps else HEADINGS[name], justify="right")
     shown = results["cells"][:_MOST_ROWS]
-    for row in shown:
-        cells = [METHODS[row["method"]][0], row["label"], f"{row['num_traces']}{_length(row)}"]
-        cells.append(f"{row['kv_budget']:g}")
-        for name in FIGURES:
-            found = row["figures"][name]
-            value = number(name, found["value"])
-            if name == "accuracy":
-                value += f"\n[dim]{number_range(name, found['low'], found['high'])}[/dim]"
-            cells.append(value)
-        table.add_row(*cells)
-    console.print(table)
+
+    def make(figures: Sequence[str]) -> Table:
+        return _means(shown, figures, results["timing"]["unit"] == "seconds")
+
+    for table in tables_that_fit(console, FIGURES, make):
+        console.print(table)
     if len(shown) < len(results["cells"]):
         console.print(f"{len(results['cells']) - len(shown)} more rows in the report.")
     for row in results["break_even"]:
@@ -113,6 +104,27 @@ def _print(results: dict[str, Any], console: Console) -> None:
         console.print(errors)
         for sentence in check_words(results["check"]):
             console.print(sentence, highlight=False)
+
+
+def _means(cells: Sequence[dict[str, Any]], figures: Sequence[str], in_seconds: bool) -> Table:
+    """Return the table of some figures, a row for each cell of the sweep."""
+    table = Table(title="Means per question, simulated", title_justify="left")
+    for heading in ("Method", "Scorer", "N", "KV"):
+        table.add_column(heading)
+    for name in figures:
+        heading = HEADINGS[name] if in_seconds or name != "seconds" else "Engine steps"
+        table.add_column(heading.replace(" ", "\n", 1), justify="right")
+    for cell in cells:
+        row = [METHODS[cell["method"]][0], cell["label"], f"{cell['num_traces']}{_length(cell)}"]
+        row.append(f"{cell['kv_budget']:g}")
+        for name in figures:
+            found = cell["figures"][name]
+            value = number(name, found["value"])
+            if name == "accuracy":
+                value += f"\n[dim]{number_range(name, found['low'], found['high'])}[/dim]"
+            row.append(value)
+        table.add_row(*row)
+    return table
 
 
 def _length(row: dict[str, Any]) -> str:

@@ -64,7 +64,7 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         questions = "test" if own and split is not None else "all"
     if split is not None and questions != "all":
         table = _only(table, split[questions], questions)
-    require_both_classes(table, f"evaluated ({questions} questions)")
+    require_both_classes(table, f"{directory.path} ({questions} questions)")
     score_S = score_steps(scorer, FeatureRows(directory.shards()), table)
     outcome = run_manifest(
         kind=KIND,

@@ -224,13 +224,29 @@ def split_questions(
     bounds = [count - num_val - num_test, count - num_test]
     pieces = np.split(order, bounds)
     splits = {name: table.of_questions(piece) for name, piece in zip(SPLITS, pieces, strict=True)}
+    require_both_classes(table, "the traces directory")
     for name, split in splits.items():
-        require_both_classes(split, name)
+        require_both_classes(
+            split,
+            f"the {name} split",
+            "collect more questions, give the split more of them (--val-fraction, "
+            "--test-fraction), or choose another seed",
+        )
     return splits
 
 
-def require_both_classes(table: TraceTable, name: str) -> None:
-    """Refuse a split in which nothing can be told apart.
+def require_both_classes(
+    table: TraceTable,
+    name: str,
+    hint: str = "collect traces of more questions; if all are wrong, check that the sampling and "
+    "--system are the model's own and the answers right",
+) -> None:
+    """Refuse traces among which nothing can be told apart.
+
+    Args:
+        table: the traces.
+        name: where they are, for the message.
+        hint: what to do.
 
     Raises:
         InputError: all traces are right, or all are wrong.
@@ -238,9 +254,8 @@ def require_both_classes(table: TraceTable, name: str) -> None:
     right = int(table.correct_N.sum())
     if right in (0, len(table)):
         raise InputError(
-            f"Expected right and wrong traces in the {name} split, found {right} right and "
-            f"{len(table) - right} wrong. Hint: collect more questions, give "
-            "the split more of them (--val-fraction, --test-fraction), or choose another seed."
+            f"Expected right and wrong traces in {name}, found {right} right and "
+            f"{len(table) - right} wrong. Hint: {hint}."
         )
 
 

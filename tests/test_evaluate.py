@@ -111,8 +111,10 @@ def test_one_question_has_figures_without_intervals(run, tmp_path):
 def test_one_class_only_is_refused(run, tmp_path):
     changes = {number: {"is_correct": True} for number in range(16)}
     write_traces(tmp_path / "traces", "label", questions=2, changes=changes)
-    with pytest.raises(InputError, match="right and wrong traces .*found 16 right and 0 wrong"):
+    message = "right and wrong traces .*found 16 right and 0 wrong. Hint: collect traces of more"
+    with pytest.raises(InputError, match=message) as caught:
         evaluate_scorer(EvaluateConfig(run / "run", traces=tmp_path / "traces"))
+    assert "--val-fraction" not in str(caught.value)  # no option of this command
 
 
 def test_traces_without_a_boundary_or_a_label_are_counted(run, tmp_path):

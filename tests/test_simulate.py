@@ -13,6 +13,7 @@ from data_gen.traces import write_part
 from step_infer import simulate_world
 from step_infer.errors import InputError
 from step_infer.eval_command import command
+from step_infer.eval_format import number
 from step_infer.manifest import run_manifest, write_manifest
 from step_infer.scorer import load_scorer
 from step_infer.simulate_config import SimulateConfig
@@ -45,7 +46,7 @@ def test_a_made_up_scorer_has_the_auroc_asked_for(target, aggregator):
 
 
 def test_without_an_early_boundary_no_scorer_can_be_tuned(world):
-    with pytest.raises(InputError, match=r"first 0%, found none. Hint: a later --auroc-at"):
+    with pytest.raises(InputError, match=r"first 0%, found none. Hint: a later --auroc-at or o"):
         tuned_scores(world, 0.7, 0.001, "mean", seed=1)
 
 
@@ -158,6 +159,20 @@ def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
         expected = torch.sigmoid(scorer(states)).tolist()
         assert trace.scores == pytest.approx(expected, abs=1e-6)
     assert not read_world(tmp_path).scored
+
+
+@pytest.mark.parametrize("columns", ["80", "100", "160"])
+def test_a_narrow_terminal_cuts_no_figure(tmp_path, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    options = ["--world.questions", "4", "--num-traces", "[16]", "--kv-budget", "[0.25]"]
+    command(["simulate", *options, "--auroc", "[0.7]", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(len(line) for line in printed.splitlines() if "│" in line) <= int(columns)
+    cells = json.loads((tmp_path / "simulation.json").read_text())["cells"]
+    [figures] = [cell["figures"] for cell in cells if cell["method"] == "step"]
+    for name in ("accuracy", "seconds", "tokens", "pruned"):
+        assert number(name, figures[name]["value"]) in printed
 
 
 def test_the_command_writes_results_and_a_page_on_its_own(tmp_path, capsys):

@@ -175,8 +175,12 @@ def test_too_few_questions_or_one_class_are_refused(tmp_path, data):
     with pytest.raises(InputError, match="at least 3 questions, one a split, found 2"):
         split_questions(read_traces(two)[0], 0.2, 0.2, 0)
     _, table = data
-    with pytest.raises(InputError, match="right and wrong traces in the train split"):
+    with pytest.raises(InputError, match=r"right and wrong traces in .*found \d+ right .*--system"):
         split_questions(table.select(table.correct_N), 0.2, 0.2, 0)
+    changes = {number: {"is_correct": number < 16} for number in range(32)}
+    four = write_traces(tmp_path / "four", "noise", questions=4, changes=changes)
+    with pytest.raises(InputError, match=r"in the (train|val) split, found .* --test-fraction"):
+        split_questions(read_traces(four)[0], 0.25, 0.25, 0)
     with pytest.raises(InputError, match="val_fraction and test_fraction"):
         split_questions(table, 0.6, 0.4, 0)
 
