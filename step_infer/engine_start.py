@@ -10,6 +10,7 @@ from typing import Any
 
 from step_infer.errors import InputError
 from step_infer.prompt import context_length
+from step_infer.weights import check_weights
 
 CPU_BLOCK_SIZE = 32
 CUDA_BLOCK_SIZE = 16
@@ -111,9 +112,12 @@ def start_engine(arguments: dict[str, Any]) -> Any:
     """Return a started `vllm.LLM`.
 
     Raises:
-        InputError: an argument is unknown, or refused.
+        InputError: an argument is unknown, or refused; the model folder lacks weights.
     """
     from vllm import LLM
+
+    if "load_format" not in arguments:
+        check_weights(arguments["model"])
 
     try:
         return LLM(**arguments)

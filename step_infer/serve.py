@@ -58,6 +58,7 @@ from step_infer.identity import identify
 from step_infer.prompt import context_length
 from step_infer.scorer import load_scorer
 from step_infer.settings import CONFIG_KEY, StepSettings
+from step_infer.weights import check_weights
 
 _OURS = ("scheduler-cls", "worker-cls")
 _CONFIG = "additional-config"
@@ -81,6 +82,8 @@ def _main(argv: Sequence[str] | None = None) -> int:
     own, flags = _parse(sys.argv[1:] if argv is None else argv)
     settings = _settings(own)
     load_scorer(own.scorer, identify(own.model), settings.allow_mismatch)
+    if "load-format" not in _values(flags):
+        check_weights(own.model)
     variables, command = server_command(own.model, settings, flags)
     if own.print_command:
         print(" ".join([*(f"{k}={v}" for k, v in variables.items()), shlex.join(command)]))
