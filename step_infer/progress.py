@@ -88,7 +88,8 @@ class TraceProgress:
     def rates(self) -> str:
         """Return the rates so far, the questions that are right and the time left, as text.
 
-        The time left counts tokens, those of unfinished traces too: at first no trace is finished.
+        The time left counts tokens, those of unfinished traces too: at first no trace is finished,
+        and the first to finish are the short ones.
         """
         seconds = max(time.monotonic() - self._start, 1e-3)
         tokens = max(self._tokens, self._done_tokens)
@@ -98,7 +99,7 @@ class TraceProgress:
         total = self._total - self._before
         if self._done_tokens and self._done < total:
             mean = self._done_tokens / self._done
-            left = max(mean * total - tokens, mean * (total - self._done) * 0.05)
+            left = max(mean * total - tokens, mean * (total - self._done) / 4)
             text += f", {timedelta(seconds=round(left * seconds / tokens))} left"
         return text
 

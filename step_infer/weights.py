@@ -9,6 +9,7 @@ from step_infer.errors import InputError
 _PATTERNS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
 _INDEX = "model.safetensors.index.json"
 _LENGTH = struct.Struct("<Q")
+_MOST_HEADER_BYTES = 100_000_000  # safetensors' own bound
 
 
 def check_weights(model: str) -> None:
@@ -34,6 +35,8 @@ def check_weights(model: str) -> None:
         if not (folder / name).exists():
             raise _incomplete(f"{name} in the model folder {model} ({_INDEX})", "none")
     for file in sorted(folder.glob("*.safetensors")):
+        if not file.exists():
+            raise _incomplete(f"a file at {file}", "a link to nothing")
         found = file.stat().st_size
         wanted = _whole_size(file)
         if wanted != found:
@@ -54,7 +57,7 @@ def _whole_size(file: Path) -> int | None:
     try:
         with file.open("rb") as opened:
             (length,) = _LENGTH.unpack(opened.read(_LENGTH.size))
-            if length > file.stat().st_size:
+            if length > min(file.stat().st_size, _MOST_HEADER_BYTES):
                 return None
             header = json.loads(opened.read(length))
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name[:2] != "__"]

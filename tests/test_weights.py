@@ -56,6 +56,16 @@ def test_a_file_that_was_cut_off_is_named(folder, kept):
         check_weights(str(folder))
 
 
+def test_a_link_to_a_file_that_is_gone_is_named(folder):
+    """The hub's cache has links to its files."""
+    file = folder / "model-2.safetensors"
+    file.unlink()
+    file.symlink_to(folder / "gone")
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match="Expected a file at .*model-2.*, found a link to nothing"):
+        check_weights(str(folder))
+
+
 def test_a_pointer_in_place_of_the_file_is_named(folder):
     (folder / "model-1.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(InputError, match="Expected a whole safetensors file at .*model-1"):
