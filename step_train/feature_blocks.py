@@ -155,6 +155,9 @@ class TrainingBatches:
         self._first_row_N = self.rows.of_traces(self.table)
         self._buffers: list[Tensor] = []
         self._loaded: Tensor | None = None
+        # For all epochs: to end a thread when an epoch's iterator is dropped takes a while in which
+        # an interrupt would be lost.
+        self._reader = ThreadPoolExecutor(1, "feature-blocks")
 
     def __len__(self) -> int:
         return -(-self.table.num_steps // self.batch_size)
@@ -164,14 +167,13 @@ class TrainingBatches:
         order_N = np.random.default_rng([self.seed, epoch]).permutation(len(self.table))
         ends_N = np.cumsum(self.table.steps_N[order_N])
         blocks = range(0, self.table.num_steps, self.block_rows)
-        with ThreadPoolExecutor(1, "feature-blocks") as reader:
-            coming = reader.submit(self._block, order_N, ends_N, 0)
-            for number, start in enumerate(blocks):
-                hidden_RH, step_R = coming.result()
-                if start + self.block_rows < self.table.num_steps:
-                    coming = reader.submit(self._block, order_N, ends_N, number + 1)
-                generator = np.random.default_rng([self.seed, epoch, number])
-                yield from self._batches(hidden_RH, step_R, generator)
+        coming = self._reader.submit(self._block, order_N, ends_N, 0)
+        for number, start in enumerate(blocks):
+            hidden_RH, step_R = coming.result()
+            if start + self.block_rows < self.table.num_steps:
+                coming = self._reader.submit(self._block, order_N, ends_N, number + 1)
+            generator = np.random.default_rng([self.seed, epoch, number])
+            yield from self._batches(hidden_RH, step_R, generator)
 
     def _block(self, order_N: Ints, ends_N: Ints, number: int) -> Block:
         start = number * self.block_rows

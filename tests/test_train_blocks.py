@@ -1,5 +1,7 @@
 """Reading features for training: every step once, with its own number, within the memory bound."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,23 @@ def everything(data):
     rows, table = data
     hidden = torch.cat([batch for batch, _ in EvaluationBatches(rows, table)])
     return as_set(hidden, torch.arange(table.num_steps))
+
+
+def test_one_thread_reads_all_epochs(data):
+    """Where each epoch ended a thread of its own, an interrupt could be lost in doing so."""
+    before, found = set(threading.enumerate()), set()
+    loader = batches(data, 100)
+    for _ in range(3):
+        epoch = iter(loader)
+        next(epoch)
+        found |= set(threading.enumerate()) - before
+        del epoch
+        found |= set(threading.enumerate()) - before
+    (reader,) = found
+    assert reader.is_alive()
+    del loader
+    reader.join(10)
+    assert not reader.is_alive()
 
 
 @pytest.mark.parametrize("memory_rows", [100, 300, 10**6], ids=["tiny", "small", "whole"])
