@@ -55,7 +55,7 @@ def test_what_the_engine_did_is_what_was_predicted(checked):
     assert sc["preemptions"]["measured"] > 2
     assert sc["preemptions"]["error"] == pytest.approx(0, abs=0.3)
     # The costs were fitted on the same run's SC.
-    assert sc["seconds"]["error"] == pytest.approx(0, abs=0.5)
+    assert sc["seconds"]["error"] == pytest.approx(0, abs=0.3)
 
 
 def test_the_error_is_told_on_the_terminal_and_the_page(checked):
