@@ -92,6 +92,8 @@ class StepScheduler(AsyncScheduler):
         if self.following and not self.disabled:
             try:
                 self._begin(request)
+            except InputError as error:  # the options, or recorded signals that cannot be used
+                logger.warning("Request %s is not scored. %.300s", request.request_id, error)
             except Exception:  # of this request only: one client must not stop scoring for others
                 logger.exception("Request %s is not scored.", request.request_id)
 
@@ -99,11 +101,7 @@ class StepScheduler(AsyncScheduler):
         params = request.sampling_params
         if params is None or request.resumable:
             return
-        try:
-            options = RequestOptions.from_extra_args(params.extra_args)
-        except InputError as error:
-            logger.warning("Request %s is not scored. %.300s", request.request_id, error)
-            return
+        options = RequestOptions.from_extra_args(params.extra_args)
         if options is None:
             return
         if request.lora_request is not None:
@@ -115,11 +113,7 @@ class StepScheduler(AsyncScheduler):
         child = child_of(request.request_id)
         if options.group is None and child is not None:
             options = dataclasses.replace(options, group=IMPLICIT_GROUP + child[1])
-        try:
-            self.live.add(request.request_id, options)
-        except InputError as error:  # recorded signals that cannot be used
-            logger.warning("Request %s is not scored. %.300s", request.request_id, error)
-            return
+        self.live.add(request.request_id, options)
         self.reports.add(self.live.traces[request.request_id], bool(params.stop))
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:

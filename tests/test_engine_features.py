@@ -9,7 +9,6 @@ import json
 
 import pytest
 import torch
-import vllm.logger
 from direct_engine import direct_engine
 from engine_precision import DTYPE, SCORE_TOLERANCE
 from safetensors.torch import save_file
@@ -208,7 +207,6 @@ def test_an_engine_that_is_asked_for_boundaries_alone_reports_them_and_complains
         start_engine(additional_config={"step": {"boundary": rule.to_dict()}}) as llm,
         untouched_vllm_log(),
     ):
-        vllm.logger._print_warning_once.cache_clear()  # another test may have seen the warning
         (request,) = generate(llm)
     positions = request.kv_transfer_params["step"]["positions"]
     assert positions == rule.positions(request.outputs[0].token_ids)

@@ -114,23 +114,27 @@ def test_a_csv_file_keeps_text_as_it_is(tmp_path: Path) -> None:
     assert load_questions(path, FIELDS).questions == FOUND
 
 
+def check_refused(path: Path, text: str, message: str) -> None:
+    """Check that a file of questions with this text is refused with a message."""
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_questions(path)
+
+
 def test_a_column_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
-    path.write_text("question,answer,,,answer\n1+1,2,,,3\n")
-    with pytest.raises(InputError, match="Expected each column once .* found 'answer' more"):
-        load_questions(path)
+    message = "Expected each column once .* found 'answer' more"
+    check_refused(path, "question,answer,,,answer\n1+1,2,,,3\n", message)
     path.write_text("question,answer,,\n1+1,2,,\n")
     assert load_questions(path).questions == [Question("row-1", "1+1", "2")]
 
 
 def test_a_field_that_is_not_there_names_the_option_for_it(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
-    path.write_text("Problem,answer\n1+1,2\n")
-    with pytest.raises(InputError, match=r"found only 'Problem', 'answer' \(--question-field can"):
-        load_questions(path)
-    path.write_text("question,solution\n1+1,2\n")
-    with pytest.raises(InputError, match=r"only 'question', 'solution' \(--answer-field can"):
-        load_questions(path)
+    message = r"found only 'Problem', 'answer' \(--question-field can"
+    check_refused(path, "Problem,answer\n1+1,2\n", message)
+    message = r"only 'question', 'solution' \(--answer-field can"
+    check_refused(path, "question,solution\n1+1,2\n", message)
 
 
 def test_a_parquet_file_is_read_with_its_types(tmp_path: Path) -> None:
@@ -144,15 +148,12 @@ def test_a_parquet_file_is_read_with_its_types(tmp_path: Path) -> None:
 
 def test_a_bad_row_of_a_table_is_named(tmp_path: Path) -> None:
     path = tmp_path / "q.csv"
-    path.write_text("question,answer\n1+1,2\n1+2\n")
-    with pytest.raises(InputError, match=r"q\.csv, row 2: Expected 2 columns .*, found 1"):
-        load_questions(path)
-    path.write_text("question,answer\n1+1,\n")
-    with pytest.raises(InputError, match=r"q\.csv, row 1: Expected an answer under 'answer'"):
-        load_questions(path)
-    path.write_text('question,answer\n"1+1,2\n')
-    with pytest.raises(InputError, match=r"Expected CSV in UTF-8 in .*q\.csv, found: .*line 3"):
-        load_questions(path)
+    message = r"q\.csv, row 2: Expected 2 columns .*, found 1"
+    check_refused(path, "question,answer\n1+1,2\n1+2\n", message)
+    message = r"q\.csv, row 1: Expected an answer under 'answer'"
+    check_refused(path, "question,answer\n1+1,\n", message)
+    message = r"Expected CSV in UTF-8 in .*q\.csv, found: .*line 3"
+    check_refused(path, 'question,answer\n"1+1,2\n', message)
     rows = [{"question": "1+1", "answer": "2"}, {"question": None, "answer": "3"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "q.parquet")
     with pytest.raises(InputError, match=r"q\.parquet, row 2: Expected a text under 'question'"):

@@ -4,7 +4,6 @@ import dataclasses
 import random
 
 import pytest
-import vllm.logger
 from scheduler_harness import (
     BOUNDARY,
     EOS,
@@ -465,7 +464,6 @@ def test_a_pruned_trace_that_cannot_be_counted_still_ends_for_its_client(monkeyp
 
 
 def test_a_worker_that_does_not_score_is_named_once(caplog):
-    vllm.logger._print_warning_once.cache_clear()  # and another test may have seen the warning
     engine_ = engine(40, scorer=str(MODEL / "scorer" / "scorer.safetensors"))
     for n in range(6):
         engine_.add(trace(f"t{n}", "g"))

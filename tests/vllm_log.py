@@ -2,12 +2,18 @@
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 
 
 @contextlib.contextmanager
 def untouched_vllm_log() -> Iterator[None]:
-    """Make vLLM log as in a process in which no engine has started; afterwards as before."""
+    """Make vLLM log as in a process in which no engine has started; afterwards as before.
+
+    Warnings that vLLM gives once in a process can be given again.
+    """
+    if "vllm.logger" in sys.modules:
+        sys.modules["vllm.logger"]._print_warning_once.cache_clear()
     logger = logging.getLogger("vllm")
     before = logger.level, logger.handlers, logger.propagate
     logger.setLevel(logging.NOTSET)
