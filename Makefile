@@ -190,4 +190,4 @@ $(DONE)-eval: $(DONE)-export $(TEST_FILE)
 # --- Cleaning -----------------------------------------------------------------------------------
 clean: ## Remove the environments, caches and runs/demo; other runs stay
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs/demo
-	find step_infer data_gen step_train tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find step_infer data_gen step_eval step_train tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -36,17 +36,22 @@ from typing import Any
 import engine_profile
 import torch
 
-from step_infer.boundary import BoundaryRule
-from step_infer.client import StepLLM
-from step_infer.command import run as run_command
+from step_eval.replay.shapes import (
+    NO_WEIGHTS,
+    kv_bytes_per_token,
+    read_shape,
+    write_model,
+    write_scorer,
+)
+from step_infer.cli.command import run as run_command
+from step_infer.client.llm import StepLLM
+from step_infer.client.trace import Sampling, TracePlan
 from step_infer.errors import InputError
-from step_infer.files import atomic_write
-from step_infer.manifest import package_versions
 from step_infer.row_scorer import RowScorer
-from step_infer.sampling import Sampling
-from step_infer.scorer import read_card
-from step_infer.shapes import NO_WEIGHTS, kv_bytes_per_token, read_shape, write_model, write_scorer
-from step_infer.trace import TracePlan
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.network import read_card
+from step_infer.storage.files import atomic_write
+from step_infer.storage.run_directory import package_versions
 
 PROMPT_TOKENS = 32
 BOUNDARY_EVERY = 20

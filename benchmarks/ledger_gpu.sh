@@ -29,7 +29,7 @@ share=$(awk "BEGIN { print 0.8 / $SHARDS }")
 pids=() parts=()
 for ((i = 0; i < SHARDS; i++)); do
     parts+=("$OUT/part$i")
-    "$PYTHON" -m step_infer.eval_command --model "$model" --scorer "$SCORER" \
+    "$PYTHON" -m step_eval.command --model "$model" --scorer "$SCORER" \
         --questions "$OUT/test.jsonl" --num-traces "$N" --methods sc,step --kv-budget "$KV_BUDGET" \
         --lengths-from "$LENGTHS" --shard "$i/$SHARDS" --out "$OUT/part$i" \
         "${sampling[@]}" "${engine[@]}" --engine.max_num_seqs "$N" \
@@ -40,4 +40,4 @@ done
 for pid in "${pids[@]}"; do wait "$pid"; done
 
 stage results
-"$PYTHON" -m step_infer.eval_command merge "${parts[@]}" --out "$OUT/eval"
+"$PYTHON" -m step_eval.command merge "${parts[@]}" --out "$OUT/eval"

@@ -52,7 +52,7 @@ ask() { # budget method part seconds [options]: one method on one part of the qu
     if [[ $2 == oracle ]]; then options+=(--oracle-from "$work/kv1.0/sc-$3"); fi
     if ((TURNS)); then options+=(--turns "$work/gpu$gpu.lock"); fi
     options+=("${@:5}")
-    exec env CUDA_VISIBLE_DEVICES=$gpu timeout -k 10 "$4" "$PYTHON" -m step_infer.eval_command \
+    exec env CUDA_VISIBLE_DEVICES=$gpu timeout -k 10 "$4" "$PYTHON" -m step_eval.command \
         --model "$model" --scorer "$SCORER" --questions "$work/test.jsonl" --num-traces "$N" \
         --repeats "$REPEATS" --warmup "$WARMUP" --window "$WINDOW" --kv-series-questions 0 \
         "${options[@]}" "${sampling[@]}" "${engine[@]}" --engine.max_num_seqs "$N" \
@@ -100,7 +100,7 @@ for ((number = 0; number < ${#budgets[@]}; number++)); do
     fi
     stage "KV budget $budget: results"
     joined="$work/joined-$budget"
-    COLUMNS=130 "$PYTHON" -m step_infer.eval_command merge "${done[@]}" --paired true --out "$joined" |
+    COLUMNS=130 "$PYTHON" -m step_eval.command merge "${done[@]}" --paired true --out "$joined" |
         tee "$OUT/kv$budget.txt"
     cp "$joined/results.json" "$OUT/kv$budget.json"
     cp "$joined/report.html" "$OUT/kv$budget.html"

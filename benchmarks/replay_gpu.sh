@@ -33,7 +33,7 @@ for set in $SETS; do
     [[ $set == hmmt25 ]] && scale=(--mean-tokens 1870 --window 128)
     pids=() done=()
     for method in "${methods[@]}"; do
-        timeout -k 10 "$SECONDS_EACH" "$PYTHON" -m step_infer.eval_command replay --methods "$method" \
+        timeout -k 10 "$SECONDS_EACH" "$PYTHON" -m step_eval.command replay --methods "$method" \
             --traces "$TRACES" --shape "$SHAPE" --num-traces "$N" --kv-budget "$KV_BUDGET" \
             --limit "$QUESTIONS" "${scale[@]}" --turns "$OUT/turns.lock" --out "$OUT/$set-$method" \
             --engine.gpu_memory_utilization "$share" --engine.max_model_len "$CONTEXT" \
@@ -51,5 +51,5 @@ for set in $SETS; do
     done
     [[ ${#done[@]} -eq 0 ]] && continue
     stage "$set: results"
-    "$PYTHON" -m step_infer.eval_command merge "${done[@]}" --out "$OUT/$set"
+    "$PYTHON" -m step_eval.command merge "${done[@]}" --out "$OUT/$set"
 done

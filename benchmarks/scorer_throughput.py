@@ -39,16 +39,16 @@ from scipy.stats import norm, t
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from data_gen.trace_writer import TraceWriter
-from step_infer.scorer import StepScorer, load_scorer
-from step_train.dataset import TrainingData, read_training_data
-from step_train.export import export
-from step_train.feature_blocks import EvaluationBatches
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
-from step_train.metrics import auroc_by_group, within_question
+from data_gen.traces.writer import TraceWriter
+from step_infer.scorer.network import StepScorer, load_scorer
+from step_train.data.feature_blocks import EvaluationBatches
+from step_train.data.trace_table import TraceTable
+from step_train.data.training_data import TrainingData, read_training_data
+from step_train.export.run import export
+from step_train.fit.config import FitConfig
+from step_train.fit.run import fit
+from step_train.judge.metrics import auroc_by_group, within_question
 from step_train.peak_memory import PeakMemory
-from step_train.trace_table import TraceTable
 
 RANK = 64
 SPLIT: dict[str, Any] = {"val_fraction": 0.15, "test_fraction": 0.15, "seed": 0}

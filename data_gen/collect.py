@@ -6,20 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from data_gen.collect_config import CollectConfig
 from data_gen.collection import Collection
+from data_gen.config import CollectConfig
+from data_gen.questions.load import QuestionSet, load_questions, shard_questions
 from data_gen.summary import print_summary, summarise
-from data_gen.trace_writer import TraceWriter
-from step_infer.boundary import BoundaryRule
-from step_infer.files import sha256_file
-from step_infer.grading import Grader
-from step_infer.identity import ModelIdentity, identify
-from step_infer.prompt import context_length, load_tokenizer, prompt_lengths
-from step_infer.questions import QuestionSet, load_questions, shard_questions
-from step_infer.scorer import load_scorer
+from data_gen.traces.writer import TraceWriter
+from step_infer.client.grading import Grader
+from step_infer.client.prompt import context_length, load_tokenizer, prompt_lengths
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.identity import ModelIdentity, identify
+from step_infer.scorer.network import load_scorer
+from step_infer.storage.files import sha256_file
 
 if TYPE_CHECKING:
-    from step_infer.client import StepLLM
+    from step_infer.client.llm import StepLLM
 
 
 def collect(
@@ -67,7 +67,7 @@ def collect(
         collection.print_start(context)
         if collection.missing:
             if start_engine is None:
-                from step_infer.client import StepLLM
+                from step_infer.client.llm import StepLLM
 
                 start_engine = StepLLM
             collection.run(start_engine, rule)

@@ -12,20 +12,20 @@ from rich.console import Console
 from safetensors import SafetensorError
 from torch import Tensor
 
-from data_gen.collect_config import CollectConfig
-from data_gen.features import FEATURE_DTYPES, feature_bytes
-from data_gen.trace_writer import TraceWriter
-from step_infer.boundary import BoundaryRule
-from step_infer.command import sigterm_as_interrupt
+from data_gen.config import CollectConfig
+from data_gen.questions.load import Question
+from data_gen.traces.features import FEATURE_DTYPES, feature_bytes
+from data_gen.traces.writer import TraceWriter
+from step_infer.cli.command import sigterm_as_interrupt
+from step_infer.cli.progress import TraceProgress
+from step_infer.client.grading import Grader
+from step_infer.client.trace import Trace, TracePlan
 from step_infer.errors import InputError
-from step_infer.grading import Grader
-from step_infer.identity import ModelIdentity
-from step_infer.progress import TraceProgress
-from step_infer.questions import Question
-from step_infer.trace import Trace, TracePlan
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.identity import ModelIdentity
 
 if TYPE_CHECKING:
-    from step_infer.client import StepLLM
+    from step_infer.client.llm import StepLLM
 
 TABLE_BYTES_PER_TOKEN = 4
 """Bytes of the compressed table a generated token, assumed: its id and its text, about 2 each."""

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from step_infer.command import run
+from step_infer.cli.command import run
 from step_infer.errors import InputError
 
 COLLECT = (
@@ -32,10 +32,10 @@ def main() -> None:
 
 
 def _main(argv: Sequence[str]) -> None:
-    from step_infer.command_line import parse_config, with_positionals
+    from step_infer.cli.options import parse_config, with_positionals
 
     if argv[:1] == ["import"]:
-        from data_gen.import_config import ImportConfig
+        from data_gen.config import ImportConfig
 
         importing = parse_config(ImportConfig, argv[1:], "step-collect import", IMPORT)
         from data_gen.importer import import_traces
@@ -43,12 +43,12 @@ def _main(argv: Sequence[str]) -> None:
         import_traces(importing)
         return
     if argv[:1] == ["merge"]:
-        from data_gen.collect_config import CollectMergeConfig
+        from data_gen.config import CollectMergeConfig
 
         merging = parse_config(
             CollectMergeConfig, with_positionals(argv[1:], "shards"), "step-collect merge", MERGE
         )
-        from data_gen.collect_merge import merge
+        from data_gen.merge import merge
 
         merge(merging)
         return
@@ -57,7 +57,7 @@ def _main(argv: Sequence[str]) -> None:
             f"Expected options, or a subcommand out of import, merge, found {argv[0]!r}. "
             "Hint: see step-collect --help."
         )
-    from data_gen.collect_config import CollectConfig
+    from data_gen.config import CollectConfig
 
     config = parse_config(CollectConfig, argv, "step-collect", COLLECT)
     from data_gen.collect import collect

@@ -13,18 +13,18 @@ from typing import Any
 
 from rich.console import Console
 
-from data_gen.import_config import ImportConfig
+from data_gen.config import ImportConfig
+from data_gen.questions.load import read_answer, read_text, unicode_text
+from data_gen.questions.rows import Row, RowSource, short
 from data_gen.summary import print_summary, summarise
-from data_gen.trace_writer import TraceWriter
-from step_infer.answers import extract_boxed
-from step_infer.boundary import THINK_END
+from data_gen.traces.writer import TraceWriter
+from step_infer.cli.progress import TraceProgress
+from step_infer.client.answers import extract_boxed
+from step_infer.client.grading import Grader
+from step_infer.client.prompt import chat_prompt, context_length, load_tokenizer
 from step_infer.errors import InputError
-from step_infer.grading import Grader
-from step_infer.identity import identify
-from step_infer.progress import TraceProgress
-from step_infer.prompt import chat_prompt, context_length, load_tokenizer
-from step_infer.question_rows import Row, RowSource, short
-from step_infer.questions import read_answer, read_text, unicode_text
+from step_infer.scorer.boundary import THINK_END
+from step_infer.scorer.identity import identify
 
 THINK_START = "<think>"
 

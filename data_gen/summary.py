@@ -7,9 +7,9 @@ import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
 
-from data_gen.trace_directory import TraceDirectory
-from step_infer.grading import Grader
-from step_infer.voting import vote
+from data_gen.traces.directory import TraceDirectory
+from step_infer.client.answers import vote
+from step_infer.client.grading import Grader
 
 _COLUMNS = (
     "question_id",

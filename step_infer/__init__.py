@@ -7,23 +7,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from step_infer.card import ScorerCard
-    from step_infer.client import Result, StepLLM
-    from step_infer.sampling import Sampling
-    from step_infer.scorer import StepScorer, load_scorer, save_scorer
-    from step_infer.trace import Trace
+    from step_infer.client.llm import Result, StepLLM
+    from step_infer.client.trace import Sampling, Trace
+    from step_infer.scorer.card import ScorerCard
+    from step_infer.scorer.network import StepScorer, load_scorer, save_scorer
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Result": "client",
-    "Sampling": "sampling",
-    "ScorerCard": "card",
-    "StepLLM": "client",
-    "StepScorer": "scorer",
-    "Trace": "trace",
-    "load_scorer": "scorer",
-    "save_scorer": "scorer",
+    "Result": "client.llm",
+    "Sampling": "client.trace",
+    "ScorerCard": "scorer.card",
+    "StepLLM": "client.llm",
+    "StepScorer": "scorer.network",
+    "Trace": "client.trace",
+    "load_scorer": "scorer.network",
+    "save_scorer": "scorer.network",
 }
 
 __all__ = [

@@ -1,44 +1,58 @@
-"""Token confidence: how sure a model is of its next token (DeepConf, arXiv 2508.15260, eq. 2)."""
+"""Group confidence: the mean token confidence of a sliding window (DeepConf, arXiv 2508.15260).
 
-import torch
-from torch import Tensor
+A trace's lowest group confidence says how unsure its least sure stretch was (section 3.1).
+"""
 
-TOP_TOKENS = 20
-"""The likeliest tokens k that a confidence looks at; fewer where the vocabulary has fewer."""
-_SEGMENT = 128
-"""Logits whose maximum says whether one of them can be among the likeliest."""
-_CHUNK_LOGITS = 2**24  # keeps the float32 copy below 64 MiB, whatever the batch
+import math
+from array import array
 
-
-def token_confidence(logits_BV: Tensor) -> Tensor:
-    """Return minus the mean natural-log probability of each row's top tokens, float32 [B].
-
-    Of the model's own distribution (temperature 1), whatever the sampling; higher is surer.
-
-    Args:
-        logits_BV: the model's logits [B, V] of any float type.
-    """
-    rows = max(1, _CHUNK_LOGITS // logits_BV.shape[-1])
-    return torch.cat([_confidence(chunk_BV) for chunk_BV in logits_BV.split(rows)])
+WINDOW = 2048
+"""Tokens of a group in the paper."""
 
 
-def _confidence(logits_BV: Tensor) -> Tensor:
-    top_BK = _top(logits_BV, min(TOP_TOKENS, logits_BV.shape[-1]))
-    return logits_BV.float().logsumexp(dim=-1) - top_BK.float().mean(dim=-1)
+class GroupConfidence:
+    """The sliding window of one running trace: constant work for each token."""
 
+    __slots__ = ("_lowest", "_oldest", "_sum", "_values", "window")
 
-def _top(logits_BV: Tensor, k: int) -> Tensor:
-    """Return each row's k largest logits [B, K].
+    def __init__(self, window: int) -> None:
+        """`window`: tokens of a group, at least 1."""
+        self.window = window
+        self._values = array("d")  # a ring once it is full
+        self._oldest = 0
+        self._sum = 0.0
+        self._lowest = math.inf
 
-    They lie in the k segments of the largest maxima: what lies elsewhere is no larger than any of
-    these maxima. A maximum of each segment costs one pass; sorting all logits would cost many.
-    """
-    segments = logits_BV.shape[-1] // _SEGMENT
-    if segments <= k:
-        return logits_BV.topk(k, dim=-1).values
-    whole = segments * _SEGMENT
-    parts_BSL = logits_BV[:, :whole].unflatten(-1, (segments, _SEGMENT))
-    best_BK1 = parts_BSL.amax(dim=-1).topk(k, dim=-1).indices[..., None]
-    kept_BKL = parts_BSL.gather(1, best_BK1.expand(-1, -1, _SEGMENT))
-    candidates_BC = torch.cat([kept_BKL.flatten(1), logits_BV[:, whole:]], dim=-1)
-    return candidates_BC.topk(k, dim=-1).values
+    def add(self, confidence: float) -> float | None:
+        """Take in the next token's confidence; one that is not finite is passed over.
+
+        Returns:
+            The confidence of the group that ends with it; None before the first full group.
+        """
+        values = self._values
+        if not math.isfinite(confidence):
+            return None
+        self._sum += confidence
+        if len(values) < self.window:
+            values.append(confidence)
+            if len(values) < self.window:
+                return None
+        else:
+            oldest = self._oldest
+            self._sum -= values[oldest]
+            values[oldest] = confidence
+            self._oldest = oldest + 1 if oldest + 1 < self.window else 0
+        group = self._sum / self.window
+        if group < self._lowest:
+            self._lowest = group
+        return group
+
+    @property
+    def lowest(self) -> float | None:
+        """The lowest group confidence so far; None without tokens.
+
+        A trace shorter than the window is one group.
+        """
+        if len(self._values) < self.window:
+            return self._sum / len(self._values) if self._values else None
+        return self._lowest

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from step_infer.aggregate import RunningScore
-from step_infer.boundary import BoundaryRule
+from step_eval.replay.signals import RecordedSteps
+from step_infer.confidence import GroupConfidence
 from step_infer.counters import Counters
 from step_infer.errors import InputError
-from step_infer.group_confidence import GroupConfidence
-from step_infer.recorded_steps import RecordedSteps
 from step_infer.row_scorer import StepRows
+from step_infer.scorer.aggregate import RunningScore
+from step_infer.scorer.boundary import BoundaryRule
 from step_infer.settings import RequestOptions, StepSettings
 
 

@@ -1,6 +1,8 @@
 """Scores the hidden rows that the model turns into logits, once a step, off the host's path.
 
 Shapes: B rows (one a scheduled request), H hidden size. No vLLM import: the worker plugs this in.
+
+Token confidence: how sure a model is of its next token (DeepConf, arXiv 2508.15260, eq. 2).
 """
 
 import logging
@@ -12,10 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from step_infer.captured_scorer import CapturedScorer
-from step_infer.confidence import token_confidence
-from step_infer.scorer import StepScorer
-from step_infer.split_scorer import SplitScorer
+from step_infer.gpu_scorer import CapturedScorer, SplitScorer
+from step_infer.scorer.network import StepScorer
 
 logger = logging.getLogger("vllm.step_infer")
 
@@ -243,3 +243,44 @@ class RowScorer:
         self._beside(
             logits_BV.device, lambda: pending.add_confidences(confidences_B), confidences_B
         )
+
+
+TOP_TOKENS = 20
+"""The likeliest tokens k that a confidence looks at; fewer where the vocabulary has fewer."""
+_SEGMENT = 128
+"""Logits whose maximum says whether one of them can be among the likeliest."""
+_CHUNK_LOGITS = 2**24  # keeps the float32 copy below 64 MiB, whatever the batch
+
+
+def token_confidence(logits_BV: Tensor) -> Tensor:
+    """Return minus the mean natural-log probability of each row's top tokens, float32 [B].
+
+    Of the model's own distribution (temperature 1), whatever the sampling; higher is surer.
+
+    Args:
+        logits_BV: the model's logits [B, V] of any float type.
+    """
+    rows = max(1, _CHUNK_LOGITS // logits_BV.shape[-1])
+    return torch.cat([_confidence(chunk_BV) for chunk_BV in logits_BV.split(rows)])
+
+
+def _confidence(logits_BV: Tensor) -> Tensor:
+    top_BK = _top(logits_BV, min(TOP_TOKENS, logits_BV.shape[-1]))
+    return logits_BV.float().logsumexp(dim=-1) - top_BK.float().mean(dim=-1)
+
+
+def _top(logits_BV: Tensor, k: int) -> Tensor:
+    """Return each row's k largest logits [B, K].
+
+    They lie in the k segments of the largest maxima: what lies elsewhere is no larger than any of
+    these maxima. A maximum of each segment costs one pass; sorting all logits would cost many.
+    """
+    segments = logits_BV.shape[-1] // _SEGMENT
+    if segments <= k:
+        return logits_BV.topk(k, dim=-1).values
+    whole = segments * _SEGMENT
+    parts_BSL = logits_BV[:, :whole].unflatten(-1, (segments, _SEGMENT))
+    best_BK1 = parts_BSL.amax(dim=-1).topk(k, dim=-1).indices[..., None]
+    kept_BKL = parts_BSL.gather(1, best_BK1.expand(-1, -1, _SEGMENT))
+    candidates_BC = torch.cat([kept_BKL.flatten(1), logits_BV[:, whole:]], dim=-1)
+    return candidates_BC.topk(k, dim=-1).values

@@ -20,15 +20,15 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from step_infer import compat, policy
-from step_infer.admission import held_back
-from step_infer.boundary import BoundaryRule
+from step_infer.compat import held_back
 from step_infer.counters import Counters
 from step_infer.errors import InputError, logged_errors
 from step_infer.event_log import EventLog
 from step_infer.live_traces import LiveTrace, LiveTraces
-from step_infer.reports import IMPLICIT_GROUP, Reports, child_of
+from step_infer.replies import IMPLICIT_GROUP, Reports, child_of
 from step_infer.row_scorer import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, StepRows
-from step_infer.scorer import read_card
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.network import read_card
 from step_infer.settings import CONFIG_KEY, RequestOptions, StepSettings
 
 # In vLLM's own logger tree: its format and level apply.

@@ -49,16 +49,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from step_infer.aggregate import AGGREGATORS
-from step_infer.command import run
-from step_infer.engine_start import CPU_BATCH_TOKENS, CPU_BLOCK_SIZE, CPU_KV_BYTES, cpu_dtype
+from step_infer.cli.command import run
+from step_infer.client.engine import (
+    CPU_BATCH_TOKENS,
+    CPU_BLOCK_SIZE,
+    CPU_KV_BYTES,
+    check_weights,
+    cpu_dtype,
+)
+from step_infer.client.prompt import context_length
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
-from step_infer.identity import identify
-from step_infer.prompt import context_length
-from step_infer.scorer import load_scorer
+from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.identity import identify
+from step_infer.scorer.network import load_scorer
 from step_infer.settings import CONFIG_KEY, StepSettings
-from step_infer.weights import check_weights
 
 _OURS = ("scheduler-cls", "worker-cls")
 _CONFIG = "additional-config"

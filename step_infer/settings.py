@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
-from step_infer.aggregate import AGGREGATORS
 from step_infer.errors import InputError
 from step_infer.policy import VICTIMS
+from step_infer.scorer.aggregate import AGGREGATORS
 
 CONFIG_KEY = "step"
 """Key in the engine's `additional_config`, in a request's `extra_args`, and in what comes back."""
@@ -41,7 +41,7 @@ class StepSettings:
     capture: bool = False
     """Return the hidden states at the boundaries of requests that ask for them (offline only)."""
     confidence: bool = False
-    """Also report each trace's token confidence (see `step_infer.confidence`)."""
+    """Also report each trace's token confidence (see `step_infer.row_scorer`)."""
     event_log: str | None = None
     """File that gets a JSON line for each scored trace that ends (see `step_infer.event_log`)."""
     replay: bool = False
@@ -135,7 +135,7 @@ class RequestOptions:
     capture: bool = False
     window: int | None = None
     """Report the lowest group confidence of windows of this many tokens
-    (`step_infer.group_confidence`); the engine must record confidences."""
+    (`step_infer.confidence`); the engine must record confidences."""
     stop_below: float | None = None
     """Stop the trace as soon as a group confidence is lower than this."""
     replay: dict[str, Any] | None = None

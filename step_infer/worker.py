@@ -15,7 +15,6 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from step_infer import compat
 from step_infer.errors import InputError, logged_errors
-from step_infer.identity import identify
 from step_infer.row_scorer import (
     ROWS_ATTRIBUTE,
     UNSCORED_ATTRIBUTE,
@@ -23,7 +22,8 @@ from step_infer.row_scorer import (
     PendingRows,
     RowScorer,
 )
-from step_infer.scorer import StepScorer, load_scorer
+from step_infer.scorer.identity import identify
+from step_infer.scorer.network import StepScorer, load_scorer
 from step_infer.settings import StepSettings
 
 if current_platform.is_cpu():

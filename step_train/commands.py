@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from step_infer.command import run
+from step_infer.cli.command import run
 from step_infer.errors import InputError
 
 FIT = (
@@ -45,18 +45,17 @@ def _main(argv: Sequence[str]) -> None:
 
 def fit_command(argv: Sequence[str]) -> None:
     """Run `step-train fit`: train, and print the outcome."""
-    from data_gen.trace_manifest import read_trace_manifest
-    from step_infer.command_line import parse_config
-    from step_train.fit_config import FitConfig
+    from data_gen.traces.manifest import read_trace_manifest
+    from step_infer.cli.options import parse_config
+    from step_train.fit.config import FitConfig
 
     config = parse_config(FitConfig, argv, "step-train fit", FIT)
     read_trace_manifest(config.traces)  # before seconds of imports
     from lightning.fabric.utilities.rank_zero import rank_zero_only
     from rich.console import Console
 
-    from step_train.card_view import print_metrics
-    from step_train.evaluate_view import print_baselines, print_votes
-    from step_train.fit import fit
+    from step_train.fit.run import fit
+    from step_train.judge.view import print_baselines, print_metrics, print_votes
 
     result = fit(config)
     if rank_zero_only.rank not in (None, 0):
@@ -87,16 +86,16 @@ def fit_command(argv: Sequence[str]) -> None:
 
 def sweep_command(argv: Sequence[str]) -> None:
     """Run `step-train sweep`: fit variants, and print how they compare."""
-    from data_gen.trace_manifest import read_trace_manifest
-    from step_infer.command_line import parse_config
-    from step_train.sweep_config import SweepConfig
+    from data_gen.traces.manifest import read_trace_manifest
+    from step_infer.cli.options import parse_config
+    from step_train.fit.sweep_config import SweepConfig
 
     config = parse_config(SweepConfig, argv, "step-train sweep", SWEEP)
     read_trace_manifest(config.traces)  # before seconds of imports
     from rich.console import Console
 
-    from step_train.sweep import RESULT, TABLE, sweep
-    from step_train.sweep_compare import print_sweep
+    from step_train.fit.sweep import RESULT, TABLE, sweep
+    from step_train.fit.sweep_compare import print_sweep
 
     result = sweep(config)
     # Six columns: a file or a pipe has no width of its own.
@@ -107,18 +106,17 @@ def sweep_command(argv: Sequence[str]) -> None:
 
 def evaluate_command(argv: Sequence[str]) -> None:
     """Run `step-train evaluate`: judge a scorer, and print the outcome."""
-    from data_gen.trace_manifest import read_trace_manifest
-    from step_infer.command_line import parse_config
-    from step_train.evaluate_config import EvaluateConfig
+    from data_gen.traces.manifest import read_trace_manifest
+    from step_infer.cli.options import parse_config
+    from step_train.judge.config import EvaluateConfig
 
     config = parse_config(EvaluateConfig, argv, "step-train evaluate", EVALUATE)
     if config.traces is not None:
         read_trace_manifest(config.traces)  # before seconds of imports
     from rich.console import Console
 
-    from step_train.card_view import print_metrics
-    from step_train.evaluate import evaluate_scorer
-    from step_train.evaluate_view import print_baselines, print_votes
+    from step_train.judge.evaluate import evaluate_scorer
+    from step_train.judge.view import print_baselines, print_metrics, print_votes
 
     outcome = evaluate_scorer(config)
     console = Console(soft_wrap=not sys.stdout.isatty())
@@ -142,26 +140,26 @@ def evaluate_command(argv: Sequence[str]) -> None:
 
 def extract_command(argv: Sequence[str]) -> None:
     """Run `step-train extract`."""
-    from data_gen.trace_manifest import read_trace_manifest
-    from step_infer.command_line import parse_config
-    from step_train.extract_config import ExtractConfig
+    from data_gen.traces.manifest import read_trace_manifest
+    from step_infer.cli.options import parse_config
+    from step_train.extract.config import ExtractConfig
 
     config = parse_config(ExtractConfig, argv, "step-train extract", EXTRACT)
     read_trace_manifest(config.traces)  # before seconds of imports
-    from step_train.extract import extract
+    from step_train.extract.run import extract
 
     extract(config)
 
 
 def demo_model_command(argv: Sequence[str]) -> None:
     """Run `step-train demo-model`: train it, and say where it is."""
-    from step_infer.command_line import parse_config
-    from step_train.ledger_config import LedgerLMConfig
+    from step_infer.cli.options import parse_config
+    from step_train.demo_model.config import LedgerLMConfig
 
     config = parse_config(LedgerLMConfig, argv, "step-train demo-model", DEMO_MODEL)
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    from step_train.ledger_lm import train_ledger_lm
+    from step_train.demo_model.run import train_ledger_lm
 
     folder = train_ledger_lm(config)
     if rank_zero_only.rank in (None, 0):

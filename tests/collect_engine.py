@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from data_gen.collect_config import CollectConfig
-from data_gen.trace_directory import TraceDirectory
-from step_infer.answers import extract_boxed
-from step_infer.engine_stats import EngineStats
-from step_infer.trace import Trace, TracePlan, trace_seed
+from data_gen.config import CollectConfig
+from data_gen.traces.directory import TraceDirectory
+from step_infer.client.answers import extract_boxed
+from step_infer.client.engine import EngineStats
+from step_infer.client.trace import Trace, TracePlan, trace_seed
 
 
 class CollectEngine:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from server_harness import CHECKPOINT, SCORER
 
-from step_infer.engine_start import leave_a_core
+from step_infer.client.engine import leave_a_core
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """An engine for tests that only pretends: traces of random length in a small KV cache.
 
-It has the surface of `step_infer.client.StepLLM`. Its clock is its own: one step is 10 ms. When the
+It has the surface of `StepLLM`. Its clock is its own: one step is 10 ms. When the
 cache is full it puts the newest trace back (plain), or stops the one of the lowest score, or
 whatever victim is asked for.
 """
@@ -9,13 +9,13 @@ import json
 import random
 from dataclasses import dataclass, field
 
-from step_infer.boundary import BoundaryRule
-from step_infer.card import ScorerCard
-from step_infer.engine_stats import EngineStats
-from step_infer.identity import identify
+from step_infer.client.engine import EngineStats
+from step_infer.client.trace import Trace, TracePlan, trace_seed
 from step_infer.policy import victim_rank
-from step_infer.scorer import StepScorer, save_scorer
-from step_infer.trace import Trace, TracePlan, trace_seed
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.card import ScorerCard
+from step_infer.scorer.identity import identify
+from step_infer.scorer.network import StepScorer, save_scorer
 
 STEP_TOKENS = 10
 STEP_SECONDS = 0.01

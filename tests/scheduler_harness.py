@@ -31,9 +31,9 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from step_infer.boundary import BoundaryRule
 from step_infer.row_scorer import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, FailedRows, StepRows
 from step_infer.scheduler import StepScheduler
+from step_infer.scorer.boundary import BoundaryRule
 from step_infer.settings import CONFIG_KEY
 
 MODEL = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from data_gen.trace_directory import TraceDirectory
-from data_gen.trace_writer import TraceWriter
+from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.writer import TraceWriter
 
 Signal = Literal["label", "noise", "question", "both"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from step_infer.shapes import read_shape
+from step_eval.replay.shapes import read_shape
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "adapter_cost.py"

@@ -14,12 +14,12 @@ import pytest
 import torch
 from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
 
-from step_infer.client import StepLLM
-from step_infer.engine_start import engine_arguments, leave_a_core
+from step_infer.client.engine import engine_arguments, leave_a_core
+from step_infer.client.llm import StepLLM
+from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
 from step_infer.event_log import read_events
-from step_infer.sampling import Sampling
-from step_infer.scorer import load_scorer
+from step_infer.scorer.network import load_scorer
 
 pytestmark = pytest.mark.engine
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from scheduler_harness import WORD, Script
 from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_queue
 
-from step_infer.admission import held_back
+from step_infer.compat import held_back
 
 PLANS = st.lists(st.tuples(st.booleans(), st.integers(0, 2)), max_size=12)
 

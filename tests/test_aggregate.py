@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_infer.aggregate import AGGREGATORS, RunningScore
+from step_infer.scorer.aggregate import AGGREGATORS, RunningScore
 
 
 @pytest.mark.parametrize("name", list(AGGREGATORS))

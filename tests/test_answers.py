@@ -2,7 +2,7 @@ r"""Finding the last \boxed{} of a response."""
 
 import pytest
 
-from step_infer.answers import extract_boxed
+from step_infer.client.answers import extract_boxed
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ from synthetic_traces import write_traces
 
 from data_gen.ledger.questions import question_text
 from data_gen.ledger.tokenizer import build_tokenizer, prompt_text
-from step_infer.identity import identify
-from step_infer.manifest import read_manifest, write_manifest
-from step_train.baselines import Baseline, compare, known_baselines
-from step_train.baselines_trained import logistic_baseline, question_baseline
-from step_train.dataset import read_training_data
-from step_train.held_out import trace_scores
-from step_train.trace_facts import read_step_facts
-from step_train.trace_table import read_traces
+from step_infer.scorer.identity import identify
+from step_infer.storage.run_directory import read_manifest, write_manifest
+from step_train.data.trace_table import read_traces
+from step_train.data.training_data import read_training_data
+from step_train.judge.baselines import Baseline, compare, known_baselines
+from step_train.judge.baselines_trained import logistic_baseline, question_baseline
+from step_train.judge.held_out import trace_scores
+from step_train.judge.trace_facts import read_step_facts
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
 SPLIT = {"val_fraction": 0.1, "test_fraction": 0.4, "max_traces_per_class": None, "seed": 0}
@@ -96,7 +96,7 @@ def test_logistic_regression_finds_a_signal_and_none_in_noise(tmp_path):
 def test_logistic_regression_keeps_to_its_memory(tmp_path, monkeypatch):
     read = data(tmp_path / "traces", "label", questions=60)
     # 400 training steps of 16 float32 numbers, three times.
-    monkeypatch.setattr("step_train.baselines_trained.MEBIBYTE", 400 * 3 * 4 * 16)
+    monkeypatch.setattr("step_train.judge.baselines_trained.MEBIBYTE", 400 * 3 * 4 * 16)
     asked = []
     gather = read.rows.gather
     monkeypatch.setattr(

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from step_infer.benchmarks import BENCHMARKS, multiple_choice
+from data_gen.questions.benchmarks import BENCHMARKS, multiple_choice
+from data_gen.questions.load import Question, QuestionOptions, load_questions
 from step_infer.errors import InputError
-from step_infer.questions import Question, QuestionOptions, load_questions
 
 GPQA_ROWS = [
     {

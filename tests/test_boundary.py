@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_infer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.errors import InputError
+from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
 
 VOCABULARY = ["a", "\n", "\n\n", ".\n\n", "</think>", "done.", "b", "<unk>"]
 THINK_END_ID = 4

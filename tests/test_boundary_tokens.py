@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from step_infer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.errors import InputError
 from step_infer.live_traces import LiveTraces
 from step_infer.row_scorer import StepRows
+from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.settings import RequestOptions, StepSettings
 
 PAIRS = (

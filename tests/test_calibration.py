@@ -5,14 +5,14 @@ import pytest
 import torch
 from synthetic_traces import write_traces
 
-from data_gen.trace_directory import TraceDirectory
-from step_infer.scorer import load_scorer
-from step_train.calibration import calibrate, fit_temperature
-from step_train.dataset import read_training_data
-from step_train.export import export
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
-from step_train.metrics import ece
+from data_gen.traces.directory import TraceDirectory
+from step_infer.scorer.network import load_scorer
+from step_train.data.training_data import read_training_data
+from step_train.export.run import export
+from step_train.fit.calibration import calibrate, fit_temperature
+from step_train.fit.config import FitConfig
+from step_train.fit.run import fit
+from step_train.judge.metrics import ece
 
 
 def sample(temperature, count=20000):

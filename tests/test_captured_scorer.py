@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from step_infer.captured_scorer import CapturedScorer, graph_sizes
-from step_infer.scorer import StepScorer
+from step_infer.gpu_scorer import CapturedScorer, graph_sizes
+from step_infer.scorer.network import StepScorer
 
 
 @pytest.mark.parametrize("most", [1, 7, 8, 9, 64, 100, 256])

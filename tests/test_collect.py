@@ -14,12 +14,12 @@ from command_harness import Finished, run_command
 from rich.console import Console
 
 from data_gen.collect import collect
-from data_gen.collect_config import CollectConfig
 from data_gen.commands import main
-from data_gen.trace_directory import TraceDirectory
-from step_infer.boundary import BoundaryOptions
+from data_gen.config import CollectConfig
+from data_gen.traces.directory import TraceDirectory
+from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
-from step_infer.sampling import Sampling
+from step_infer.scorer.boundary import BoundaryOptions
 
 N = 6
 QUESTIONS = [
@@ -222,7 +222,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("data_gen.trace_writer.write_part", full)
+        patch.setattr("data_gen.traces.writer.write_part", full)
         with pytest.raises(InputError, match="No space left on device.*goes on where it stopped"):
             run(config, CollectEngine())
     run(config, CollectEngine())

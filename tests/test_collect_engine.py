@@ -17,14 +17,14 @@ import torch
 from collect_engine import assert_whole
 from command_harness import run_command
 
-from data_gen.collect_config import CollectConfig
 from data_gen.commands import main
+from data_gen.config import CollectConfig
 from data_gen.ledger.__main__ import LedgerConfig, write_questions
-from data_gen.trace_directory import TraceDirectory
-from step_infer.boundary import BoundaryRule
+from data_gen.traces.directory import TraceDirectory
 from step_infer.errors import InputError
-from step_train.extract import extract
-from step_train.extract_config import ExtractConfig
+from step_infer.scorer.boundary import BoundaryRule
+from step_train.extract.config import ExtractConfig
+from step_train.extract.run import extract
 
 ENGINE_N = 8
 ENGINE_QUESTIONS = 4
@@ -47,7 +47,7 @@ def engine_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The demo model, or one with random weights where it is not there."""
     if (DEMO_MODEL / "config.json").exists():
         return str(DEMO_MODEL)
-    from step_train.ledger_export import export_model, new_model
+    from step_train.demo_model.export import export_model, new_model
 
     folder = tmp_path_factory.mktemp("model") / "random"
     torch.manual_seed(0)

@@ -15,15 +15,15 @@ from fake_engine import made_up_model
 from rich.console import Console
 
 from data_gen.collect import collect
-from data_gen.collect_config import CollectConfig, CollectMergeConfig
-from data_gen.collect_merge import merge
 from data_gen.commands import main
-from data_gen.trace_directory import TraceDirectory
-from data_gen.trace_writer import TraceWriter
+from data_gen.config import CollectConfig, CollectMergeConfig
+from data_gen.merge import merge
+from data_gen.questions.load import Question, shard_questions
+from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.writer import TraceWriter
+from step_eval.budget import mean_response_tokens
 from step_infer.errors import InputError
-from step_infer.eval_budget import mean_response_tokens
-from step_infer.questions import Question, shard_questions
-from step_train.dataset import read_training_data
+from step_train.data.training_data import read_training_data
 
 N, QUESTIONS = 4, 7
 
@@ -169,7 +169,7 @@ def test_a_join_that_failed_in_the_middle_starts_again(
     shards: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("data_gen.collect_merge.summarise", lambda *_: 1 / 0)
+        patch.setattr("data_gen.merge.summarise", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             join(shards, tmp_path)
     assert not TraceDirectory(tmp_path).complete

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from step_infer.command import run, sigterm_as_interrupt
-from step_infer.command_line import config_parser, parse_config
-from step_infer.engine_guard import EngineGuard
+from step_infer.cli.command import run, sigterm_as_interrupt
+from step_infer.cli.options import config_parser, parse_config
+from step_infer.client.engine import EngineGuard
+from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
-from step_infer.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -221,7 +221,7 @@ def test_a_defect_keeps_its_traceback() -> None:
 
 GUARDED = """
 import subprocess, sys, time
-from step_infer.engine_guard import EngineGuard
+from step_infer.client.engine import EngineGuard
 child = subprocess.Popen([sys.executable, "-c", CHILD])
 guard = EngineGuard([child.pid])
 print(child.pid, flush=True)

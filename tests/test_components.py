@@ -14,16 +14,16 @@ from safetensors.torch import load_file, save_file
 from synthetic_traces import write_traces
 
 from step_infer.errors import InputError
-from step_infer.scorer import StepScorer, load_scorer
+from step_infer.scorer.network import StepScorer, load_scorer
 from step_train.commands import main
-from step_train.dataset import read_training_data
-from step_train.export import export
-from step_train.feature_blocks import EvaluationBatches, FeatureRows
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
-from step_train.projection import Projection
-from step_train.subspace import Subspace, contrasts, fit_subspace
-from step_train.trace_table import TraceTable
+from step_train.data.feature_blocks import EvaluationBatches, FeatureRows
+from step_train.data.projection import Projection
+from step_train.data.subspace import Subspace, contrasts, fit_subspace
+from step_train.data.trace_table import TraceTable
+from step_train.data.training_data import read_training_data
+from step_train.export.run import export
+from step_train.fit.config import FitConfig
+from step_train.fit.run import fit
 
 ROOT = Path(__file__).parent.parent
 HIDDEN = 64
@@ -263,7 +263,7 @@ def test_projected_features_are_those_of_the_same_steps_and_go_when_the_run_ends
     traces, trained, tmp_path, monkeypatch
 ):
     assert not (trained.run / "projected").exists()
-    monkeypatch.setattr("step_train.projection._SHARD_BYTES", 16 * 4 * 200)
+    monkeypatch.setattr("step_train.data.projection._SHARD_BYTES", 16 * 4 * 200)
     data = data_of(config(traces, tmp_path, max_traces_per_class=70))
     projection = Projection(tmp_path / "projected", data, 16, 64, seed=0)
     projection.write()
@@ -286,10 +286,10 @@ def deadly(self, target):
         os.kill(os.getpid(), signal.SIGKILL)
     return replace(self, target)
 Path.replace = deadly
-import step_train.projection
-step_train.projection._SHARD_BYTES = 16 * 4 * 500
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
+import step_train.data.projection
+step_train.data.projection._SHARD_BYTES = 16 * 4 * 500
+from step_train.fit.run import fit
+from step_train.fit.config import FitConfig
 fit(FitConfig(Path(sys.argv[3]), Path(sys.argv[4]), max_epochs=6, learning_rate=1e-3,
               progress=False, width=64, baselines="none", components=16, accelerator="cpu"))
 """
@@ -311,7 +311,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_result(
         timeout=600,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    monkeypatch.setattr("step_train.projection._SHARD_BYTES", 16 * 4 * 500)
+    monkeypatch.setattr("step_train.data.projection._SHARD_BYTES", 16 * 4 * 500)
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").glob("projected/shard-*")}
     assert len(kept) == {"shard-*.safetensors": 2, "subspace.safetensors": 0}.get(name, len(kept))
     written = []

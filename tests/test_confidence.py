@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from step_infer import confidence
-from step_infer.confidence import token_confidence
+from step_infer import row_scorer as confidence
+from step_infer.row_scorer import token_confidence
 
 
 def reference(logits_BV):

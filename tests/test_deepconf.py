@@ -8,10 +8,10 @@ from fake_engine import made_up_model, write_questions
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_infer.deepconf import HIGH, LOW, DeepConf
+from step_eval.config import EvalConfig
+from step_eval.methods.deepconf import HIGH, LOW, DeepConf
+from step_infer.client.trace import Trace
 from step_infer.errors import InputError
-from step_infer.eval_config import EvalConfig
-from step_infer.trace import Trace
 
 
 def ended(lowest):

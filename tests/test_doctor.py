@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from command_harness import run_command
 
-from step_infer import coupling, doctor
-from step_infer.coupling import CouplingPoint
-from step_infer.doctor import DoctorConfig
+from step_infer.doctor.command import DoctorConfig, coupling
+from step_infer.doctor.command import command as doctor
+from step_infer.doctor.coupling import CouplingPoint
 from step_infer.errors import InputError
-from step_infer.scorer import StepScorer, load_scorer, save_scorer
+from step_infer.scorer.network import StepScorer, load_scorer, save_scorer
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
 SCORER = CHECKPOINT / "scorer" / "scorer.safetensors"
@@ -87,7 +87,7 @@ def test_outputs_that_take_no_attributes_of_ours_are_named(monkeypatch):
 def test_the_doctor_looks_for_all_that_the_adapter_reads_of_schedulers_and_requests():
     read = {"scheduler": set(), "request": set()}
     for module in coupling.ADAPTER:
-        tree = ast.parse((Path(coupling.__file__).parent / f"{module}.py").read_text())
+        tree = ast.parse((coupling.PACKAGE / f"{module}.py").read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 read.get(node.value.id, set()).add(node.attr)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from step_infer.eval_format import HEADINGS
-from step_infer.eval_methods import METHODS
-from step_infer.eval_votes import SHOWN_VOTES
+from step_eval.methods.registry import METHODS
+from step_eval.report.words import HEADINGS
+from step_eval.votes import SHOWN_VOTES
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from server_harness import CHECKPOINT, PROMPT, QUESTION, SCORER
 from vllm_log import untouched_vllm_log
 
-from step_infer.direct_forward import DirectForward
-from step_infer.scorer import load_scorer
+from step_infer.doctor.live_check import DirectForward
+from step_infer.scorer.network import load_scorer
 
 pytestmark = pytest.mark.engine
 

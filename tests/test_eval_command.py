@@ -4,7 +4,7 @@ import pytest
 from command_harness import run_command
 from fake_engine import made_up_model, made_up_scorer, write_questions
 
-from step_infer.eval_command import main
+from step_eval.command import main
 
 
 @pytest.fixture(scope="module")

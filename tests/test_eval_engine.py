@@ -7,9 +7,9 @@ from command_harness import run_command
 from fake_engine import made_up_scorer
 
 from data_gen.ledger.__main__ import LedgerConfig, write_questions
-from step_infer.eval_command import main
-from step_infer.eval_records import RecordStore
-from step_infer.files import read_json
+from step_eval.command import main
+from step_eval.records import RecordStore
+from step_infer.storage.files import read_json
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200)]
 

@@ -9,16 +9,16 @@ import pytest
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from rich.console import Console
 
+from step_eval.budget import mean_response_tokens
+from step_eval.config import EvalConfig
+from step_eval.measure import prefix_hashes
+from step_eval.merge import merge
+from step_eval.records import RecordStore, locked
+from step_eval.report.table import print_results
+from step_eval.results import write_results
+from step_eval.run import evaluate
 from step_infer.errors import InputError
-from step_infer.eval_budget import mean_response_tokens
-from step_infer.eval_config import EvalConfig
-from step_infer.eval_measure import prefix_hashes
-from step_infer.eval_merge import merge
-from step_infer.eval_records import RecordStore, locked
-from step_infer.eval_results import write_results
-from step_infer.eval_run import evaluate
-from step_infer.eval_table import print_results
-from step_infer.manifest import read_manifest, run_manifest, write_manifest
+from step_infer.storage.run_directory import read_manifest, run_manifest, write_manifest
 
 QUESTIONS = 8
 

@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_infer.errors import InputError
-from step_infer.eval_curves import auroc, auroc_by_progress, score_curve, scored_traces
-from step_infer.eval_records import AnswerRecord, QuestionRecord, TraceRecord
-from step_infer.eval_statistics import (
+from step_eval.curves import auroc, auroc_by_progress, score_curve, scored_traces
+from step_eval.records import AnswerRecord, QuestionRecord, TraceRecord
+from step_eval.statistics import (
     bootstrap_weights,
     compare,
     interval,
     outcome,
     summarise,
 )
-from step_infer.eval_stops import describe_stops, fates, stops
-from step_infer.eval_votes import SHOWN_VOTES, has_signal, vote_rule
+from step_eval.stops import describe_stops, fates, stops
+from step_eval.votes import SHOWN_VOTES, has_signal, vote_rule
+from step_infer.errors import InputError
 
 VOTES = {"sc": "uniform", "step": "score"}
 

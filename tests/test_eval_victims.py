@@ -6,20 +6,20 @@ import pytest
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from rich.console import Console
 
-from step_infer.ablations import ABLATIONS
+from step_eval.config import EvalConfig
+from step_eval.merge import merge
+from step_eval.methods.registry import METHODS, method_names
+from step_eval.methods.victims import ABLATIONS
+from step_eval.records import RecordStore
+from step_eval.replay.config import ReplayConfig
+from step_eval.report.html import render_report
+from step_eval.report.table import print_results
+from step_eval.results import build_results, read_run, write_results
+from step_eval.run import evaluate
+from step_eval.simulation.config import METHODS as SIMULATED
+from step_eval.statistics import outcome
 from step_infer.errors import InputError
-from step_infer.eval_config import EvalConfig
-from step_infer.eval_merge import merge
-from step_infer.eval_methods import METHODS, method_names
-from step_infer.eval_records import RecordStore
-from step_infer.eval_results import build_results, read_run, write_results
-from step_infer.eval_run import evaluate
-from step_infer.eval_statistics import outcome
-from step_infer.eval_table import print_results
 from step_infer.policy import VICTIMS
-from step_infer.replay_config import ReplayConfig
-from step_infer.report import render_report
-from step_infer.simulate_config import METHODS as SIMULATED
 
 QUESTIONS, TRACES = 6, 12
 VICTIM_METHODS = "sc,step,single," + ",".join(ABLATIONS)

@@ -3,10 +3,10 @@
 import numpy as np
 from synthetic_traces import write_traces
 
-from step_infer.grading import Grader
-from step_infer.voting import vote
-from step_train.evaluate_votes import Ballot, read_ballots, vote_accuracy
-from step_train.trace_table import read_traces
+from step_infer.client.answers import vote
+from step_infer.client.grading import Grader
+from step_train.data.trace_table import read_traces
+from step_train.judge.votes import Ballot, read_ballots, vote_accuracy
 
 
 def ballot(groups, right, scores, confidences=None):

@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from synthetic_traces import BOUNDARY, write_traces
 
 from step_infer.errors import InputError
-from step_infer.identity import ModelIdentity
-from step_infer.scorer import load_scorer, read_card
-from step_train.export import export
-from step_train.export_command import main
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
-from step_train.gate import earned
-from step_train.record import RECORD_KEY
+from step_infer.scorer.identity import ModelIdentity
+from step_infer.scorer.network import load_scorer, read_card
+from step_train.export.command import main
+from step_train.export.run import export
+from step_train.fit.config import FitConfig
+from step_train.fit.run import fit
+from step_train.fit.run_directory import RECORD_KEY
+from step_train.judge.gate import earned
 
 ROOT = Path(__file__).parent.parent
 MODEL = ModelIdentity("a/folder", "c" * 64, "t" * 64, 16)
@@ -275,6 +275,6 @@ def test_the_command_refuses_in_one_line(command, result, tmp_path):
 
 
 def test_export_needs_no_training_library():
-    code = "import sys, step_train.export; print('lightning' in sys.modules)"
+    code = "import sys, step_train.export.run; print('lightning' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr

@@ -12,20 +12,20 @@ from command_harness import run_command
 from data_gen.ledger.questions import iter_questions
 from data_gen.ledger.reasoner import Reasoner
 from data_gen.ledger.tokenizer import build_tokenizer, prompt_text
-from data_gen.trace_directory import TraceDirectory
-from data_gen.trace_writer import TraceWriter
-from step_infer.boundary import BoundaryRule
+from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.writer import TraceWriter
 from step_infer.errors import InputError
-from step_infer.identity import identify
-from step_infer.scorer import load_scorer
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.identity import identify
+from step_infer.scorer.network import load_scorer
 from step_train.commands import main
-from step_train.export import export
-from step_train.extract import extract
-from step_train.extract_batches import length_batches
-from step_train.extract_config import ExtractBoundary, ExtractConfig
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
-from step_train.ledger_export import export_model, new_model
+from step_train.demo_model.export import export_model, new_model
+from step_train.export.run import export
+from step_train.extract.batches import length_batches
+from step_train.extract.config import ExtractBoundary, ExtractConfig
+from step_train.extract.run import extract
+from step_train.fit.config import FitConfig
+from step_train.fit.run import fit
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_an_interrupted_extraction_goes_on(model, source, extracted, tmp_path, m
 
 
 def test_a_complete_extraction_is_left_alone(model, source, extracted, monkeypatch):
-    monkeypatch.setattr("step_train.extract._run", None)
+    monkeypatch.setattr("step_train.extract.run._run", None)
     extract(config(model, source, extracted.path, dtype="float32"))
 
 

@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 from synthetic_traces import write_traces
 
-from step_infer.card import CARD_KEY, ScorerCard
-from step_infer.recorded_table import record
+from step_eval.recorded.files import record
+from step_infer.scorer.card import CARD_KEY, ScorerCard
 
 CHECKPOINTS = Path(__file__).parent.parent / "checkpoints"
 

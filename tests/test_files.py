@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from step_infer.errors import InputError
-from step_infer.files import (
+from step_infer.storage.files import (
     atomic_path,
     atomic_write,
     check_output,
@@ -15,7 +15,7 @@ from step_infer.files import (
     sha256_file,
     write_json,
 )
-from step_infer.manifest import read_manifest, run_manifest, write_manifest
+from step_infer.storage.run_directory import read_manifest, run_manifest, write_manifest
 
 
 def test_a_file_appears_whole_and_alone(tmp_path: Path) -> None:

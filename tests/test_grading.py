@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from step_infer.client.grading import Grader
 from step_infer.errors import InputError
-from step_infer.grading import Grader
 
 
 @pytest.fixture(scope="module")

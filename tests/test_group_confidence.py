@@ -19,8 +19,8 @@ from scheduler_harness import (
 )
 from vllm.v1.engine import FinishReason
 
+from step_infer.confidence import GroupConfidence
 from step_infer.errors import InputError
-from step_infer.group_confidence import GroupConfidence
 from step_infer.scheduler import StepScheduler
 from step_infer.settings import RequestOptions
 

@@ -17,14 +17,14 @@ from transformers import AutoModel
 
 from data_gen import commands
 from data_gen.commands import _main
-from data_gen.import_config import ImportConfig
+from data_gen.config import ImportConfig
 from data_gen.importer import import_traces
 from data_gen.ledger.questions import iter_questions
 from data_gen.ledger.reasoner import Reasoner
-from data_gen.trace_directory import TraceDirectory
-from step_infer.boundary import BoundaryOptions
+from data_gen.traces.directory import TraceDirectory
+from step_infer.client.prompt import chat_prompt, load_tokenizer
 from step_infer.errors import InputError
-from step_infer.prompt import chat_prompt, load_tokenizer
+from step_infer.scorer.boundary import BoundaryOptions
 from step_train import commands as training_commands
 
 MODEL = str(Path(__file__).parent.parent / "checkpoints" / "ledger-5m")
@@ -119,7 +119,7 @@ def test_an_import_that_was_stopped_goes_on(
 ) -> None:
     whole = dataclasses.replace(config, out=str(tmp_path / "whole"))
     expected = run(whole)
-    from data_gen.trace_writer import TraceWriter
+    from data_gen.traces.writer import TraceWriter
 
     config = dataclasses.replace(config, part_traces=1)
     add_part: Callable[..., None] = TraceWriter.add_part

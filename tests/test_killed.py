@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 from synthetic_traces import write_traces
 
 from data_gen.collect import collect
-from data_gen.collect_config import CollectConfig, CollectMergeConfig
-from data_gen.collect_merge import merge
-from data_gen.trace_directory import TraceDirectory
-from step_infer.files import read_json
-from step_infer.scorer import read_card
-from step_train.export import export
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
+from data_gen.config import CollectConfig, CollectMergeConfig
+from data_gen.merge import merge
+from data_gen.traces.directory import TraceDirectory
+from step_infer.scorer.network import read_card
+from step_infer.storage.files import read_json
+from step_train.export.run import export
+from step_train.fit.config import FitConfig
+from step_train.fit.run import fit
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,13 +45,13 @@ def deadly(self, target):
 Path.replace = deadly
 """
 FIT = """
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
+from step_train.fit.run import fit
+from step_train.fit.config import FitConfig
 fit(FitConfig(Path(sys.argv[4]), Path(sys.argv[5]), max_epochs=4, width=32, learning_rate=1e-3,
               accelerator="cpu", baselines="none", progress=False))
 """
 EXPORT = """
-from step_train.export import export
+from step_train.export.run import export
 export(Path(sys.argv[4]), Path(sys.argv[5]), force=True)
 """
 
@@ -191,9 +191,9 @@ def test_an_export_that_was_killed_leaves_no_half_file_and_starts_again(whole, t
 
 def model_and_traces(folder, questions):
     """Write a small model, and traces that have no states of it yet; return both."""
-    from step_infer.identity import identify
-    from step_infer.manifest import write_manifest
-    from step_train.ledger_export import export_model, new_model
+    from step_infer.scorer.identity import identify
+    from step_infer.storage.run_directory import write_manifest
+    from step_train.demo_model.export import export_model, new_model
 
     torch.manual_seed(0)
     model = folder / "model"
@@ -254,8 +254,8 @@ def test_a_run_that_is_told_to_end_ends_at_once_and_not_with_success(
 
 
 EXTRACT = """
-from step_train.extract import extract
-from step_train.extract_config import ExtractConfig
+from step_train.extract.run import extract
+from step_train.extract.config import ExtractConfig
 extract(ExtractConfig(sys.argv[4], Path(sys.argv[5]), Path(sys.argv[6]), accelerator="cpu",
                       dtype="float32", batch_tokens=200, progress=False))
 """
@@ -267,8 +267,8 @@ extract(ExtractConfig(sys.argv[4], Path(sys.argv[5]), Path(sys.argv[6]), acceler
     ids=["between shard and table", "between table and manifest"],
 )
 def test_an_extraction_that_was_killed_goes_on_to_the_same_features(tmp_path, count, name, when):
-    from step_train.extract import extract
-    from step_train.extract_config import ExtractConfig
+    from step_train.extract.config import ExtractConfig
+    from step_train.extract.run import extract
 
     model, source = model_and_traces(tmp_path, questions=3)
 
@@ -297,8 +297,8 @@ def test_an_extraction_that_was_killed_goes_on_to_the_same_features(tmp_path, co
 
 
 COLLECT_MERGE = """
-from data_gen.collect_config import CollectMergeConfig
-from data_gen.collect_merge import merge
+from data_gen.config import CollectMergeConfig
+from data_gen.merge import merge
 merge(CollectMergeConfig(sys.argv[4], sys.argv[5:]))
 """
 

@@ -29,10 +29,10 @@ from data_gen.ledger.tokenizer import (
     encode_array,
     prompt_text,
 )
-from step_infer.answers import extract_boxed
-from step_infer.boundary import BoundaryRule
+from step_infer.client.answers import extract_boxed
+from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt
 from step_infer.errors import InputError
-from step_infer.prompt import SYSTEM_PROMPT, chat_prompt
+from step_infer.scorer.boundary import BoundaryRule
 
 NO_MISTAKES = Odds(forget=0, forget_15=0, forget_17=0, slip=0, false_alarm=0)
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from data_gen.ledger.stream import TraceStream
 from data_gen.ledger.tokenizer import encode_array, prompt_text
 from step_infer.errors import InputError
-from step_infer.identity import identify
+from step_infer.scorer.identity import identify
 from step_train.commands import demo_model_command
-from step_train.ledger_config import LedgerLMConfig
-from step_train.ledger_export import new_model
-from step_train.ledger_lm import train_ledger_lm
-from step_train.ledger_module import LedgerLM
+from step_train.demo_model.config import LedgerLMConfig
+from step_train.demo_model.export import new_model
+from step_train.demo_model.module import LedgerLM
+from step_train.demo_model.run import train_ledger_lm
 
 ROOT = Path(__file__).parent.parent
 

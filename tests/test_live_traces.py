@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_infer.boundary import BoundaryRule
 from step_infer.live_traces import LiveTraces
 from step_infer.row_scorer import StepRows
+from step_infer.scorer.boundary import BoundaryRule
 from step_infer.settings import RequestOptions, StepSettings
 
 BOUNDARY, THINK_END, WORD = 1, 2, 3

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from step_infer.eval_records import RecordStore
-from step_infer.files import read_json
+from step_eval.records import RecordStore
+from step_infer.storage.files import read_json
 
 pytestmark = pytest.mark.slow
 
@@ -19,9 +19,9 @@ VICTIMS = {"oracle"}
 PYTHON = """#!{python}
 import runpy, sys
 sys.path[:0] = [{root!r}, {tests!r}]
-if sys.argv[2] == "step_infer.eval_command":
-    import fake_engine, step_infer.client
-    step_infer.client.StepLLM = fake_engine.FakeEngine
+if sys.argv[2] == "step_eval.command":
+    import fake_engine, step_infer.client.llm
+    step_infer.client.llm.StepLLM = fake_engine.FakeEngine
 sys.argv = sys.argv[2:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """

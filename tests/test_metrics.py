@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from step_infer.aggregate import AGGREGATORS
-from step_train.held_out import choose_aggregator, evaluate, trace_scores
-from step_train.metrics import (
+from step_infer.scorer.aggregate import AGGREGATORS
+from step_train.data.trace_table import TraceTable
+from step_train.judge.held_out import choose_aggregator, evaluate, trace_scores
+from step_train.judge.metrics import (
     METRICS,
     auprc_by_group,
     auroc_by_group,
@@ -17,7 +18,6 @@ from step_train.metrics import (
     selection_score,
     within_question,
 )
-from step_train.trace_table import TraceTable
 
 
 def samples(seed, count=400, groups=7, values=20):

@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from step_infer.manifest import run_manifest, write_manifest
+from step_infer.storage.run_directory import run_manifest, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ["step_infer", "data_gen", "step_train"]
@@ -115,7 +115,7 @@ def test_step_infer_never_names_training_libraries() -> None:
     training = {"lightning", "pytorch_lightning", "torchmetrics", "sklearn", "datasets"}
     named = [i for i in _all_imports("step_infer") if _top(i.module) in training]
     # Questions may come from a data set of the hub: the one exception, and a lazy one.
-    hub = {("step_infer.question_rows", "datasets", "lazy")}
+    hub = {("data_gen.questions.rows", "datasets", "lazy")}
     assert {(i.importer, _top(i.module), i.where) for i in named} == hub
 
 
@@ -162,8 +162,8 @@ def test_all_of_step_train_loads_without_vllm() -> None:
     [
         ("data_gen.commands", ["", "import", "merge"]),
         ("step_train.commands", ["fit", "sweep", "evaluate", "extract", "demo-model"]),
-        ("step_train.export_command", [""]),
-        ("step_infer.eval_command", ["", "simulate", "replay", "record", "events", "merge"]),
+        ("step_train.export.command", [""]),
+        ("step_eval.command", ["", "simulate", "replay", "record", "events", "merge"]),
     ],
 )
 def test_help_comes_before_torch_is_loaded(module: str, subcommands: list[str]) -> None:

@@ -14,12 +14,12 @@ import torch
 from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
 from server_harness import CHECKPOINT, PROMPT, QUESTION, SCORER, serve
 
-from step_infer.client import StepLLM
-from step_infer.direct_forward import DirectForward
-from step_infer.engine_start import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
+from step_infer.client.engine import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
+from step_infer.client.llm import StepLLM
+from step_infer.client.trace import Sampling
+from step_infer.doctor.live_check import DirectForward
 from step_infer.event_log import read_events
-from step_infer.sampling import Sampling
-from step_infer.scorer import load_scorer
+from step_infer.scorer.network import load_scorer
 
 ON_CUDA = torch.cuda.is_available()
 pytestmark = [

@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from step_infer.engine_stats import EngineStats
-from step_infer.progress import TraceProgress
+from step_infer.cli.progress import TraceProgress
+from step_infer.client.engine import EngineStats
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("step_infer.progress.time", clock)
+    monkeypatch.setattr("step_infer.cli.progress.time", clock)
     return clock
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from step_infer.boundary import BoundaryRule
+from step_infer.client.prompt import load_tokenizer
 from step_infer.errors import InputError
-from step_infer.identity import identify
-from step_infer.prompt import load_tokenizer
-from step_infer.scorer import load_scorer, read_card
-from step_train.export_command import main
-from step_train.published import import_scorer, read_network
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.identity import identify
+from step_infer.scorer.network import load_scorer, read_card
+from step_train.export.command import main
+from step_train.export.published import import_scorer, read_network
 
 MODEL = str(Path(__file__).parent.parent / "checkpoints" / "ledger-5m")
 H = 256

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_gen.questions.load import Question, QuestionOptions, load_questions
 from step_infer.errors import InputError
-from step_infer.questions import Question, QuestionOptions, load_questions
 
 
 def write(folder: Path, *lines: str) -> Path:
@@ -175,7 +175,7 @@ for config in ("easy", "hard"):
 LOAD = """
 import sys
 from step_infer.errors import InputError
-from step_infer.questions import QuestionOptions, load_questions
+from data_gen.questions.load import QuestionOptions, load_questions
 
 options = QuestionOptions(question_field="problem", answer_field="solution", id_field="number")
 for source in sys.argv[1:]:

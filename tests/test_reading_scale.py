@@ -12,11 +12,11 @@ from safetensors.torch import save_file
 from synthetic_traces import write_traces
 
 from step_infer.errors import InputError
-from step_train.feature_blocks import FeatureRows, TrainingBatches
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
+from step_train.data.feature_blocks import FeatureRows, TrainingBatches
+from step_train.data.trace_table import balance, read_traces
+from step_train.fit.config import FitConfig
+from step_train.fit.run import fit
 from step_train.peak_memory import PeakMemory, anonymous_mib
-from step_train.trace_table import balance, read_traces
 
 ROOT = Path(__file__).parent.parent
 HIDDEN = 2560
@@ -29,8 +29,8 @@ FIXED_MIB = 384
 FIT = """
 import json, sys
 import sklearn.metrics, torch, matplotlib.pyplot, lightning.pytorch.loggers
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
+from step_train.fit.run import fit
+from step_train.fit.config import FitConfig
 from step_train.peak_memory import anonymous_mib
 torch.set_num_threads(1)
 before = anonymous_mib()

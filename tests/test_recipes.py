@@ -10,13 +10,13 @@ import yaml
 from command_harness import run_command
 
 from data_gen import commands
-from step_infer import eval_command
-from step_infer.benchmarks import BENCHMARKS
-from step_infer.command_line import parse_config
+from data_gen.questions.benchmarks import BENCHMARKS
+from step_eval import command as eval_command
+from step_eval.config import EvalConfig
+from step_eval.methods.registry import METHODS
+from step_infer.cli.options import parse_config
+from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.errors import InputError
-from step_infer.eval_config import EvalConfig
-from step_infer.eval_methods import METHODS
-from step_infer.prompt import SYSTEM_PROMPT
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PAPER = {

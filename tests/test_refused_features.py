@@ -10,7 +10,7 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from step_infer import compat
-from step_infer.client import StepLLM
+from step_infer.client.llm import StepLLM
 from step_infer.errors import InputError
 from step_infer.scheduler import StepScheduler
 from step_infer.worker import StepWorker

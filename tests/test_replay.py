@@ -7,27 +7,27 @@ from pathlib import Path
 import pytest
 import torch
 
-from step_infer.boundary import BoundaryRule
-from step_infer.errors import InputError
-from step_infer.eval_command import command
-from step_infer.eval_methods import METHODS
-from step_infer.eval_ranks import Ranks
-from step_infer.identity import identify
-from step_infer.prompt import load_tokenizer
-from step_infer.recorded_steps import signals
-from step_infer.recorded_table import read_table, write_table
-from step_infer.replay import prepare, read_traces
-from step_infer.replay_config import ReplayConfig
-from step_infer.replay_engine import chosen_traces
-from step_infer.scorer import load_scorer
-from step_infer.shapes import (
+from step_eval.command import command
+from step_eval.methods.registry import METHODS
+from step_eval.ranks import Ranks
+from step_eval.recorded.files import read_table, write_table
+from step_eval.recorded.traces import PoolQuestion, PoolTrace, World
+from step_eval.replay.config import ReplayConfig
+from step_eval.replay.engine import chosen_traces
+from step_eval.replay.run import prepare, read_traces
+from step_eval.replay.shapes import (
     kv_bytes_per_token,
     read_shape,
     shape_names,
     write_model,
     write_scorer,
 )
-from step_infer.simulate_world import PoolQuestion, PoolTrace, World
+from step_eval.replay.signals import signals
+from step_infer.client.prompt import load_tokenizer
+from step_infer.errors import InputError
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.identity import identify
+from step_infer.scorer.network import load_scorer
 
 ROOT = Path(__file__).parent.parent
 RECORDED = ROOT / "benchmarks" / "recorded" / "ledger.parquet"

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from step_infer.eval_records import RecordStore
-from step_infer.files import read_json
-from step_infer.manifest import read_manifest
-from step_infer.recorded_table import read_table
-from step_infer.simulate_question import Setting, run_question
-from step_infer.simulate_schedule import Pruning
-from step_infer.simulate_timing import engine_shape
+from step_eval.recorded.files import read_table
+from step_eval.records import RecordStore
+from step_eval.simulation.question import Setting, run_question
+from step_eval.simulation.schedule import Pruning
+from step_eval.simulation.timing import engine_shape
+from step_infer.storage.files import read_json
+from step_infer.storage.run_directory import read_manifest
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     options = ["--shape", ROOT / "checkpoints" / "ledger-5m" / "config.json", "--scale", "0.4"]
     options += ["--traces", RECORDED, "--out", out, "--limit", QUESTIONS, "--kv-budget", "0.4"]
     options += ["--num-traces", NUM_TRACES, "--methods", ",".join(METHODS)]
-    command = [sys.executable, "-m", "step_infer.eval_command", "replay", *map(str, options)]
+    command = [sys.executable, "-m", "step_eval.command", "replay", *map(str, options)]
     cache = str(tmp_path_factory.getbasetemp() / "cache")
     environment = {**os.environ, "XDG_CACHE_HOME": cache}
     killed = subprocess.Popen(

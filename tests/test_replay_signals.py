@@ -6,8 +6,8 @@ import math
 import pytest
 from scheduler_harness import BOUNDARY, WORD, Engine, Script, make_scheduler
 
+from step_eval.replay.signals import RecordedSteps
 from step_infer.errors import InputError
-from step_infer.recorded_steps import RecordedSteps
 from step_infer.scheduler import StepScheduler
 from step_infer.settings import RequestOptions
 

@@ -9,13 +9,13 @@ import pytest
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from rich.console import Console
 
-from step_infer.eval_config import EvalConfig
-from step_infer.eval_format import unfinished
-from step_infer.eval_results import build_results, read_run
-from step_infer.eval_run import evaluate
-from step_infer.eval_table import print_results
-from step_infer.report import render_report
-from step_infer.report_figures import fitting_columns
+from step_eval.config import EvalConfig
+from step_eval.report.figures import fitting_columns
+from step_eval.report.html import render_report
+from step_eval.report.table import print_results
+from step_eval.report.words import unfinished
+from step_eval.results import build_results, read_run
+from step_eval.run import evaluate
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from step_infer import row_scorer
-from step_infer.confidence import token_confidence
-from step_infer.row_scorer import RowScorer
-from step_infer.scorer import StepScorer
+from step_infer.row_scorer import RowScorer, token_confidence
+from step_infer.scorer.network import StepScorer
 
 
 def doubled(hidden_states):

@@ -26,10 +26,10 @@ from scheduler_harness import (
 )
 from vllm.v1.engine import FinishReason
 
-from step_infer.aggregate import AGGREGATORS
 from step_infer.policy import VICTIMS
-from step_infer.reports import IMPLICIT_GROUP
+from step_infer.replies import IMPLICIT_GROUP
 from step_infer.scheduler import StepScheduler
+from step_infer.scorer.aggregate import AGGREGATORS
 
 NUM_BLOCKS = 24
 OPTIONS = [

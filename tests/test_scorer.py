@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from step_infer.aggregate import AGGREGATORS
-from step_infer.boundary import BoundaryRule
-from step_infer.card import CARD_KEY, ScorerCard
 from step_infer.errors import InputError
-from step_infer.identity import ModelIdentity, config_hash, identify
-from step_infer.scorer import StepScorer, load_scorer, read_card, save_scorer
+from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.card import CARD_KEY, ScorerCard
+from step_infer.scorer.identity import ModelIdentity, config_hash, identify
+from step_infer.scorer.network import StepScorer, load_scorer, read_card, save_scorer
 
 H = 16
 MODEL = ModelIdentity("some/model", "c" * 64, "t" * 64, H)
@@ -206,7 +206,7 @@ def test_a_hub_id_that_cannot_be_reached_is_refused_at_once() -> None:
     code = """
 import time
 from step_infer.errors import InputError
-from step_infer.identity import identify
+from step_infer.scorer.identity import identify
 import huggingface_hub
 started = time.monotonic()
 try:

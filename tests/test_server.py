@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from server_harness import PROMPT, QUESTION, SCORER, Server, serve
 
-from step_infer.aggregate import AGGREGATORS
 from step_infer.event_log import read_events
-from step_infer.scorer import read_card
+from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.network import read_card
 
 pytestmark = pytest.mark.engine
 

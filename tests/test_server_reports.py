@@ -2,9 +2,9 @@
 
 import pytest
 
-from step_infer.boundary import BoundaryRule
 from step_infer.live_traces import LiveTraces
-from step_infer.reports import Reports, child_of
+from step_infer.replies import Reports, child_of
+from step_infer.scorer.boundary import BoundaryRule
 from step_infer.settings import RequestOptions, StepSettings
 
 RULE = BoundaryRule("blank_line", frozenset({1}), None, pattern="\n\n")

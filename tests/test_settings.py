@@ -2,8 +2,8 @@
 
 import pytest
 
+from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
-from step_infer.sampling import Sampling
 from step_infer.settings import AdapterConfig, RequestOptions, StepSettings
 
 

@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from data_gen.features import write_shard
-from data_gen.traces import write_part
-from step_infer import simulate_world
+from data_gen.traces.features import write_shard
+from data_gen.traces.table import write_part
+from step_eval.command import command
+from step_eval.recorded import traces as simulate_world
+from step_eval.recorded.files import read_world
+from step_eval.recorded.traces import Distributions, PoolTrace, draw_world
+from step_eval.report.words import number
+from step_eval.simulation.config import SimulateConfig
+from step_eval.simulation.question import Setting, figures, run_question
+from step_eval.simulation.schedule import EngineShape, Pruning
+from step_eval.simulation.scores import tuned_scores, within_auroc
+from step_eval.simulation.sweep import crossing, run_task
+from step_eval.simulation.timing import Timing, read_timing
 from step_infer.errors import InputError
-from step_infer.eval_command import command
-from step_infer.eval_format import number
-from step_infer.manifest import run_manifest, write_manifest
-from step_infer.scorer import load_scorer
-from step_infer.simulate_config import SimulateConfig
-from step_infer.simulate_question import Setting, figures, run_question
-from step_infer.simulate_schedule import EngineShape, Pruning
-from step_infer.simulate_scores import tuned_scores, within_auroc
-from step_infer.simulate_sweep import crossing, run_task
-from step_infer.simulate_timing import Timing, read_timing
-from step_infer.simulate_traces import read_world
-from step_infer.simulate_world import Distributions, PoolTrace, draw_world
+from step_infer.scorer.network import load_scorer
+from step_infer.storage.run_directory import run_manifest, write_manifest
 
 SCORER = "checkpoints/ledger-5m/scorer/scorer.safetensors"
 SMALL = Distributions(questions=24, right_tokens=200, wrong_tokens=260, step_tokens=20)

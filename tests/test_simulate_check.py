@@ -7,8 +7,8 @@ from command_harness import run_command
 
 from data_gen import commands as collect
 from data_gen.ledger.__main__ import LedgerConfig, write_questions
-from step_infer import eval_command
-from step_infer.files import read_json
+from step_eval import command as eval_command
+from step_infer.storage.files import read_json
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1200)]
 

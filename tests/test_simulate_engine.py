@@ -18,11 +18,11 @@ from scheduler_harness import (
 )
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+from step_eval.simulation.engine import simulate
+from step_eval.simulation.schedule import EngineShape, Pruning, SimulatedTrace
 from step_infer.errors import InputError
 from step_infer.policy import VICTIMS
 from step_infer.scheduler import StepScheduler
-from step_infer.simulate_engine import simulate
-from step_infer.simulate_schedule import EngineShape, Pruning, SimulatedTrace
 
 
 def workload(seed, same_texts=False, ranked=False):

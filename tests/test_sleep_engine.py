@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from step_infer.client import StepLLM
-from step_infer.sampling import Sampling
+from step_infer.client.llm import StepLLM
+from step_infer.client.trace import Sampling
 
 pytestmark = [
     pytest.mark.engine,

@@ -6,14 +6,12 @@ import numpy as np
 import pytest
 from fake_engine import made_up_model, write_questions
 
-from step_infer.boundary import BoundaryRule
+from step_eval.config import EvalConfig
+from step_eval.methods.slim_sc import Rivals, SlimSC, hashed_ngrams, load_encoder
+from step_eval.replay.config import ReplayConfig
+from step_infer.client.trace import Sampling, TracePlan
 from step_infer.errors import InputError
-from step_infer.eval_config import EvalConfig
-from step_infer.replay_config import ReplayConfig
-from step_infer.sampling import Sampling
-from step_infer.slim_sc import Rivals, SlimSC
-from step_infer.thought_encoder import hashed_ngrams, load_encoder
-from step_infer.trace import TracePlan
+from step_infer.scorer.boundary import BoundaryRule
 
 CHECKPOINT = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
 END, THINK_END = 0, 1

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from step_infer.scorer import StepScorer
-from step_infer.split_scorer import SplitScorer, split
+from step_infer.gpu_scorer import SplitScorer, split
+from step_infer.scorer.network import StepScorer
 
 HALVES = [torch.bfloat16, torch.float16]
 DEPTHS = [0, 1, 2]

@@ -15,7 +15,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from step_infer.errors import InputError
 from step_infer.scheduler import StepScheduler
-from step_infer.scorer import load_scorer, save_scorer
+from step_infer.scorer.network import load_scorer, save_scorer
 from step_infer.worker import StepWorker
 
 STARTS = "The step scorer cannot start. "

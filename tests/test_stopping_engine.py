@@ -8,15 +8,15 @@ import pytest
 
 from data_gen.ledger.__main__ import LedgerConfig, write_questions
 from data_gen.ledger.questions import iter_questions
-from step_infer.client import StepLLM
-from step_infer.deepconf import DeepConf
+from step_eval.config import EvalConfig
+from step_eval.methods.deepconf import DeepConf
+from step_eval.methods.slim_sc import SlimSC
+from step_eval.records import RecordStore
+from step_eval.run import evaluate
+from step_eval.statistics import voted_group
+from step_infer.client.llm import StepLLM
+from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
-from step_infer.eval_config import EvalConfig
-from step_infer.eval_records import RecordStore
-from step_infer.eval_run import evaluate
-from step_infer.eval_statistics import voted_group
-from step_infer.sampling import Sampling
-from step_infer.slim_sc import SlimSC
 
 pytestmark = pytest.mark.engine
 

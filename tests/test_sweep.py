@@ -12,11 +12,18 @@ from synthetic_traces import write_traces
 
 from step_infer.errors import InputError
 from step_train.commands import main
-from step_train.fit import train
-from step_train.sweep import question_ranking, sweep
-from step_train.sweep_compare import compare, gain
-from step_train.sweep_config import COMBINED, PAPER, VARIANTS, SweepConfig, combine, read_variants
-from step_train.trace_table import read_traces
+from step_train.data.trace_table import read_traces
+from step_train.fit.run import train
+from step_train.fit.sweep import question_ranking, sweep
+from step_train.fit.sweep_compare import compare, gain
+from step_train.fit.sweep_config import (
+    COMBINED,
+    PAPER,
+    VARIANTS,
+    SweepConfig,
+    combine,
+    read_variants,
+)
 
 FILE = """
 paper: {max_epochs: 2, width: 16, batch_size: 256}
@@ -95,7 +102,7 @@ def test_all_fits_share_the_test_questions_and_only_those(done):
 
 def test_finished_fits_are_only_read(done, monkeypatch):
     config, result = done
-    monkeypatch.setattr("step_train.sweep.train", None)
+    monkeypatch.setattr("step_train.fit.sweep.train", None)
     assert sweep(config) == result
 
 
@@ -111,7 +118,7 @@ def test_an_interrupted_sweep_goes_on_to_the_same_result(done, tmp_path, monkeyp
         return train(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("step_train.sweep.train", dies)
+        patch.setattr("step_train.fit.sweep.train", dies)
         with pytest.raises(RuntimeError, match="killed"):
             sweep(config)
     assert len(list(config.out.glob("fits/*/*/metrics.json"))) == 3

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from data_gen.features import FeatureShard, feature_bytes, write_shard
-from data_gen.trace_directory import TraceDirectory
-from data_gen.trace_writer import TraceWriter
-from data_gen.traces import TRACE_SCHEMA, read_part, write_part
+from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.features import FeatureShard, feature_bytes, write_shard
+from data_gen.traces.table import TRACE_SCHEMA, read_part, write_part
+from data_gen.traces.writer import TraceWriter
 from step_infer.errors import InputError
-from step_infer.manifest import run_manifest, write_manifest
+from step_infer.storage.run_directory import run_manifest, write_manifest
 
 H = 8
 SETTINGS = {"seed": 0, "sampling.top_p": 0.95}
@@ -119,7 +119,7 @@ def test_with_nothing_written_other_settings_will_do(tmp_path: Path) -> None:
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
     code = (
-        "import sys; from data_gen.trace_writer import TraceWriter\n"
+        "import sys; from data_gen.traces.writer import TraceWriter\n"
         "try: TraceWriter(sys.argv[1], {})\n"
         "except ValueError as error: print(error)"
     )

@@ -13,10 +13,10 @@ from synthetic_traces import write_traces
 
 from step_infer.errors import InputError
 from step_train.commands import main
-from step_train.dataset import read_training_data
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
-from step_train.record import RECORD_KEY
+from step_train.data.training_data import read_training_data
+from step_train.fit.config import FitConfig
+from step_train.fit.run import fit
+from step_train.fit.run_directory import RECORD_KEY
 
 ROOT = Path(__file__).parent.parent
 
@@ -132,7 +132,7 @@ def test_the_same_seed_gives_the_same_weights(trained, separable, tmp_path):
 
 
 def test_little_memory_changes_the_order_but_not_what_is_learned(separable, tmp_path, monkeypatch):
-    monkeypatch.setattr("step_train.dataset.MEBIBYTE", 2**14)
+    monkeypatch.setattr("step_train.data.training_data.MEBIBYTE", 2**14)
     result = fit(config(separable, tmp_path / "run", memory_mib=1))
     assert result.metrics["steps"]["auroc"]["value"] > 0.95
 
@@ -172,7 +172,7 @@ def test_a_run_that_was_trained_but_not_judged_is_judged(tmp_path, monkeypatch, 
     whole = fit(config(tmp_path / "traces", tmp_path / "whole", **options))
     assert (whole.epochs < 12) if patience == 1 else (whole.epochs == 3)
     with monkeypatch.context() as patch:
-        patch.setattr("step_train.fit.evaluate", lambda *_, **__: 1 / 0)
+        patch.setattr("step_train.fit.run.evaluate", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fit(config(tmp_path / "traces", tmp_path / "run", **options))
     result = fit(config(tmp_path / "traces", tmp_path / "run", **options))
@@ -182,7 +182,7 @@ def test_a_run_that_was_trained_but_not_judged_is_judged(tmp_path, monkeypatch, 
 
 
 def test_a_complete_run_is_only_read(trained, separable, monkeypatch):
-    monkeypatch.setattr("step_train.fit.train", None)
+    monkeypatch.setattr("step_train.fit.run.train", None)
     result = fit(config(separable, trained.run, memory_mib=7, devices=4))
     assert result.metrics == trained.metrics
     assert result.aggregator == trained.aggregator

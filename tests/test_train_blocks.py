@@ -8,8 +8,8 @@ import torch
 from synthetic_traces import write_traces
 
 from step_infer.errors import InputError
-from step_train.feature_blocks import EvaluationBatches, FeatureRows, TrainingBatches
-from step_train.trace_table import balance, read_traces, split_questions
+from step_train.data.feature_blocks import EvaluationBatches, FeatureRows, TrainingBatches
+from step_train.data.trace_table import balance, read_traces, split_questions
 
 HIDDEN = 8
 ROW_BYTES = 2 * HIDDEN

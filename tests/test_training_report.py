@@ -5,8 +5,8 @@ import re
 import pytest
 from synthetic_traces import write_traces
 
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
+from step_train.fit.config import FitConfig
+from step_train.fit.run import fit
 
 CHECKPOINT = "checkpoints/ledger-5m"
 
@@ -69,9 +69,9 @@ def test_hostile_names_are_escaped(tmp_path):
 
 
 def test_steps_are_shown_with_their_text_and_score(tmp_path):
-    from step_infer.manifest import read_manifest, write_manifest
-    from step_train.trace_table import read_traces
-    from step_train.training_report import sample_traces
+    from step_infer.storage.run_directory import read_manifest, write_manifest
+    from step_train.data.trace_table import read_traces
+    from step_train.judge.report import sample_traces
 
     directory = write_traces(tmp_path / "traces", "label", questions=5)
     write_manifest(directory.path, read_manifest(directory.path) | {"model": CHECKPOINT})

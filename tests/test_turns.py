@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
+from step_eval.run import turn
 from step_infer.errors import InputError
-from step_infer.turns import turn
 
 HOLD = """
 import sys
-from step_infer.turns import turn
+from step_eval.run import turn
 with turn(sys.argv[1], alone=sys.argv[2] == "alone"):
     print("held", flush=True)
     sys.stdin.readline()

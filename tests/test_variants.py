@@ -9,16 +9,16 @@ from synthetic_traces import write_traces
 from torch.nn.functional import binary_cross_entropy_with_logits, softplus
 
 from step_infer.errors import InputError
-from step_infer.scorer import StepScorer, load_scorer
-from step_train.dataset import read_training_data
-from step_train.export import export
-from step_train.feature_blocks import EvaluationBatches
-from step_train.fit import fit
-from step_train.fit_config import FitConfig
-from step_train.loss import StepLoss, ranking_loss, step_weights
-from step_train.module import ScorerModule
-from step_train.normaliser import Normaliser
-from step_train.trace_table import TraceTable
+from step_infer.scorer.network import StepScorer, load_scorer
+from step_train.data.feature_blocks import EvaluationBatches
+from step_train.data.normaliser import Normaliser
+from step_train.data.trace_table import TraceTable
+from step_train.data.training_data import read_training_data
+from step_train.export.run import export
+from step_train.fit.config import FitConfig
+from step_train.fit.loss import StepLoss, ranking_loss, step_weights
+from step_train.fit.module import ScorerModule
+from step_train.fit.run import fit
 
 
 def table(correct=(True, False, False), steps=(1, 2, 3), question=(0, 0, 1)):

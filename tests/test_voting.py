@@ -2,7 +2,7 @@
 
 import pytest
 
-from step_infer.voting import vote
+from step_infer.client.answers import vote
 
 
 def test_most_votes_win_and_none_does_not_vote() -> None:

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from step_infer import serve
-from step_infer.client import StepLLM
+from step_infer.client.engine import check_weights
+from step_infer.client.llm import StepLLM
 from step_infer.errors import InputError
-from step_infer.weights import check_weights
 
 MODEL = Path(__file__).parent.parent / "checkpoints" / "ledger-5m"
 

@@ -12,7 +12,7 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, M
 
 from step_infer import worker
 from step_infer.row_scorer import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, RowScorer
-from step_infer.scorer import StepScorer
+from step_infer.scorer.network import StepScorer
 
 ROWS_BH = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 

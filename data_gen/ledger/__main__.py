@@ -8,10 +8,10 @@ from pathlib import Path
 
 from data_gen.ledger.questions import iter_questions
 from data_gen.ledger.statistics import world_statistics
-from step_infer.command import run
-from step_infer.command_line import parse_config
+from step_infer.cli.command import run
+from step_infer.cli.options import parse_config
 from step_infer.errors import InputError
-from step_infer.files import atomic_write
+from step_infer.storage.files import atomic_write
 
 
 @dataclass(frozen=True)

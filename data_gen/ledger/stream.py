@@ -16,7 +16,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from data_gen.ledger.questions import draw_numbers, question_text
 from data_gen.ledger.reasoner import Reasoner
 from data_gen.ledger.tokenizer import IM_END, PAD_ID, encode_array, prompt_text
-from step_infer.prompt import SYSTEM_PROMPT
+from step_infer.client.prompt import SYSTEM_PROMPT
 
 POOL_BATCHES = 16
 """Batches cut from one sorted pool: more make less padding, but a later first batch."""

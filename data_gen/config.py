@@ -1,0 +1,170 @@
+"""Settings of a collection, which of them decide its content, and of joining its shards.
+
+Settings of an import of traces that were made elsewhere.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from data_gen.questions.load import QuestionOptions
+from step_infer.client.grading import check_grading
+from step_infer.client.prompt import SYSTEM_PROMPT
+from step_infer.client.trace import Sampling
+from step_infer.errors import InputError
+from step_infer.scorer.boundary import BoundaryOptions
+
+DECIDING_ENGINE_ARGS = ("dtype", "quantization", "max_model_len", "revision", "hf_overrides")
+"""Engine arguments that change which traces come out; all others may change when a run goes on."""
+
+DECIDING_FIELDS = (
+    "num_traces",
+    "seed",
+    "system",
+    "no_answers",
+    "skip_bad_lines",
+    "limit",
+    "shard",
+    "features",
+    "feature_dtype",
+    "confidence",
+)
+"""Settings that must agree when a run goes on."""
+
+
+@dataclass(frozen=True)
+class CollectConfig(QuestionOptions):
+    """Everything that `step-collect` can be told."""
+
+    model: str
+    """Model folder or Hugging Face id."""
+    questions: str
+    """A file (JSON lines, .csv or .parquet), a data set of the Hugging Face hub as
+    org/name[:config][@split], or the name of a benchmark (see --benchmark)."""
+    out: str
+    """Traces directory to make, or to go on with after an interruption."""
+    num_traces: int = 64
+    """Traces N sampled for each question."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """How traces are sampled."""
+    seed: int = 0
+    """Each trace's own seed follows from this one, its question and its number."""
+    system: str = SYSTEM_PROMPT
+    """System text of the chat prompt; an empty text leaves it out."""
+    no_answers: bool = False
+    """Accept questions without an answer; their traces are not graded."""
+    boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
+    """What ends a step. A scorer brings its own rule."""
+    features: bool = True
+    """Also write the hidden state at every step boundary, for training a scorer."""
+    feature_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
+    """Number format of stored states; auto keeps what the engine gives, the model's own."""
+    confidence: bool = True
+    """Also record how sure the model is of its tokens: mean token confidence (DeepConf)."""
+    scorer: str | None = None
+    """Scorer file, to record step scores as well; nothing is pruned."""
+    allow_mismatch: list[str] = field(default_factory=list)
+    """Fields of the scorer card that may differ from the model."""
+    max_in_flight: int = 1024
+    """Traces handed to the engine at a time."""
+    part_traces: int = 256
+    """Finished traces that are written at a time; what is not yet written is lost in a crash."""
+    part_seconds: float = 600.0
+    """Write finished traces at least this often, in seconds."""
+    steps_per_trace: int = 300
+    """Steps a trace taken for the size estimate, until the first part is written."""
+    grading_workers: int = 1
+    """Processes that compare answers."""
+    grading_timeout_s: float = 10.0
+    """Seconds for one comparison; after that the answer counts as ungradable."""
+    engine: dict[str, Any] = field(default_factory=dict)
+    """More vLLM engine arguments, as --engine.NAME VALUE."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_traces", "max_in_flight", "part_traces", "steps_per_trace"):
+            value = getattr(self, name)
+            if value < 1:
+                raise InputError(
+                    f"Expected --{name.replace('_', '-')} of at least 1, found {value}."
+                )
+        check_grading(self.grading_timeout_s, self.grading_workers)
+        if self.part_seconds <= 0:
+            raise InputError(f"Expected --part-seconds above 0, found {self.part_seconds}.")
+        if self.scorer is not None and self.boundary != BoundaryOptions():
+            raise InputError(
+                "Expected no --boundary beside --scorer, which brings its own rule, "
+                f"found {self.boundary.kind!r}."
+            )
+        if self.allow_mismatch and self.scorer is None:
+            raise InputError("Expected --scorer beside --allow-mismatch, found none.")
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the content, flat and JSON-ready.
+
+        Only these must agree when a run goes on. Files are left to the caller, who adds their
+        checksums.
+        """
+        settings = self.reading() | {name: getattr(self, name) for name in DECIDING_FIELDS}
+        for name, value in dataclasses.asdict(self.sampling).items():
+            settings[f"sampling.{name}"] = value
+        for name in DECIDING_ENGINE_ARGS:
+            settings[f"engine.{name}"] = self.engine.get(name)
+        return settings
+
+
+@dataclass(frozen=True)
+class CollectMergeConfig:
+    """What `step-collect merge` can be told."""
+
+    out: str
+    """Traces directory to make."""
+    shards: list[str] = field(default_factory=list)
+    """Directories of step-collect --shard, one for each part of the questions."""
+    grading_timeout_s: float = 10.0
+    """Seconds for one comparison of answers for the summary."""
+
+    def __post_init__(self) -> None:
+        check_grading(self.grading_timeout_s)
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Everything that `step-collect import` can be told."""
+
+    responses: str
+    """A file (JSON lines, .csv or .parquet) or a data set of the Hugging Face hub as
+    org/name[:config][@split]; each row has a question, a response or a list of them, and the right
+    answer."""
+    model: str
+    """Model folder or Hugging Face id of the model that made the responses."""
+    out: str
+    """Traces directory to make, or to go on with after an interruption."""
+    question_field: str = "question"
+    """Field of the question's text; rows with the same text are one question."""
+    response_field: str = "response"
+    """Field of the response, or of a list of responses, thinking part included."""
+    answer_field: str = "ground_truth"
+    """Field of the right answer."""
+    system: str = SYSTEM_PROMPT
+    """System text of the chat prompt that was used; an empty text leaves it out."""
+    boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
+    """What ends a step."""
+    skip_bad_lines: bool = False
+    """Leave out rows that cannot be used, and count them, where the default is to stop."""
+    part_traces: int = 256
+    """Traces that are written at a time; what is not yet written is lost in a crash."""
+    grading_workers: int = 1
+    """Processes that compare answers."""
+    grading_timeout_s: float = 10.0
+    """Seconds for one comparison; after that the answer counts as ungradable."""
+
+    def __post_init__(self) -> None:
+        check_grading(self.grading_timeout_s, self.grading_workers)
+        if self.part_traces < 1:
+            raise InputError(f"Expected --part-traces of at least 1, found {self.part_traces}.")
+
+    def deciding(self) -> dict[str, Any]:
+        """Return the settings that decide the content, flat and JSON-ready."""
+        names = ("question_field", "response_field", "answer_field", "system", "skip_bad_lines")
+        return {name: getattr(self, name) for name in names}

@@ -1,0 +1,1 @@
+"""Questions from files, the hub and benchmarks by name."""

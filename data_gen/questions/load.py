@@ -1,0 +1,278 @@
+"""Questions with their answers, from a file, the hub, or a benchmark known by name."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_gen.questions.benchmarks import (
+    BENCHMARKS,
+    PLAIN,
+    Benchmark,
+    find_benchmark,
+    multiple_choice,
+)
+from data_gen.questions.rows import Row, RowSource, short
+from step_infer.errors import InputError
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a set."""
+
+    id: str
+    """The source's id, or "line-N" or "row-N" where it has none."""
+    question: str
+    answer: str | None
+    """The ground truth; None where there is none."""
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """What was read from a source."""
+
+    questions: list[Question]
+    skipped: list[str]
+    """What is wrong with the rows that were left out."""
+    sha256: str
+    """Checksum of the whole source."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionOptions:
+    """How questions are read; the commands that read some share these options."""
+
+    benchmark: str | None = None
+    """Read the questions in the form of this benchmark: aime_2025, hmmt_feb_2024, hmmt_feb_2025,
+    hmmt_2012_2023 or gpqa_diamond. Not needed where --questions is the benchmark's name."""
+    question_field: str | None = None
+    """Field of the question's text; none given, the benchmark's, or "question"."""
+    answer_field: str | None = None
+    """Field of the right answer; none given, the benchmark's, or "answer"."""
+    id_field: str | None = None
+    """Field of the id; none given, the benchmark's, or "id". A row without an id gets one from its
+    number."""
+    choice_seed: int = 0
+    """Decides the order of the options of multiple-choice questions."""
+    skip_bad_lines: bool = False
+    """Leave out rows that cannot be used, and count them, where the default is to stop."""
+    limit: int | None = None
+    """Use only so many questions from the start."""
+    shard: str = "0/1"
+    """Take part I of K of the questions (every K-th), written I/K with I from 0; the subcommand
+    merge joins the parts."""
+
+    def __post_init__(self) -> None:
+        if self.benchmark is not None:
+            find_benchmark(self.benchmark)
+        if self.limit is not None and self.limit < 1:
+            raise InputError(f"Expected --limit of at least 1 question, found {self.limit}.")
+        shard_part(self.shard)
+
+    def reading(self) -> dict[str, Any]:
+        """Return the options that decide what a row becomes, flat and JSON-ready."""
+        names = ("benchmark", "question_field", "answer_field", "id_field", "choice_seed")
+        return {name: getattr(self, name) for name in names}
+
+
+def shard_part(shard: str) -> tuple[int, int]:
+    """Return which part of the questions I/K names, and of how many parts.
+
+    Raises:
+        InputError: it is not written so, or I is not below K.
+    """
+    index, slash, count = shard.partition("/")
+    if not (slash and index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise InputError(
+            f"Expected --shard I/K with I from 0 to K - 1, such as 0/4, found {shard!r}."
+        )
+    return int(index), int(count)
+
+
+def shard_questions(questions: Sequence[Question], shard: str) -> list[Question]:
+    """Return the questions of a shard: every K-th, from the I-th on.
+
+    Raises:
+        InputError: there are too few questions for one.
+    """
+    index, count = shard_part(shard)
+    if len(questions) <= index:
+        raise InputError(
+            f"Expected at least one question in shard {shard}, found {len(questions)} "
+            "in all. Hint: use fewer shards."
+        )
+    return list(questions[index::count])
+
+
+def load_questions(
+    source: Path | str,
+    options: QuestionOptions = QuestionOptions(),  # noqa: B008 - frozen
+    *,
+    require_answer: bool = True,
+    note: Callable[[str], None] | None = None,
+) -> QuestionSet:
+    """Read questions; empty lines are passed over.
+
+    Args:
+        source: a file (JSON lines, .csv, .parquet), a data set of the hub as
+            org/name[:config][@split], or the name of a benchmark.
+        options: how to read it.
+        require_answer: a row without an answer cannot be used.
+        note: called with one line on the rows that were left out, if there are any.
+
+    Raises:
+        InputError: the source cannot be read, holds no question, or has a row that cannot be used;
+            the message names file and line, or source and row.
+    """
+    name, form = str(source), PLAIN
+    if options.benchmark is not None:
+        form = find_benchmark(options.benchmark)
+    if name in BENCHMARKS and not Path(source).exists():
+        form = find_benchmark(name)
+        if options.benchmark not in (None, name):
+            raise InputError(f"Expected --benchmark {name} or none, found {options.benchmark}.")
+        if form.source is None:
+            raise InputError(
+                f"Expected a file with the questions of {name}, which no data set of the hub "
+                f"holds, found its name. Hint: say --questions FILE --benchmark {name}."
+            )
+        name = form.source
+    rows = RowSource(name)
+    questions: list[Question] = []
+    places: dict[str, str] = {}
+    skipped: list[str] = []
+    for row in rows:
+        if len(questions) == options.limit:
+            break
+        try:
+            question = _question(row, form, options, require_answer)
+            first = places.setdefault(question.id, row.place)
+            if first != row.place:
+                raise InputError(f"Expected each id once, found {question.id!r} in {first} too.")
+        except InputError as error:
+            if not options.skip_bad_lines:
+                raise InputError(
+                    f"{row.place}: {error} Hint: mend it, or leave out such rows with "
+                    "--skip-bad-lines."
+                ) from error
+            skipped.append(f"{row.place}: {error}")
+            continue
+        questions.append(question)
+    if not questions:
+        left_out = f" ({len(skipped)} bad rows left out)" if skipped else ""
+        raise InputError(f"Expected at least one question in {name}, found none{left_out}.")
+    if skipped and note is not None:
+        note(f"Left out {len(skipped)} rows that cannot be used; the first: {skipped[0]}")
+    return QuestionSet(questions, skipped, rows.sha256())
+
+
+def _question(
+    row: Row, form: Benchmark, options: QuestionOptions, require_answer: bool
+) -> Question:
+    if row.error is not None:
+        raise InputError(row.error)
+    text = read_text(row, _names(options.question_field, form.question))
+    wrong = [read_text(row, (name,)) for name in form.wrong_options]
+    answer = read_answer(
+        row, _names(options.answer_field, form.answer), require_answer or bool(wrong)
+    )
+    if wrong:
+        assert answer is not None
+        text, answer = multiple_choice(text, answer, wrong, options.choice_seed)
+    return Question(_identifier(row, _names(options.id_field, form.id)), text, answer)
+
+
+def _names(given: str | None, known: Sequence[str]) -> Sequence[str]:
+    return known if given is None else (given,)
+
+
+def read_text(row: Row, names: Sequence[str]) -> str:
+    """Return the text of a row's field, under the first of several names that the row has.
+
+    Raises:
+        InputError: there is none, or it is no text.
+    """
+    value = _value(row, names)
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(
+            f"Expected a text under {_or(names)}, found {_found(row, names, 'question')}."
+        )
+    return unicode_text(value, names)
+
+
+def read_answer(row: Row, names: Sequence[str], required: bool = True) -> str | None:
+    """Return a row's answer as text; None where there is none and none is required.
+
+    Raises:
+        InputError: there is none, or it is neither text nor number.
+    """
+    answer = _value(row, names)
+    if isinstance(answer, float) and math.isnan(answer):
+        answer = None
+    if answer is None or (isinstance(answer, str) and not answer.strip()):
+        if required:
+            found = _found(row, names, "answer")
+            raise InputError(f"Expected an answer under {_or(names)}, found {found}.")
+        return None
+    infinite = isinstance(answer, float) and math.isinf(answer)
+    if infinite or isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise InputError(
+            f"Expected a text or a finite number under {_or(names)}, found {short(answer)}."
+        )
+    return unicode_text(str(answer), names)
+
+
+def _identifier(row: Row, names: Sequence[str]) -> str:
+    value = _value(row, names)
+    if value is None:
+        return row.name
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise InputError(
+            f"Expected a text or a whole number under {_or(names)}, found {short(value)}."
+        )
+    return unicode_text(str(value), names)
+
+
+def unicode_text(text: str, names: Sequence[str]) -> str:
+    """Refuse a text that holds half of a surrogate pair.
+
+    Raises:
+        InputError: the text, found under one of these names, has one.
+    """
+    found = lone_surrogate(text)
+    if found is not None:
+        raise InputError(
+            f"Expected Unicode text under {_or(names)}, found the lone surrogate {found!a}."
+        )
+    return text
+
+
+def lone_surrogate(text: str) -> str | None:
+    """Return the first half of a surrogate pair that stands alone; None without one.
+
+    JSON can write such a half, and no file or tokenizer takes it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None
+
+
+def _value(row: Row, names: Sequence[str]) -> Any:
+    return next((row.values[name] for name in names if name in row.values), None)
+
+
+def _or(names: Sequence[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def _found(row: Row, names: Sequence[str], kind: str) -> str:
+    for name in names:
+        if name in row.values:
+            return short(row.values[name])
+    if not row.values:
+        return "an empty row"
+    fields = ", ".join(repr(name) for name in list(row.values)[:8])
+    return f"only {fields} (--{kind}-field can name another)"

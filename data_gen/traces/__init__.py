@@ -1,0 +1,1 @@
+"""The trace files: tables, features, their directory and its writer."""

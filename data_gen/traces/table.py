@@ -1,0 +1,113 @@
+"""The traces table: one row a trace, in Parquet parts."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from step_infer.errors import InputError
+from step_infer.storage.files import atomic_path
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TRACE_SCHEMA = pa.schema(
+    [
+        pa.field("question_id", pa.string(), nullable=False),
+        pa.field("trace_id", pa.int32(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("question", pa.string(), nullable=False),
+        pa.field("ground_truth", pa.string()),
+        pa.field("prompt_token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("finish_reason", pa.string(), nullable=False),
+        pa.field("extracted_answer", pa.string()),
+        pa.field("is_correct", pa.bool_()),
+        pa.field("boundary_positions", pa.list_(pa.int32()), nullable=False),
+        pa.field("step_scores", pa.list_(pa.float32())),
+        pa.field("trace_score", pa.float32()),
+        pa.field("step_confidences", pa.list_(pa.float32())),
+        pa.field("mean_token_confidence", pa.float32()),
+        pa.field("shard", pa.int32()),
+        pa.field("row_start", pa.int64()),
+        pa.field("num_steps", pa.int32(), nullable=False),
+    ]
+)
+"""Columns of the table. `shard` and `row_start` say where a trace's features begin (null without
+features), `num_steps` how many rows they take; `is_correct` is null without a ground truth, an
+answer or a verdict; positions count generated tokens from 0. Of the token confidence (see
+`step_infer.row_scorer`) `step_confidences` is the mean from the first token up to and including
+each boundary, `mean_token_confidence` that of the whole trace; null where not recorded."""
+
+KEY_COLUMNS = ("question_id", "trace_id")
+"""Columns that name a trace."""
+
+
+def write_part(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
+    """Write whole traces as one Parquet part, atomically.
+
+    Args:
+        path: the part's file.
+        rows: one dictionary a trace; columns that may be null can be left out.
+
+    Raises:
+        InputError: a value does not fit its column.
+    """
+    unknown = {name for row in rows for name in row} - set(TRACE_SCHEMA.names)
+    if unknown:
+        raise InputError(f"Expected columns of the traces table, found {sorted(unknown)}.")
+    try:
+        table = pa.Table.from_pylist(list(rows), schema=TRACE_SCHEMA)
+        table.validate(full=True)
+        for field in TRACE_SCHEMA:
+            if not field.nullable and table[field.name].null_count:
+                raise InputError(f"Expected a value in every row of column {field.name!r}.")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise InputError(f"Expected rows of the traces table, found: {error}.") from error
+    write_table(path, table)
+
+
+def write_table(path: Path | str, table: pa.Table) -> None:
+    """Write a table as one Parquet part, atomically."""
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_part(path: Path | str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a part, or some of its columns, into memory.
+
+    Raises:
+        InputError: the file is missing, is no Parquet file, or lacks a column.
+    """
+    wanted = list(TRACE_SCHEMA.names if columns is None else columns)
+    try:
+        file = pq.ParquetFile(path, memory_map=True)
+        found = file.schema_arrow.names
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            raise InputError(f"Expected column {missing[0]!r} in {path}, found none.")
+        return file.read(columns=wanted)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"Expected a Parquet file at {path}, found: {error}.") from error
+
+
+def load_parts(
+    paths: Sequence[Path | str],
+    columns: Sequence[str] | None = None,
+    cache_dir: Path | str | None = None,
+) -> "Dataset":
+    """Open parts as one memory-mapped data set, in the order given.
+
+    The first call converts them into `cache_dir`, by default the cache of `datasets`; the next is
+    fast.
+    """
+    from datasets import Dataset
+
+    return Dataset.from_parquet(
+        [str(path) for path in paths],
+        columns=None if columns is None else list(columns),
+        cache_dir=None if cache_dir is None else str(cache_dir),
+    )

@@ -1,0 +1,1 @@
+"""Every comparison: methods, evaluation, recorded traces, replay, simulation, reports."""

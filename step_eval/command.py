@@ -1,0 +1,187 @@
+"""The command line of `step-eval`: run, merge, report, simulate, replay, record."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from step_infer.cli.command import run
+from step_infer.errors import InputError
+
+DESCRIPTION = (
+    "Compare methods of answering with N traces: same questions, same seeds, same KV budget, one "
+    "vLLM engine per method. Interrupted? The same command goes on where it stopped. "
+    '"step-eval merge DIR... --out DIR" joins runs that shared the questions (--shard); '
+    '"step-eval report DIR" makes results.json and report.html again from the records; '
+    '"step-eval simulate --out DIR" predicts time and accuracy without an engine; '
+    '"step-eval events FILE... --out FILE" draws the event log of a server or an engine; '
+    '"step-eval replay --traces FILE --out DIR" measures time at real size without weights, on '
+    'recorded traces that "step-eval record --traces DIR --out FILE" keeps without their text.'
+)
+COMMANDS = ("run", "events", "merge", "report", "simulate", "replay", "record")
+SIMULATE = (
+    "Predict seconds, tokens, preemptions, pruned traces and accuracy of SC and STEP by simulating "
+    "vLLM's scheduler, for every combination of the lists given, on recorded traces or on drawn "
+    "ones; and the AUROC that a scorer needs before pruning pays."
+)
+REPLAY = (
+    "Run recorded traces on real engines in the shape of a real model, with random weights: "
+    "length, boundaries, scores and answers are the recorded ones, time, preemptions and pruning "
+    "are the engine's. Interrupted? The same command goes on where it stopped."
+)
+MERGE = (
+    "Join directories of step-eval into one, with one report: runs that shared the questions "
+    "(--shard) or the methods, all with the same settings otherwise."
+)
+REPORT = "Make results.json and report.html of a directory of step-eval again from its records."
+EVENTS = "Draw the event log of a server or an engine (--event-log) as one HTML file."
+RECORD = "Keep recorded traces without their text in one small Parquet file."
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """What `step-eval record` can be told."""
+
+    traces: str
+    """Directory of step-collect, or of step-eval with the method sc."""
+    out: str
+    """Parquet file to write."""
+    scorer: str | None = None
+    """Scorer file for the hidden states stored with --traces; without it, recorded step scores are
+    kept."""
+    aggregator: str | None = None
+    """Trace aggregator that the scores are meant for: mean, last, min or ema; none given, the
+    scorer card's."""
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """What `step-eval merge` can be told."""
+
+    out: str
+    """Directory to make."""
+    runs: list[str] = field(default_factory=list)
+    """Directories of step-eval, each with a part of the questions or of the methods."""
+    vote: str = "auto"
+    """How traces vote; see step-eval --help."""
+    paired: bool = False
+    """Keep only the questions and repeats that every method has answered: a balanced comparison
+    of runs that were cut."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What `step-eval report` can be told."""
+
+    run: str
+    """Directory of step-eval."""
+    vote: str = "auto"
+    """How traces vote; see step-eval --help."""
+
+
+@dataclass(frozen=True)
+class EventsConfig:
+    """What `step-eval events` can be told."""
+
+    logs: list[str] = field(default_factory=list)
+    """Event logs of one server or run; with data parallelism one for each engine."""
+    out: str = "events.html"
+    """HTML file to write."""
+
+
+def main() -> None:
+    """Run `step-eval` on the process's arguments."""
+    run(lambda: command(sys.argv[1:]))
+
+
+def command(argv: Sequence[str]) -> None:
+    """Run `step-eval` on arguments.
+
+    Raises:
+        InputError: an argument or an input cannot be used.
+    """
+    from rich.console import Console
+
+    from step_infer.cli.options import parse_config, with_positionals
+
+    argv = list(argv)
+    console = Console(soft_wrap=True)
+    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        raise InputError(
+            f"Expected options, or a subcommand out of {', '.join(COMMANDS)}, found "
+            f"{argv[0]!r}. Hint: see step-eval --help."
+        )
+    name = argv[0] if argv and argv[0] in COMMANDS else "run"
+    if argv[:1] == [name]:
+        argv = argv[1:]
+    if name == "simulate":
+        from step_eval.simulation.config import SimulateConfig
+
+        simulating = parse_config(SimulateConfig, argv, "step-eval simulate", SIMULATE)
+        from step_eval.simulation.run import simulate_all
+
+        simulate_all(simulating, console)
+        return
+    if name == "events":
+        drawing = parse_config(
+            EventsConfig, with_positionals(argv, "logs"), "step-eval events", EVENTS
+        )
+        from step_eval.report.events import write_event_report
+
+        write_event_report(drawing.logs, drawing.out)
+        console.print(f"Report: {drawing.out}", highlight=False)
+        return
+    if name == "record":
+        recording = parse_config(RecordConfig, argv, "step-eval record", RECORD)
+        from step_eval.recorded.files import record
+
+        console.print(
+            record(recording.traces, recording.out, recording.scorer, recording.aggregator)
+        )
+        return
+    if name == "merge":
+        from step_eval.merge import merge
+
+        merging = parse_config(
+            MergeConfig, with_positionals(argv, "runs"), "step-eval merge", MERGE
+        )
+        results = merge(merging.runs, merging.out, merging.vote, merging.paired)
+        out = merging.out
+    elif name == "replay":
+        from step_eval.replay.config import ReplayConfig
+
+        replaying = parse_config(ReplayConfig, argv, "step-eval replay", REPLAY)
+        from step_eval.replay.run import replay
+
+        results = replay(replaying, console)
+        out = replaying.out
+    elif name == "report":
+        from step_eval.results import write_results
+
+        reporting = parse_config(
+            ReportConfig, with_positionals(argv, "run"), "step-eval report", REPORT
+        )
+        results = write_results(reporting.run, reporting.vote)
+        out = reporting.run
+    else:
+        from step_eval.config import EvalConfig
+
+        config = parse_config(EvalConfig, argv, "step-eval", DESCRIPTION)
+        from step_eval.run import evaluate
+
+        results = evaluate(config, console=console)
+        out = config.out
+    show(results, out, console)
+
+
+def show(results: dict[str, Any], out: str, console: Any) -> None:
+    """Print the table and where the files are."""
+    from step_eval.report.table import print_results
+
+    print_results(results, console)
+    console.print(f"Report: {Path(out) / 'report.html'}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""How well scores tell right traces from wrong ones, by how far a trace has come.
+
+Outcome and length of a pruned trace are those of its twin (`step_eval.stops`), where it has
+one. Without this, only traces that pruning spared would be looked at, and the scorer would seem
+worse than it is.
+"""
+
+import bisect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from step_eval.records import QuestionRecord, TraceRecord
+from step_eval.stops import TENTHS, twin_of, twins
+from step_infer.scorer.aggregate import AGGREGATORS
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ScoredTrace:
+    """A trace whose outcome is known: S step scores."""
+
+    question: tuple[int, str]
+    """Repeat and question."""
+    progress: list[float]
+    """How far the trace was at each step, in (0, 1] of its full length [S]."""
+    scores: list[float]
+    """Step scores [S]."""
+    right: bool
+    pruned: bool
+
+
+def scored_traces(
+    records: Sequence[QuestionRecord], baseline: Sequence[QuestionRecord]
+) -> list[ScoredTrace]:
+    """Return the scored traces of a method whose outcome is known.
+
+    Args:
+        records: the method's records.
+        baseline: records of a method that never prunes; may be empty.
+    """
+    known = twins(baseline)
+    found = []
+    for record in records:
+        for trace in record.traces:
+            end: TraceRecord | None = trace
+            if trace.pruned:
+                end = twin_of(trace, known.get((record.key, trace.trace_id)))
+            if end is None:
+                continue
+            steps = [
+                (min(position + 1, end.tokens) / end.tokens, score)
+                for position, score in zip(trace.positions, trace.scores, strict=False)
+                if score is not None
+            ]
+            if steps and (end.correct is not None or end.answer is None):
+                progress, scores = map(list, zip(*steps, strict=True))
+                found.append(
+                    ScoredTrace(record.key, progress, scores, end.correct is True, trace.pruned)
+                )
+    return found
+
+
+def auroc(right: Sequence[bool] | Floats, scores: Sequence[float] | Floats) -> float | None:
+    """Return the chance that a right trace scores above a wrong one, ties counting half.
+
+    None where there are no right or no wrong ones. Both arguments: [N].
+    """
+    right_N = np.asarray(right, dtype=bool)
+    count = int(right_N.sum())
+    if count in (0, len(right_N)):
+        return None
+    _, index_N, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = np.cumsum(counts) - (counts - 1) / 2
+    above = ranks[index_N][right_N].sum() - count * (count + 1) / 2
+    return float(above / (count * (len(right_N) - count)))
+
+
+@dataclass(frozen=True)
+class AurocPoint:
+    """Ranking by the trace score at one point of progress."""
+
+    progress: float
+    overall: float | None
+    """Over all traces of all questions."""
+    within: float | None
+    """Mean over the questions that have right and wrong traces, each weighing the same."""
+    questions: int
+    """Questions (times repeats) in `within`."""
+    traces: int
+
+
+def auroc_by_progress(traces: Sequence[ScoredTrace], aggregator: str) -> list[AurocPoint]:
+    """Return AUROC at each tenth of progress, by the aggregate of the steps up to there."""
+    aggregate = AGGREGATORS[aggregator]
+    points = []
+    for tenth in TENTHS:
+        rows = []
+        for trace in traces:
+            steps = bisect.bisect_right(trace.progress, tenth + 1e-9)
+            reached = not trace.pruned or trace.progress[-1] > tenth - 0.1
+            if steps and reached:
+                rows.append((trace.question, trace.right, aggregate(trace.scores[:steps])))
+        by_question: dict[tuple[int, str], list[tuple[bool, float]]] = {}
+        for question, right, score in rows:
+            by_question.setdefault(question, []).append((right, score))
+        within = [
+            value
+            for pairs in by_question.values()
+            if (value := auroc([p[0] for p in pairs], [p[1] for p in pairs])) is not None
+        ]
+        points.append(
+            AurocPoint(
+                tenth,
+                auroc([row[1] for row in rows], [row[2] for row in rows]) if rows else None,
+                float(np.mean(within)) if within else None,
+                len(within),
+                len(rows),
+            )
+        )
+    return points
+
+
+@dataclass(frozen=True)
+class ScoreCurve:
+    """Step scores of right or of wrong traces, by tenth of progress; None where there are none."""
+
+    right: bool
+    traces: int
+    mean: list[float | None]
+    low: list[float | None]
+    """10th percentile over traces."""
+    high: list[float | None]
+    """90th percentile over traces."""
+
+
+def score_curve(traces: Sequence[ScoredTrace], right: bool) -> ScoreCurve:
+    """Return the curve of the right or the wrong traces: each counts with its mean in a tenth."""
+    chosen = [trace for trace in traces if trace.right == right]
+    columns: list[list[float]] = [[] for _ in TENTHS]
+    for trace in chosen:
+        by_tenth: dict[int, list[float]] = {}
+        for progress, score in zip(trace.progress, trace.scores, strict=True):
+            by_tenth.setdefault(min(int(progress * 10), 9), []).append(score)
+        for tenth, scores in by_tenth.items():
+            columns[tenth].append(sum(scores) / len(scores))
+    return ScoreCurve(
+        right,
+        len(chosen),
+        [float(np.mean(column)) if column else None for column in columns],
+        [float(np.quantile(column, 0.1)) if column else None for column in columns],
+        [float(np.quantile(column, 0.9)) if column else None for column in columns],
+    )

@@ -1,0 +1,83 @@
+"""The manifest of an evaluation: what it is, and whether a run may go on in its directory."""
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from step_eval.budget import Budget
+from step_eval.inputs import EvalInputs
+from step_eval.results import KIND
+from step_infer.errors import InputError
+from step_infer.storage.run_directory import MANIFEST_NAME, read_manifest, run_manifest
+
+
+def earlier_manifest(out: Path, settings: Mapping[str, Any], begun: bool) -> dict[str, Any] | None:
+    """Return the manifest of the run that goes on in a directory, or None for a new run.
+
+    Args:
+        out: the directory.
+        settings: the settings of now.
+        begun: whether the directory holds records. A run that answered nothing, such as one whose
+            engine refused to start, gives way to other settings.
+
+    Raises:
+        InputError: the directory is another command's, or its run has other settings.
+    """
+    if not (out / MANIFEST_NAME).exists():
+        return None
+    manifest = read_manifest(out)
+    if manifest.get("kind") != KIND:
+        raise InputError(
+            f"Expected an empty directory or one of step-eval at {out}, found another "
+            "command's. Hint: choose another --out."
+        )
+    before = manifest["settings"]
+    # A method that joins a run may bring settings of its own, such as the scorer.
+    engine = {name for name in before.keys() | settings.keys() if name.startswith("engine.")}
+    for name in sorted((before.keys() & settings.keys()) | engine):
+        if before.get(name) != settings.get(name):
+            if not begun:
+                return None
+            raise InputError(
+                f"Expected the settings of the run in {out}, found {name} {settings.get(name)!r} "
+                f"where it has {before.get(name)!r}. Hint: choose another --out."
+            )
+    return manifest
+
+
+def make_manifest(
+    inputs: EvalInputs, budget: Budget, earlier: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the manifest of a run that begins, or goes on from an earlier manifest."""
+    config = inputs.config
+    before = earlier or {}
+    ids = [question.id for question in inputs.questions]
+    kept = [name for name in before.get("question_ids", []) if name not in set(ids)]
+    card = None if inputs.card is None else vars(inputs.card).copy()
+    return run_manifest(
+        kind=KIND,
+        model=inputs.identity.model,
+        scorer=config.scorer or before.get("scorer"),
+        card=card or before.get("card"),
+        device=device_name(),
+        settings=before.get("settings", {}) | inputs.settings(),
+        budget=vars(budget).copy(),
+        questions={"file": config.questions, "skipped_lines": len(inputs.question_set.skipped)},
+        question_ids=ids + kept,
+        repeats=max(config.repeats, before.get("repeats", 1)),
+    )
+
+
+def device_name() -> str:
+    """Return what the engine runs on, in words."""
+    try:
+        from vllm.platforms import current_platform
+
+        if not current_platform.is_cpu():
+            return str(current_platform.get_device_name())
+    except ImportError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} CPU cores ({platform.machine()})"

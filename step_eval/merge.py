@@ -1,0 +1,113 @@
+"""Join runs that shared the questions of one evaluation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from step_eval.records import QuestionRecord, RecordStore, locked
+from step_eval.results import read_run, write_results
+from step_infer.errors import InputError
+from step_infer.storage.run_directory import MANIFEST_NAME, run_manifest, write_manifest
+
+_MAY_DIFFER = frozenset({"shard", "engine.gpu_memory_utilization"})
+"""Settings that change no answer and no time: the KV budget is compared by itself."""
+_Key = tuple[str, int, str]
+"""Method, repeat and question of a record."""
+
+
+def merge(
+    runs: Sequence[str], out: str, vote: str = "auto", paired: bool = False
+) -> dict[str, Any]:
+    """Join the records of runs with the same settings in a new directory, and report on it.
+
+    Args:
+        runs: directories of step-eval, at least one.
+        out: the directory to make; made anew where it holds an earlier join.
+        vote: vote rule, or "auto".
+        paired: keep only what every method has answered; single answers that are missing say
+            nothing then.
+
+    Raises:
+        InputError: no runs, a setting or the KV budget differs, two runs answered the same
+            question, or none was answered by every method where that is asked for.
+    """
+    if not runs:
+        raise InputError("Expected at least one directory of step-eval to merge, found none.")
+    if Path(out).resolve() in {Path(directory).resolve() for directory in runs}:
+        raise InputError(f"Expected --out to be a new directory, found one of the runs, {out}.")
+    read = [read_run(directory) for directory in runs]
+    first = read[0][0]
+    records: dict[_Key, QuestionRecord] = {}
+    ids: dict[str, None] = {}
+    settings: dict[str, Any] = {}
+    for directory, (manifest, groups) in zip(runs, read, strict=True):
+        _check_same(runs[0], first, directory, manifest)
+        settings = manifest["settings"] | settings
+        ids |= dict.fromkeys(manifest["question_ids"])
+        for record in (record for group in groups.values() for record in group):
+            key = (record.method, *record.key)
+            if key in records:
+                raise InputError(
+                    f"Expected each question once for each method and repeat, found "
+                    f"{record.question_id} ({record.method}, repeat {record.repeat}) in "
+                    f"{directory} and in a run before it."
+                )
+            records[key] = record
+    if paired:
+        records = _paired(records)
+    merged = Path(out)
+    with locked(merged):
+        if (merged / MANIFEST_NAME).exists() and "merged" not in read_run(merged)[0]:
+            raise InputError(
+                f"Expected --out to be empty or an earlier join, found a run in {out}."
+            )
+        store = RecordStore(merged)
+        for path in store.folder.glob("*.jsonl"):
+            path.unlink()
+        store.replace_all(records.values())
+        manifest = run_manifest(
+            **{name: first.get(name) for name in ("kind", "model", "budget", "questions")},
+            scorer=_first(read, "scorer"),
+            card=_first(read, "card"),
+            device=" + ".join(dict.fromkeys(str(m.get("device")) for m, _ in read)),
+            settings={name: settings[name] for name in settings if name not in _MAY_DIFFER},
+            question_ids=list(ids),
+            repeats=max(m["repeats"] for m, _ in read),
+            merged=[
+                {"run": directory, "command": m["command"], "created": m["created"]}
+                for directory, (m, _) in zip(runs, read, strict=True)
+            ],
+        )
+        write_manifest(merged, manifest)
+        return write_results(merged, vote)
+
+
+def _paired(records: dict[_Key, QuestionRecord]) -> dict[_Key, QuestionRecord]:
+    """Return the records of the questions and repeats that every method has answered."""
+    methods = {method for method, _, _ in records}
+    answered = [{key[1:] for key in records if key[0] == method} for method in methods]
+    common = set.intersection(*answered)
+    if not common:
+        raise InputError(
+            "Expected a question that every method has answered beside --paired, found none. "
+            f"Methods: {', '.join(sorted(methods))}."
+        )
+    return {key: record for key, record in records.items() if key[1:] in common}
+
+
+def _check_same(
+    first_run: str, first: dict[str, Any], other_run: str, other: dict[str, Any]
+) -> None:
+    before, after = first["settings"], other["settings"]
+    differing = {name: (before[name], after[name]) for name in before.keys() & after.keys()}
+    differing["KV budget"] = (first["budget"]["tokens"], other["budget"]["tokens"])
+    for name in sorted(differing):
+        if name not in _MAY_DIFFER and differing[name][0] != differing[name][1]:
+            raise InputError(
+                f"Expected runs with the same settings, found {name} {differing[name][0]!r} in "
+                f"{first_run} and {differing[name][1]!r} in {other_run}."
+            )
+
+
+def _first(read: Sequence[tuple[dict[str, Any], Any]], name: str) -> Any:
+    return next((m[name] for m, _ in read if m.get(name) is not None), None)

@@ -1,0 +1,172 @@
+"""The methods that can be compared: each is a way to start the engine and a way to vote."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from step_eval.methods.deepconf import HIGH, LOW, DeepConf
+from step_eval.methods.victims import ABLATIONS
+from step_infer.client.trace import Trace, TracePlan
+from step_infer.errors import InputError
+
+if TYPE_CHECKING:
+    from step_eval.config import EvalConfig
+    from step_infer.client.llm import StepLLM
+
+Sampler = Callable[["StepLLM", Sequence[TracePlan], Callable[[], None]], Iterator[Trace]]
+"""Samples the traces of one question: the engine, their orders, what to call after each step."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to answer a question with N traces."""
+
+    label: str
+    """Its name in tables and pictures."""
+    about: str
+    """What it does, one line."""
+    vote: str
+    """Vote rule, where the user names none."""
+    engine_options: Callable[["EvalConfig"], dict[str, Any]]
+    """Arguments of `StepLLM` beyond model, KV budget and the user's engine arguments."""
+    needs_scorer: bool = False
+    sampler: "Callable[[EvalConfig], Sampler] | None" = None
+    """How a question's traces are sampled; None hands all of them to the engine at once."""
+    settings: tuple[str, ...] = ()
+    """Settings of `EvalConfig` that decide its records, beside those of every method."""
+    needs_text: bool = False
+    """Whether it looks at what traces say: then a replay without text cannot run it."""
+    needs_confidence: bool = False
+    """Whether it goes by token confidences: then a replay needs recorded ones."""
+    traces: int | None = None
+    """Traces of a question, the first ones of `num_traces`; None takes all."""
+
+
+def _stock(config: "EvalConfig") -> dict[str, Any]:
+    return {"plain": True}
+
+
+def _step(config: "EvalConfig") -> dict[str, Any]:
+    return {
+        "scorer": config.scorer,
+        "prune": True,
+        "aggregator": config.aggregator,
+        "min_keep": config.min_keep,
+        "min_steps": config.min_steps,
+        "confidence": config.confidence,
+        "allow_mismatch": tuple(config.allow_mismatch),
+    }
+
+
+def _ablation(victim: str) -> "Callable[[EvalConfig], dict[str, Any]]":
+    # The choice by confidence has to record it.
+    confidence = {"confidence": True} if victim == "least-confident" else {}
+    return lambda config: _step(config) | {"victim": victim} | confidence
+
+
+def _confidence(config: "EvalConfig") -> dict[str, Any]:
+    return {"confidence": True, "min_keep": config.min_keep}
+
+
+def _slim_sc(config: "EvalConfig") -> Sampler:
+    return partial(config.slim.stream, min_keep=config.min_keep)
+
+
+def _deepconf(percentile: float) -> "Callable[[EvalConfig], Sampler]":
+    return lambda config: DeepConf(percentile, config.warmup, config.window).stream
+
+
+_STEP_SETTINGS = ("aggregator", "min_keep", "min_steps", "confidence")
+
+METHODS: dict[str, Method] = {
+    "sc": Method(
+        "SC",
+        "self-consistency: every trace runs to its end on stock vLLM, each has one vote",
+        "uniform",
+        _stock,
+    ),
+    "step": Method(
+        "STEP",
+        "when the KV cache is about to overflow, the trace of the lowest score is stopped; "
+        "the others vote by their scores",
+        "score",
+        _step,
+        needs_scorer=True,
+        settings=_STEP_SETTINGS,
+    ),
+    "deepconf-low": Method(
+        "DeepConf-low",
+        "traces that follow a warm-up are stopped when their token confidence falls below that of "
+        "the warm-up's top 10 %; those that do not fall below it vote by their confidence",
+        "lowest-confidence",
+        _confidence,
+        sampler=_deepconf(LOW),
+        needs_confidence=True,
+        settings=("min_keep", "warmup", "window"),
+    ),
+    "deepconf-high": Method(
+        "DeepConf-high",
+        "like DeepConf-low with the warm-up's top 90 %",
+        "lowest-confidence",
+        _confidence,
+        sampler=_deepconf(HIGH),
+        needs_confidence=True,
+        settings=("min_keep", "warmup", "window"),
+    ),
+    "slim-sc": Method(
+        "Slim-SC",
+        "of two running traces whose latest thoughts are alike, one is stopped; each of the others "
+        "has one vote",
+        "uniform",
+        _stock,
+        sampler=_slim_sc,
+        settings=("min_keep", "slim"),
+        needs_text=True,
+    ),
+    "single": Method(
+        "single trace",
+        "the first trace of each question, on stock vLLM: what one trace costs, and how often it "
+        "is right",
+        "uniform",
+        _stock,
+        traces=1,
+    ),
+    **{
+        name: Method(
+            ablation.label,
+            f"STEP, but it is {ablation.about} that is stopped; the others vote by their scores",
+            "score",
+            _ablation(ablation.victim),
+            needs_scorer=True,
+            settings=_STEP_SETTINGS,
+            needs_confidence=name == "least-confident",
+        )
+        for name, ablation in ABLATIONS.items()
+    },
+}
+"""All methods by the name that `step-eval --methods` takes. The first is the baseline."""
+
+BASELINE = "sc"
+ALL = "all"
+"""Stands for every method."""
+
+
+def method_names(text: str) -> list[str]:
+    """Split "sc,step" into names of methods; "all" is every one.
+
+    Raises:
+        InputError: none is named, one is unknown, or one is named twice.
+    """
+    if text.strip() == ALL:
+        return list(METHODS)
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    known = ", ".join([*METHODS, ALL])
+    if not names:
+        raise InputError(f"Expected --methods out of {known}, found none.")
+    for name in names:
+        if name not in METHODS:
+            raise InputError(f"Expected --methods out of {known}, found {name!r}.")
+    if len(set(names)) < len(names):
+        raise InputError(f"Expected each method once in --methods, found {text!r}.")
+    return names

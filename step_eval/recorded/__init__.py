@@ -1,0 +1,1 @@
+"""Recorded traces: what a replay or a simulation needs of them, and the files that hold them."""

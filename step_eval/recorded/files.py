@@ -1,0 +1,362 @@
+"""Recorded traces without their text, in one small Parquet file.
+
+What a replay needs of a trace: its length, boundaries, step scores, confidences and answer. Made by
+`step-eval record`; read by `step-eval replay` and `step-eval simulate`. A part of step-collect's
+traces table can be read as well.
+
+Recorded traces as a world: a directory of step-collect or of step-eval.
+
+Reads the tables and shards by their file contract (checkpoints/README.md): this floor may not
+import the package that writes them, and needs a few columns only.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from step_eval.recorded.traces import PoolQuestion, PoolTrace, World
+from step_eval.records import QuestionRecord, TraceRecord
+from step_eval.results import KIND as EVAL_KIND
+from step_eval.results import read_run
+from step_infer.errors import InputError
+from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.card import ScorerCard
+from step_infer.scorer.network import StepScorer, load_scorer
+from step_infer.storage.files import atomic_path, check_output
+from step_infer.storage.run_directory import read_manifest
+
+_AGGREGATOR = b"step_infer.aggregator"
+_SOURCE = b"step_infer.source"
+_COLUMNS = (
+    "question_id",
+    "trace_id",
+    "ground_truth",
+    "finish_reason",
+    "extracted_answer",
+    "is_correct",
+    "boundary_positions",
+    "step_scores",
+    "step_confidences",
+    "mean_token_confidence",
+)
+_LENGTHS = {"prompt_tokens": "prompt_token_ids", "num_tokens": "token_ids"}
+"""Columns of lengths, and the lists that they count in step-collect's table."""
+
+
+def write_table(path: Path | str, world: World) -> None:
+    """Write the traces of a world as one file, atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "question_id": question.question_id,
+            "trace_id": number,
+            "prompt_tokens": question.prompt_tokens,
+            "num_tokens": trace.tokens,
+            "ground_truth": question.truth,
+            "finish_reason": "length" if trace.cut else "stop",
+            "extracted_answer": trace.answer,
+            "is_correct": trace.right,
+            "boundary_positions": trace.positions,
+            "step_scores": trace.scores or None,
+            "step_confidences": trace.confidences or None,
+            "mean_token_confidence": trace.confidence,
+        }
+        for question in world.questions
+        for number, trace in enumerate(question.traces)
+    ]
+    schema = pa.schema(
+        [
+            ("question_id", pa.string()),
+            ("trace_id", pa.int32()),
+            ("prompt_tokens", pa.int32()),
+            ("num_tokens", pa.int32()),
+            ("ground_truth", pa.string()),
+            ("finish_reason", pa.string()),
+            ("extracted_answer", pa.string()),
+            ("is_correct", pa.bool_()),
+            ("boundary_positions", pa.list_(pa.int32())),
+            ("step_scores", pa.list_(pa.float32())),
+            ("step_confidences", pa.list_(pa.float32())),
+            ("mean_token_confidence", pa.float32()),
+        ],
+        {_AGGREGATOR: (world.aggregator or "").encode(), _SOURCE: world.source.encode()},
+    )
+    with atomic_path(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
+
+
+def record(
+    traces: Path | str,
+    out: Path | str,
+    scorer: Path | str | None = None,
+    aggregator: str | None = None,
+) -> str:
+    """Write recorded traces to one file, and say in a line what it holds.
+
+    Raises:
+        InputError: the traces or the scorer cannot be used, there is no such aggregator, or `out`
+            is one of the inputs.
+    """
+    from step_eval.recorded.files import read_world
+
+    if aggregator is not None and aggregator not in AGGREGATORS:
+        raise InputError(
+            f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {aggregator!r}."
+        )
+    check_output(out, traces, scorer)
+    world = read_world(traces, scorer)
+    write_table(out, dataclasses.replace(world, aggregator=aggregator or world.aggregator))
+    count = sum(len(question.traces) for question in world.questions)
+    return (
+        f"{out}: {count:,} traces of {len(world.questions)} questions, "
+        f"{'with' if world.scored else 'without'} step scores"
+    )
+
+
+def read_table(path: Path | str) -> World:
+    """Read a file of `write_table`, or a part of step-collect's traces table.
+
+    Raises:
+        InputError: it is neither, or holds no trace.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    try:
+        found = pq.read_schema(path)
+        lengths = {name: name if name in found.names else old for name, old in _LENGTHS.items()}
+        table = pq.read_table(path, columns=[*_COLUMNS, *lengths.values()])
+        for name, column in lengths.items():
+            if column != name:
+                table = table.append_column(name, pc.list_value_length(table[column]))
+        rows = table.drop_columns([c for n, c in lengths.items() if c != n]).to_pylist()
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise InputError(
+            f"Expected recorded traces of step-eval record or step-collect at {path}, found: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    if not rows:
+        raise InputError(f"Expected recorded traces in {path}, found none.")
+    by_question: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["trace_id"]):
+        by_question.setdefault(row["question_id"], []).append(row)
+    order = dict.fromkeys(row["question_id"] for row in rows)
+    questions = tuple(
+        PoolQuestion(
+            question_id,
+            by_question[question_id][0]["prompt_tokens"],
+            tuple(pool_trace(row) for row in by_question[question_id]),
+            by_question[question_id][0]["ground_truth"],
+        )
+        for question_id in order
+    )
+    metadata = found.metadata or {}
+    source = metadata.get(_SOURCE, b"").decode()
+    about = f"recorded traces of {path}" + (f" ({source})" if source else "")
+    return World(questions, about, metadata.get(_AGGREGATOR, b"").decode() or None)
+
+
+def pool_trace(row: dict[str, Any]) -> PoolTrace:
+    """Return the trace of a row, whose number of tokens stands under `num_tokens`."""
+    return PoolTrace(
+        row["num_tokens"],
+        tuple(row["boundary_positions"]),
+        "right" if row["is_correct"] else row["extracted_answer"],
+        bool(row["is_correct"]),
+        row["finish_reason"] == "length",
+        tuple(row["step_scores"] or ()),
+        confidences=tuple(row["step_confidences"] or ()),
+        confidence=row["mean_token_confidence"],
+    )
+
+
+_DIRECTORY_COLUMNS = [
+    "question_id",
+    "trace_id",
+    "prompt_token_ids",
+    "token_ids",
+    "finish_reason",
+    "extracted_answer",
+    "is_correct",
+    "boundary_positions",
+    "step_scores",
+    "step_confidences",
+    "mean_token_confidence",
+    "ground_truth",
+    "row_start",
+    "num_steps",
+]
+
+
+def read_world(path: Path | str, scorer: Path | str | None = None) -> World:
+    """Read recorded traces, and score their steps where a scorer is given.
+
+    Args:
+        path: a directory of step-collect; one of step-eval, whose traces of the method sc are
+            taken (their boundaries are recorded, their states are not); or a Parquet file of
+            `write_table`.
+        scorer: scorer file for the stored hidden states; None takes recorded step scores, if any.
+
+    Raises:
+        InputError: the directory or the scorer cannot be used.
+    """
+    if Path(path).is_file():
+        if scorer is not None:
+            raise InputError(
+                f"Expected a directory of step-collect for --scorer, found the file {path}, "
+                "which holds no hidden states."
+            )
+        return read_table(path)
+    manifest = read_manifest(path)
+    if manifest.get("kind") == EVAL_KIND:
+        if scorer is not None:
+            raise InputError(
+                f"Expected a directory of step-collect for --scorer, found {path} of step-eval, "
+                "which keeps no hidden states."
+            )
+        return eval_world(path)
+    if manifest.get("kind") != "traces" or not manifest.get("parts"):
+        raise InputError(
+            f"Expected traces of step-collect or step-eval in {path}, found none. "
+            "Hint: make them with step-collect."
+        )
+    net, card = load_scorer(scorer) if scorer is not None else (None, None)
+    by_question: dict[str, list[tuple[dict[str, Any], PoolTrace]]] = {}
+    for part in manifest["parts"]:
+        for row in _rows(Path(path), part, net, card):
+            row["num_tokens"] = len(row["token_ids"])
+            text_T = np.array(row["token_ids"], dtype=np.int64)
+            trace = dataclasses.replace(pool_trace(row), text=text_T)
+            by_question.setdefault(row["question_id"], []).append((row, trace))
+    questions = []
+    for question_id, items in by_question.items():
+        items.sort(key=lambda item: item[0]["trace_id"])
+        first = items[0][0]
+        traces = tuple(trace for _, trace in items)
+        prompt_tokens = len(first["prompt_token_ids"])
+        questions.append(PoolQuestion(question_id, prompt_tokens, traces, first["ground_truth"]))
+    about = f"recorded traces of {path}: {len(questions)} questions"
+    if scorer is not None:
+        about += f", scored by {scorer}"
+    return World(tuple(questions), about, card.aggregator if card is not None else None)
+
+
+def _rows(
+    path: Path, part: dict[str, Any], net: StepScorer | None, card: ScorerCard | None
+) -> list[dict[str, Any]]:
+    """Return the rows of a part, their step scores made by a scorer if there is one."""
+    import pyarrow
+    import pyarrow.parquet
+
+    file = path / part["traces"]["file"]
+    try:
+        rows = pyarrow.parquet.read_table(file, columns=_DIRECTORY_COLUMNS).to_pylist()
+    except (OSError, KeyError, pyarrow.ArrowException) as error:
+        raise InputError(
+            f"Expected a part of a traces table at {file}, found: {str(error).splitlines()[0]}"
+        ) from error
+    if net is None or card is None:
+        return rows
+    if part["features"] is None:
+        raise InputError(
+            f"Expected hidden states in {path} for --scorer, found none. "
+            "Hint: collect with --features true, or leave --scorer out."
+        )
+    score_S = _scores(path / part["features"]["file"], net, card.hidden_size)
+    for row in rows:
+        start = row["row_start"]
+        row["step_scores"] = score_S[start : start + row["num_steps"]]
+    return rows
+
+
+def _scores(path: Path, net: StepScorer, width: int) -> list[float]:
+    """Return the step score of every row of a feature shard [S]."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            hidden_SH = file.get_tensor("hidden")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"Expected a feature shard at {path}, found: {error}.") from error
+    if hidden_SH.shape[1] != width:
+        raise InputError(
+            f"Expected states of width {width} (scorer) in {path}, found {hidden_SH.shape[1]}."
+        )
+    with torch.inference_mode():
+        scores: list[float] = torch.sigmoid(net(hidden_SH)).tolist()
+    return scores
+
+
+def eval_world(path: Path | str) -> World:
+    """Return the traces that the method sc of a step-eval directory made."""
+    _, records = read_run(path)
+    found = sc_records(records, path)
+    by_id: dict[str, list[QuestionRecord]] = {}
+    for record in found:
+        by_id.setdefault(record.question_id, []).append(record)
+    questions = tuple(
+        PoolQuestion(
+            question_id,
+            group[0].prompt_tokens,
+            tuple(trace for record in group for trace in record_traces(record)),
+            group[0].truth,
+        )
+        for question_id, group in by_id.items()
+    )
+    about = f"traces of the method sc in {path}: {len(questions)} questions"
+    return World(questions, about)
+
+
+def sc_records(
+    records: dict[str, list[QuestionRecord]], path: Path | str
+) -> Sequence[QuestionRecord]:
+    """Return the records of the method sc, none of whose traces was pruned.
+
+    Raises:
+        InputError: there are none.
+    """
+    if "sc" not in records:
+        raise InputError(f"Expected records of the method sc in {path}, found none.")
+    return records["sc"]
+
+
+def _answer(record: QuestionRecord, trace: TraceRecord) -> str | None:
+    if trace.group is None:
+        return None
+    return "right" if trace.correct else record.answers[trace.group].answer
+
+
+def record_traces(record: QuestionRecord) -> list[PoolTrace]:
+    """Return a record's traces; pruned ones end where they were stopped."""
+    return [
+        PoolTrace(
+            trace.tokens,
+            tuple(trace.positions),
+            _answer(record, trace),
+            trace.correct is True,
+            trace.finish_reason == "length",
+            tuple(trace.scores),
+            _text(trace),
+        )
+        for trace in record.traces
+    ]
+
+
+def _text(trace: TraceRecord) -> np.ndarray:
+    """Return numbers that tell texts apart, from the check sums at a record's boundaries.
+
+    Where two traces part ways within a step, the whole step counts as different.
+    """
+    text_T = np.full(trace.tokens, -2 - trace.trace_id, dtype=np.int64)
+    start = 0
+    for position, digest in zip(trace.positions, trace.prefix_hashes, strict=True):
+        text_T[start : position + 1] = digest
+        start = position + 1
+    return text_T

@@ -1,0 +1,1 @@
+"""What evaluations show: tables, pictures, HTML pages."""

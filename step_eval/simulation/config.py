@@ -1,0 +1,129 @@
+"""Settings of `step-eval simulate`."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from step_eval.methods.victims import ABLATIONS
+from step_eval.recorded.traces import Distributions
+from step_eval.votes import vote_signal
+from step_infer.errors import InputError
+from step_infer.scorer.aggregate import AGGREGATORS
+
+METHODS = {
+    "sc": ("SC", "every trace runs to its end; one vote each"),
+    "sc-score": ("SC, score vote", "SC's schedule; votes weighted by score: nothing is stopped"),
+    "step": ("STEP", "the lowest-scored trace is stopped; votes weighted by score"),
+    **{
+        name: (ablation.label, f"STEP's trigger and vote, but it stops {ablation.about}")
+        for name, ablation in ABLATIONS.items()
+    },
+}
+"""What can be simulated: label, and what it does."""
+
+
+@dataclass(frozen=True)
+class SimulateConfig:
+    """Everything that `step-eval simulate` can be told."""
+
+    out: str
+    """Directory for simulation.json and simulation.html."""
+    traces: str | None = None
+    """Recorded traces: a directory of step-collect, or of step-eval with the method sc, or the
+    Parquet file of `step-eval record`. Without it, traces are drawn from distributions
+    (--world.*)."""
+    scorer: str | None = None
+    """Scorer file for the hidden states stored with --traces; it is simulated beside the made-up
+    scorers of --auroc."""
+    world: Distributions = field(default_factory=Distributions)
+    """The distributions that traces are drawn from."""
+    methods: str = "sc,sc-score,step"
+    """Methods, separated by commas: sc; sc-score, which only votes by score; step; and as victims
+    of STEP's trigger: random, youngest, longest, least-confident (needs recorded confidences),
+    oracle."""
+    num_traces: list[int] = field(default_factory=lambda: [64])
+    """Traces N for each question, one or more sizes."""
+    kv_budget: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
+    """KV cache as a part of what all traces of a mean question need, one or more sizes."""
+    length_scale: list[float] = field(default_factory=lambda: [1.0])
+    """Factors on the length of every response."""
+    auroc: list[float] = field(default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9])
+    """Within-question AUROC of made-up scorers, in [0.5, 0.99]."""
+    auroc_at: float = 0.5
+    """Part of a trace at which they have that AUROC."""
+    repeats: int = 1
+    """How often each question is drawn, each time with other traces of its pool."""
+    limit: int | None = None
+    """Use only so many questions."""
+    aggregator: str | None = None
+    """From step scores to a trace score: mean, last, min or ema; none given, the scorer card's,
+    else mean."""
+    min_keep: int = 1
+    """Traces of a question that pruning always keeps."""
+    min_steps: int = 1
+    """Step scores that a trace must have before it can be pruned."""
+    vote: str = "score"
+    """How traces vote under every method but sc: uniform, score, score^POWER, score-top-K or
+    best."""
+    block_size: int = 16
+    """Tokens of a KV block; vLLM's own is 16 on CUDA, 32 with StepLLM on CPU."""
+    max_num_seqs: int = 256
+    """Traces that run at once."""
+    max_num_batched_tokens: int = 8192
+    """Tokens that a step computes at most."""
+    timing: str | None = None
+    """Cost of an engine step: STEP,ROW,KV,PREFILL in seconds, or a directory of step-eval whose
+    method sc they are fitted on. Without it, time is counted in engine steps."""
+    check: str | None = None
+    """Directory of step-eval with methods sc and step on the questions of --traces: each of its
+    questions is simulated, and the error is reported. Needs --traces of step-collect with the same
+    seeds, and --scorer."""
+    seed: int = 0
+    """Of all that is drawn."""
+    jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Processes."""
+
+    def __post_init__(self) -> None:
+        for name in ("repeats", "limit", "min_keep", "min_steps", "block_size", "jobs"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"Expected {_option(name)} of at least 1, found {value}.")
+        for name, low, high in (
+            ("num_traces", 1, 100_000),
+            ("kv_budget", 0.01, 4),
+            ("length_scale", 0.001, 1000),
+            ("auroc", 0.5, 0.99),
+        ):
+            values: list[Any] = getattr(self, name)
+            bad = [value for value in values if not low <= value <= high]
+            if bad or (not values and name != "auroc"):
+                found = bad[0] if bad else "none"
+                raise InputError(f"Expected {_option(name)} in [{low}, {high}], found {found}.")
+        if not 0 < self.auroc_at <= 1:
+            raise InputError(f"Expected --auroc-at in (0, 1], found {self.auroc_at}.")
+        if self.aggregator is not None and self.aggregator not in AGGREGATORS:
+            raise InputError(
+                f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {self.aggregator!r}."
+            )
+        for name in self.method_names:
+            if name not in METHODS:
+                raise InputError(f"Expected --methods out of {', '.join(METHODS)}, found {name!r}.")
+        if vote_signal(self.vote) not in (None, "score"):
+            raise InputError(
+                f"Expected a --vote that goes by scores or is uniform, found {self.vote!r}: "
+                "nothing else is simulated."
+            )
+        if self.scorer is not None and self.traces is None:
+            raise InputError("Expected --traces beside --scorer, found none.")
+        if self.check is not None and self.scorer is None:
+            raise InputError("Expected --traces and --scorer beside --check, found none.")
+
+    @property
+    def method_names(self) -> list[str]:
+        """The methods, sc first: the others are compared with it."""
+        names = [name.strip() for name in self.methods.split(",") if name.strip()]
+        return ["sc", *(name for name in dict.fromkeys(names) if name != "sc")]
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

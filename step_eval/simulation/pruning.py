@@ -1,0 +1,117 @@
+"""The adapter's own work in a simulated engine: `StepScheduler._make_room`."""
+
+from itertools import accumulate
+from math import isfinite
+
+from step_eval.simulation.batch import Batch
+from step_eval.simulation.schedule import Pruning, Schedule, Work
+from step_infer import policy
+from step_infer.scorer.aggregate import AGGREGATORS
+
+
+class Pruner:
+    """Stops traces before a step whose growth would not fit; `step_infer.policy` says which.
+
+    Args:
+        batch: the engine's traces.
+        pruning: the adapter's settings.
+        result: gets the pruned traces.
+    """
+
+    def __init__(self, batch: Batch, pruning: Pruning, result: Schedule) -> None:
+        self.batch, self.pruning, self.result = batch, pruning, result
+        self.aggregate = AGGREGATORS[pruning.aggregator]
+        self.confidence_sums: list[list[float]] = []
+        if pruning.victim == "least-confident":
+            self.confidence_sums = [list(accumulate(trace.confidences)) for trace in batch.traces]
+        self.kept: dict[str, int] = {}
+        """Traces of each group that run, wait or have finished."""
+        for trace in batch.traces:
+            self.kept[trace.group] = self.kept.get(trace.group, 0) + 1
+        self.pressed: set[str] = set()
+        """Groups that have lost traces since memory was last ample."""
+
+    def make_room(self, work: Work) -> bool:
+        """Prune until this step's growth fits.
+
+        Args:
+            work: all work so far.
+
+        Returns:
+            Whether waiting traces are held back in this step.
+        """
+        batch = self.batch
+        free = batch.pool.free
+        shape = batch.shape
+        budget = shape.max_num_batched_tokens
+        if free < len(batch.running) + -(-budget // batch.size):
+            while (needed := batch.growth()) > batch.pool.free:
+                victim = policy.pick_victim(self._prunable(), self.kept)
+                if victim is None:
+                    break
+                self._prune(int(victim.request_id), work)
+            free = batch.pool.free - needed
+        if not self.pressed:
+            return False
+        self.pressed &= {batch.traces[trace].group for trace in batch.running}
+        total = shape.kv_blocks + 1
+        return not policy.admit(free, total, self.pruning.resume_free, bool(self.pressed))
+
+    def _prunable(self) -> list[policy.RunningTrace]:
+        batch, pruning = self.batch, self.pruning
+        return [
+            policy.RunningTrace(
+                str(trace),
+                batch.traces[trace].group,
+                self._score(trace),
+                self._scored(trace),
+                batch.held(trace),
+                trace,
+                pruning.min_steps,
+                pruning.min_keep,
+                policy.victim_rank(
+                    pruning.victim,
+                    batch.tokens(trace),
+                    self._confidence(trace),
+                    batch.traces[trace].rank,
+                ),
+            )
+            for trace in batch.running
+            if not batch.done_in_flight(trace)
+        ]
+
+    def _scored(self, trace: int) -> int:
+        """Return its step scores so far: a boundary's comes with the token after it."""
+        seen = self.batch.tokens(trace) - 1
+        positions = self.batch.traces[trace].positions
+        count = self.result.scored[trace]
+        while count < len(positions) and positions[count] < seen:
+            count += 1
+        self.result.scored[trace] = count
+        return count
+
+    def _score(self, trace: int) -> float | None:
+        count = self._scored(trace)
+        if count == 0:
+            return None
+        if self.pruning.victim != "score":
+            return 0.0  # it only says that there is one
+        return self.aggregate(self.batch.traces[trace].scores[:count])
+
+    def _confidence(self, trace: int) -> float | None:
+        tokens = self.batch.tokens(trace)
+        if not self.confidence_sums or not tokens:
+            return None
+        mean = self.confidence_sums[trace][tokens - 1] / tokens
+        return mean if isfinite(mean) else None
+
+    def _prune(self, trace: int, work: Work) -> None:
+        batch = self.batch
+        tokens = batch.tokens(trace)
+        batch.running.remove(trace)
+        batch.leave(trace, batch.computed(trace), tokens)
+        group = batch.traces[trace].group
+        self.kept[group] -= 1
+        self.pressed.add(group)
+        self.result.pruned.append(trace)
+        self.result.end(trace, tokens, work)

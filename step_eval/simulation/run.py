@@ -1,0 +1,132 @@
+"""`step-eval simulate`: from settings to simulation.json, simulation.html and a table."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from step_eval.recorded.files import read_world
+from step_eval.recorded.traces import draw_world
+from step_eval.report.table import tables_that_fit
+from step_eval.report.words import HEADINGS, number, number_range
+from step_eval.simulation.check import check
+from step_eval.simulation.config import METHODS, SimulateConfig
+from step_eval.simulation.question import FIGURES
+from step_eval.simulation.report import (
+    break_even_words,
+    check_rows,
+    check_words,
+    write_simulation_report,
+)
+from step_eval.simulation.sweep import break_even, summaries, sweep
+from step_eval.simulation.timing import read_timing
+from step_infer.errors import InputError
+from step_infer.storage.files import write_json
+from step_infer.storage.run_directory import run_manifest
+
+RESULTS_NAME = "simulation.json"
+REPORT_NAME = "simulation.html"
+_MOST_ROWS = 60
+
+
+def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict[str, Any]:
+    """Simulate every configuration, write the results and the report, print the table.
+
+    Raises:
+        InputError: an input cannot be used.
+    """
+    console = console or Console(soft_wrap=True)
+    if config.traces is not None:
+        world = read_world(config.traces, config.scorer)
+    else:
+        world = draw_world(config.world, max(config.num_traces) * config.repeats, config.seed)
+    if "least-confident" in config.method_names and not world.confident:
+        raise InputError(
+            "Expected recorded traces with confidences (--traces) for the method least-confident, "
+            f"found {world.source} without."
+        )
+    if config.limit is not None:
+        world = dataclasses.replace(world, questions=world.questions[: config.limit])
+    timing = read_timing(config.timing)
+    checked = None if config.check is None else check(config.check, world, timing)
+    errors = Console(stderr=True, soft_wrap=True)
+
+    def on_task(done: int, count: int) -> None:
+        errors.print(f"simulated {done} of {count} scorers and lengths", highlight=False)
+
+    cells = sweep(config, world, timing, on_task)
+    results = {
+        **run_manifest(kind="step-eval simulate"),
+        "source": world.source,
+        "mean_tokens": world.mean_tokens,
+        "questions": len(world.questions),
+        "settings": dataclasses.asdict(config),
+        "timing": dataclasses.asdict(timing),
+        "cells": summaries(cells, world, config.repeats),
+        "break_even": break_even(cells, world, config.repeats),
+        "check": checked,
+    }
+    out = Path(config.out)
+    write_json(out / RESULTS_NAME, results)
+    write_simulation_report(out / REPORT_NAME, results)
+    _print(results, console)
+    console.print(f"Report: {out / REPORT_NAME}", highlight=False)
+    return results
+
+
+def _print(results: dict[str, Any], console: Console) -> None:
+    console.print(results["source"], highlight=False)
+    shown = results["cells"][:_MOST_ROWS]
+
+    def make(figures: Sequence[str]) -> Table:
+        return _means(shown, figures, results["timing"]["unit"] == "seconds")
+
+    for table in tables_that_fit(console, FIGURES, make):
+        console.print(table)
+    if len(shown) < len(results["cells"]):
+        console.print(f"{len(results['cells']) - len(shown)} more rows in the report.")
+    for row in results["break_even"]:
+        words = break_even_words(row)
+        console.print(
+            f"Break-even AUROC, {row['num_traces']} traces{_length(row)}, "
+            f"KV budget {row['kv_budget']:g}: {words['words']} (95 %: {words['range']})",
+            highlight=False,
+        )
+    if results["check"] is not None:
+        errors = Table(title="Predicted and measured", title_justify="left")
+        for heading in ("Mean per question", "Method", "Predicted", "Measured", "Error"):
+            errors.add_column(heading)
+        for words in check_rows(results["check"]):
+            errors.add_row(*words.values())
+        console.print(errors)
+        for sentence in check_words(results["check"]):
+            console.print(sentence, highlight=False)
+
+
+def _means(cells: Sequence[dict[str, Any]], figures: Sequence[str], in_seconds: bool) -> Table:
+    """Return the table of some figures, a row for each cell of the sweep."""
+    table = Table(title="Means per question, simulated", title_justify="left")
+    for heading in ("Method", "Scorer", "N", "KV"):
+        table.add_column(heading)
+    for name in figures:
+        heading = HEADINGS[name] if in_seconds or name != "seconds" else "Engine steps"
+        table.add_column(heading.replace(" ", "\n", 1), justify="right")
+    for cell in cells:
+        row = [METHODS[cell["method"]][0], cell["label"], f"{cell['num_traces']}{_length(cell)}"]
+        row.append(f"{cell['kv_budget']:g}")
+        for name in figures:
+            found = cell["figures"][name]
+            value = number(name, found["value"])
+            if name == "accuracy":
+                value += f"\n[dim]{number_range(name, found['low'], found['high'])}[/dim]"
+            row.append(value)
+        table.add_row(*row)
+    return table
+
+
+def _length(row: dict[str, Any]) -> str:
+    """Return the length scale as it is added to the number of traces; nothing for 1."""
+    return "" if row["length_scale"] == 1 else f" x {row['length_scale']:g} length"

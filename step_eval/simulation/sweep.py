@@ -1,0 +1,232 @@
+"""All configurations of a simulation, over processes, and what comes of them."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+
+from step_eval.recorded.traces import World, pick
+from step_eval.simulation.config import SimulateConfig
+from step_eval.simulation.question import FIGURES, Setting, figures, run_question
+from step_eval.simulation.schedule import EngineShape, Pruning
+from step_eval.simulation.scores import tuned_scores, within_auroc
+from step_eval.simulation.timing import Timing
+from step_eval.statistics import bootstrap_weights, interval
+
+DRAWS = 2000
+RECORDED = "recorded"
+"""The scorer whose step scores came with the traces."""
+
+Scorer = float | str | None
+"""A made-up scorer's AUROC, RECORDED, or None for sc, which needs none."""
+Task = tuple[float, Scorer]
+"""Length scale and scorer."""
+
+
+@dataclasses.dataclass
+class Cell:
+    """One configuration: figures of its questions, repeats of a question side by side."""
+
+    method: str
+    scorer: Scorer
+    auroc: float | None
+    """The scorer's within-question AUROC, as reached on these traces."""
+    num_traces: int
+    kv_budget: float
+    length_scale: float
+    kv_tokens: int
+    """Tokens that the KV cache holds."""
+    figures: dict[str, list[float]]
+    """By the names of `FIGURES` [questions x repeats]."""
+
+    @property
+    def place(self) -> tuple[int, float, float]:
+        """N, KV budget and length scale: what methods are compared on."""
+        return self.num_traces, self.kv_budget, self.length_scale
+
+
+def sweep(
+    config: SimulateConfig,
+    world: World,
+    timing: Timing,
+    on_task: Callable[[int, int], None] | None = None,
+) -> list[Cell]:
+    """Simulate every configuration.
+
+    Args:
+        config: the settings.
+        world: the traces.
+        timing: cost of a step.
+        on_task: called with tasks done and tasks in all.
+    """
+    scorers: list[Scorer] = [None, *([RECORDED] if world.scored else []), *config.auroc]
+    tasks = list(itertools.product(config.length_scale, scorers))
+    cells: list[Cell] = []
+    with ProcessPoolExecutor(
+        min(config.jobs, len(tasks)), get_context("fork"), _begin, (config, world, timing)
+    ) as pool:
+        running = [pool.submit(_work, task) for task in tasks]
+        for done, future in enumerate(as_completed(running), 1):
+            cells += future.result()
+            if on_task is not None:
+                on_task(done, len(tasks))
+    return sorted(cells, key=lambda c: (*c.place, c.method, str(c.scorer)))
+
+
+_shared: tuple[SimulateConfig, World, Timing]
+
+
+def _begin(config: SimulateConfig, world: World, timing: Timing) -> None:
+    global _shared
+    _shared = config, world, timing
+
+
+def _work(task: Task) -> list[Cell]:
+    config, world, timing = _shared
+    return run_task(config, world, timing, task)
+
+
+def run_task(config: SimulateConfig, world: World, timing: Timing, task: Task) -> list[Cell]:
+    """Simulate all configurations of one length scale and scorer."""
+    scale, scorer = task
+    world = world.scaled(scale)
+    aggregator = config.aggregator or world.aggregator or "mean"
+    scores, reached = None, None
+    if isinstance(scorer, float):
+        scores, reached = tuned_scores(world, scorer, config.auroc_at, aggregator, config.seed)
+    elif scorer == RECORDED:
+        recorded = [[trace.scores for trace in q.traces] for q in world.questions]
+        reached = within_auroc(world, recorded.__getitem__, config.auroc_at, aggregator)
+    methods = ["sc"] if scorer is None else config.method_names[1:]
+    cells = []
+    for count, budget in itertools.product(config.num_traces, config.kv_budget):
+        shape = engine_shape(config, world, count, budget)
+        for method in methods:
+            setting = Setting(
+                method,
+                shape,
+                Pruning(aggregator, config.min_keep, config.min_steps),
+                config.vote,
+            )
+            found: dict[str, list[float]] = {name: [] for name in FIGURES}
+            for number, repeat in itertools.product(
+                range(len(world.questions)), range(config.repeats)
+            ):
+                question = world.questions[number]
+                chosen = pick(question, count, repeat, [config.seed, 3, number])
+                traces = _distinct([question.traces[index] for index in chosen], chosen)
+                own = None if scores is None else [scores[number][index] for index in chosen]
+                schedule = run_question(setting, traces, question.prompt_tokens, own)
+                for name, value in figures(schedule, setting, traces, timing, own).items():
+                    found[name].append(value)
+            tokens = shape.kv_blocks * shape.block_size
+            cells.append(Cell(method, scorer, reached, count, budget, scale, tokens, found))
+    return cells
+
+
+def _distinct(traces: list[Any], chosen: Sequence[int]) -> list[Any]:
+    """Take the texts away where a trace was drawn twice: its copies stand for other traces."""
+    if len(set(chosen)) == len(chosen):
+        return traces
+    return [dataclasses.replace(trace, text=None) for trace in traces]
+
+
+def engine_shape(config: SimulateConfig, world: World, count: int, budget: float) -> EngineShape:
+    """Return the engine for `count` traces and a KV budget; a longest trace always fits."""
+    longest = max(q.prompt_tokens + t.tokens for q in world.questions for t in q.traces)
+    tokens = max(budget * count * world.mean_tokens, longest)
+    return EngineShape(
+        -(-int(tokens) // config.block_size),
+        config.block_size,
+        config.max_num_seqs,
+        max(config.max_num_batched_tokens, config.max_num_seqs),
+    )
+
+
+def summaries(cells: Iterable[Cell], world: World, repeats: int) -> list[dict[str, Any]]:
+    """Return each cell with the mean of its figures and their 95 % intervals over questions."""
+    plain_P, drawn_DP = _weights(world, repeats)
+    rows = []
+    for cell in cells:
+        means = {}
+        for name, values in cell.figures.items():
+            values_P = np.array(values)
+            means[name] = dataclasses.asdict(interval(plain_P @ values_P, drawn_DP @ values_P))
+        row = {**dataclasses.asdict(cell), "label": label(cell.scorer), "figures": means}
+        rows.append(row)
+    return rows
+
+
+def label(scorer: Scorer) -> str:
+    """Return a scorer's name for tables."""
+    if scorer is None:
+        return "none"
+    return "the given scorer" if scorer == RECORDED else f"AUROC {scorer:g}"
+
+
+def _weights(world: World, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = [q.question_id for q in world.questions for _ in range(repeats)]
+    return bootstrap_weights(ids, DRAWS)
+
+
+def break_even(cells: Sequence[Cell], world: World, repeats: int) -> list[dict[str, Any]]:
+    """Return, for each N, KV budget and length, the AUROC at which STEP is as accurate as SC.
+
+    The made-up scorers' differences to SC are made monotone in AUROC (pool adjacent violators) and
+    joined by lines. `value`, `low` and `high` (95 % over questions) are None where even the best of
+    them stays below SC; at the lowest AUROC, the break-even may lie lower still.
+    """
+    plain_P, drawn_DP = _weights(world, repeats)
+    rows = []
+    for place in sorted({cell.place for cell in cells}):
+        here = [cell for cell in cells if cell.place == place]
+        base_P = np.array(next(c for c in here if c.method == "sc").figures["accuracy"])
+        curve = [c for c in here if c.method == "step" and isinstance(c.scorer, float)]
+        if len(curve) < 2:
+            continue
+        curve.sort(key=lambda cell: cell.auroc or 0.0)
+        auroc_A = np.array([cell.auroc for cell in curve])
+        gain_AP = np.array([cell.figures["accuracy"] for cell in curve]) - base_P
+        drawn = [crossing(auroc_A, gain_A) for gain_A in (drawn_DP @ gain_AP.T)]
+        low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
+        value = crossing(auroc_A, gain_AP @ plain_P)
+        rows.append(
+            {
+                "num_traces": place[0],
+                "kv_budget": place[1],
+                "length_scale": place[2],
+                **{
+                    name: None if np.isinf(number) else float(number)
+                    for name, number in (("value", value), ("low", low), ("high", high))
+                },
+                "lowest": float(auroc_A[0]),
+                "highest": float(auroc_A[-1]),
+            }
+        )
+    return rows
+
+
+def crossing(auroc_A: np.ndarray, gain_A: np.ndarray) -> float:
+    """Return where a gain, made monotone in AUROC, comes to zero; infinity where it never does."""
+    blocks: list[list[float]] = []  # [mean, size]
+    for gain in gain_A:
+        blocks.append([float(gain), 1])
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            mean, size = blocks.pop()
+            before = blocks[-1]
+            before[0] = (before[0] * before[1] + mean * size) / (before[1] + size)
+            before[1] += size
+    smooth_A = np.concatenate([np.full(int(size), mean) for mean, size in blocks])
+    above = np.flatnonzero(smooth_A >= -1e-12)
+    if len(above) == 0:
+        return float("inf")
+    first = int(above[0])
+    if first == 0:
+        return float(auroc_A[0])
+    rise = smooth_A[first] - smooth_A[first - 1]
+    part = -smooth_A[first - 1] / rise
+    return float(auroc_A[first - 1] + part * (auroc_A[first] - auroc_A[first - 1]))

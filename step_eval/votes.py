@@ -1,0 +1,111 @@
+"""Vote rules by name: how much each trace of a question counts."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from step_infer.errors import InputError
+
+if TYPE_CHECKING:
+    from step_eval.records import TraceRecord
+
+Weights = Callable[[Sequence[float | None]], list[float]]
+"""From a number of each trace [N] (None where it has none) to weights [N], none below 0."""
+
+_POWER = re.compile(r"score(?:\^(\d+(?:\.\d+)?))?")
+_TOP = re.compile(r"score-top-([1-9]\d*)")
+UNIFORM = "uniform"
+CONFIDENCE = "confidence"
+"""Vote by the mean token confidence in the place of the score."""
+LOWEST_CONFIDENCE = "lowest-confidence"
+"""Vote by the lowest group confidence in the place of the score (DeepConf)."""
+RULES = f"uniform, score, score^POWER, score-top-K, best, {CONFIDENCE}, {LOWEST_CONFIDENCE}"
+SHOWN_VOTES = (
+    UNIFORM,
+    "score",
+    "score^4",
+    "score-top-5",
+    "best",
+    CONFIDENCE,
+    LOWEST_CONFIDENCE,
+)
+"""Rules that a report compares on the same traces."""
+
+
+def uniform(scores: Sequence[float | None]) -> list[float]:
+    """Return one vote for each trace (self-consistency)."""
+    return [1.0] * len(scores)
+
+
+def best(scores: Sequence[float | None]) -> list[float]:
+    """Return one vote for the first trace of the highest score, or one for each if none has one."""
+    known = [score for score in scores if score is not None]
+    if not known:
+        return uniform(scores)
+    winner = scores.index(max(known))
+    return [float(index == winner) for index in range(len(scores))]
+
+
+def score_power(power: float) -> Weights:
+    """Return the rule that weighs a trace by its score to a power; 1 where it has no score."""
+
+    def weights(scores: Sequence[float | None]) -> list[float]:
+        return [1.0 if score is None else max(score, 0.0) ** power for score in scores]
+
+    return weights
+
+
+def score_top(count: int) -> Weights:
+    """Return the rule by which only the traces of the highest scores vote, weighted by score.
+
+    Between equal scores the first trace goes; if no trace has a score, each has one vote.
+    """
+
+    def weights(scores: Sequence[float | None]) -> list[float]:
+        known = {index: score for index, score in enumerate(scores) if score is not None}
+        if not known:
+            return uniform(scores)
+        chosen = sorted(known, key=lambda index: (-known[index], index))[:count]
+        return [max(known[i], 0.0) if i in chosen else 0.0 for i in range(len(scores))]
+
+    return weights
+
+
+def vote_rule(name: str) -> Weights:
+    """Return the rule of one of the names in `RULES`; "score" is that of STEP (section 3.3).
+
+    "confidence" and "lowest-confidence" are the rule "score" on other numbers (`vote_signal`).
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    if name == UNIFORM:
+        return uniform
+    if name == "best":
+        return best
+    if (top := _TOP.fullmatch(name)) is not None:
+        return score_top(int(top[1]))
+    match = _POWER.fullmatch("score" if name in (CONFIDENCE, LOWEST_CONFIDENCE) else name)
+    if match is None:
+        raise InputError(f"Expected a vote out of {RULES}, found {name!r}.")
+    return score_power(float(match[1] or 1))
+
+
+def has_signal(vote_by: str, traces: Iterable["TraceRecord"]) -> bool:
+    """Say whether any trace has the number that a rule goes by."""
+    signal = vote_signal(vote_by)
+    return signal is None or any(getattr(trace, signal) is not None for trace in traces)
+
+
+def vote_signal(name: str) -> str | None:
+    """Return the number of a trace that a rule goes by: None, or a field of `TraceRecord`.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    vote_rule(name)
+    if name == CONFIDENCE:
+        return "mean_confidence"
+    if name == LOWEST_CONFIDENCE:
+        return "lowest_confidence"
+    return None if name == UNIFORM else "score"

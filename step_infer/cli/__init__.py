@@ -1,0 +1,1 @@
+"""The toolkit's commands: options from dataclasses, exit codes, progress."""

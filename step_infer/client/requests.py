@@ -1,0 +1,109 @@
+"""An order as vLLM's request, and what vLLM answers as a trace."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from step_infer.client.answers import extract_boxed
+from step_infer.client.trace import STOPPED, Trace, TraceKey, TracePlan
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.settings import CONFIG_KEY
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+
+def request_id(key: TraceKey) -> str:
+    """Return the name that a trace has in the engine."""
+    return f"{key[0]}/{key[1]}"
+
+
+def sampling_params(
+    order: TracePlan, options: dict[str, Any] | None, room: int, by_delta: bool
+) -> "SamplingParams":
+    """Return how vLLM samples an order.
+
+    Args:
+        order: the trace's order.
+        options: the adapter's options for every request; None for stock vLLM.
+        room: tokens that the context leaves for the response.
+        by_delta: whether every step's tokens come at once, not all of them at the end.
+    """
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    sampling = order.sampling
+    extra_args = None
+    if options is not None:
+        options = {"group": order.group} | options
+        for name in ("window", "stop_below", "replay", "rank"):
+            if (value := getattr(order, name)) is not None:
+                options[name] = value
+        extra_args = {CONFIG_KEY: options}
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k or -1,
+        max_tokens=min(sampling.max_tokens, room),
+        seed=order.seed,
+        detokenize=False,  # once at the end instead of token by token, which costs more
+        output_kind=RequestOutputKind.DELTA if by_delta else RequestOutputKind.FINAL_ONLY,
+        extra_args=extra_args,
+    )
+
+
+def ended_trace(
+    order: TracePlan,
+    token_ids: list[int],
+    output: Any,
+    submitted_s: float,
+    tokenizer: Any,
+    rule: BoundaryRule,
+    hidden_size: int,
+) -> Trace:
+    """Return a trace that ends now.
+
+    Args:
+        order: its order.
+        token_ids: its generated tokens [T].
+        output: vLLM's last `RequestOutput` of it; None for one that the client stopped.
+        submitted_s: when it was handed to the engine, seconds of `time.monotonic()`.
+        tokenizer: the model's.
+        rule: where steps end, for a trace that the engine did not look at.
+        hidden_size: width H of the hidden states that may come with it.
+    """
+    reason, report = "similar", {}
+    if output is not None:
+        completion = output.outputs[0]
+        report = (output.kv_transfer_params or {}).get(CONFIG_KEY, {})
+        why = completion.stop_reason
+        reason = why if why in STOPPED else completion.finish_reason
+    stopped = reason in STOPPED
+    # The token that ends the turn is no part of the text.
+    shown = token_ids[:-1] if reason == "stop" else token_ids
+    text = tokenizer.decode(shown, clean_up_tokenization_spaces=False)
+    trace = Trace(
+        order.question_id,
+        order.trace_id,
+        order.seed,
+        list(order.prompt_token_ids),
+        token_ids,
+        text,
+        reason,
+        None if stopped else extract_boxed(text),
+        report.get("positions", rule.positions(token_ids)),
+        report.get("scores", []),
+        report.get("score"),
+        report.get("confidences"),
+        report.get("confidence"),
+        report.get("lowest_confidence"),
+        submitted_s=submitted_s,
+        finished_s=time.monotonic(),
+    )
+    if "hidden" in report:
+        dtype = getattr(torch, report["hidden_dtype"])
+        bits = np.frombuffer(report["hidden"], np.uint16).reshape(-1, hidden_size)
+        trace.hidden_SH = torch.from_numpy(bits.copy()).view(dtype)
+    return trace

@@ -1,0 +1,148 @@
+"""One sampled response, and the order for one.
+
+How traces are sampled.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from step_infer.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+
+_WHOLE = ("top_k", "max_tokens")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Sampling parameters; the defaults are the paper's (arXiv 2601.09093, section 4.1)."""
+
+    temperature: float = 0.6
+    """Softmax temperature; 0 is greedy."""
+    top_p: float = 0.95
+    """Nucleus: smallest set of tokens with this probability."""
+    top_k: int = 20
+    """Most likely tokens kept; 0 keeps all."""
+    max_tokens: int = 65536
+    """Longest response in tokens; cut to what the model's context leaves after the prompt."""
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "top_k", "max_tokens"):
+            value = getattr(self, name)
+            kind, kinds = (int, "whole numbers") if name in _WHOLE else (int | float, "numbers")
+            if not isinstance(value, kind):
+                raise InputError(f"Expected {name} out of {kinds}, found {value!r}.")
+        for name, value, good in (
+            ("temperature", self.temperature, self.temperature >= 0),
+            ("top_p", self.top_p, 0 < self.top_p <= 1),
+            ("top_k", self.top_k, self.top_k >= 0),
+            ("max_tokens", self.max_tokens, self.max_tokens >= 1),
+        ):
+            if not good:
+                bounds = {"temperature": ">= 0", "top_p": "in (0, 1]", "top_k": ">= 0"}
+                raise InputError(f"Expected {name} {bounds.get(name, '>= 1')}, found {value}.")
+
+
+TraceKey = tuple[str, int]
+"""A question's id and the number of one of its traces."""
+STOPPED = ("pruned", "confidence", "similar")
+"""The finish reasons of traces that a method stopped."""
+
+
+@dataclass(frozen=True)
+class TracePlan:
+    """The order for one trace."""
+
+    question_id: str
+    trace_id: int
+    """Number of the trace within its question, from 0."""
+    prompt_token_ids: tuple[int, ...]
+    seed: int | None
+    """Sampling seed of the trace; None takes the engine's own, which is not repeatable."""
+    sampling: Sampling
+    group: str | None = None
+    """Traces of one group compete with each other when memory is short; None is not prunable."""
+    replay: dict[str, Any] | None = None
+    """Recorded signals that stand for the engine's own (`step_eval.replay.signals`)."""
+    window: int | None = None
+    """Tokens of a sliding window of token confidences; None does not look at windows."""
+    stop_below: float | None = None
+    """Stop the trace as soon as the mean confidence of a window is lower than this."""
+    rank: float | None = None
+    """The trace of the lowest is stopped first, on an engine whose victims go by rank."""
+
+    @property
+    def key(self) -> TraceKey:
+        """What tells it from other orders."""
+        return self.question_id, self.trace_id
+
+
+@dataclass
+class Trace:
+    """One sampled response of T generated tokens and S scored steps."""
+
+    question_id: str
+    trace_id: int
+    seed: int | None
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    """Generated tokens [T]."""
+    text: str
+    """Their text, special tokens included."""
+    finish_reason: str
+    """"stop", "length", "abort", or, if it was stopped: "pruned" for want of memory, "confidence"
+    for a window of low confidence, "similar" for thoughts that another trace had."""
+    answer: str | None = None
+    r"""Content of the last \boxed{}; None for a trace that was stopped."""
+    boundary_positions: list[int] = field(default_factory=list)
+    """Indices of the step boundaries in `token_ids` [S]."""
+    step_scores: list[float | None] = field(default_factory=list)
+    """A score in [0, 1] for each boundary [S]; None where not finite; empty if unscored."""
+    trace_score: float | None = None
+    """Aggregate of the step scores; None without any."""
+    step_confidences: list[float | None] | None = None
+    """For each boundary the mean token confidence of the tokens up to and including it [S]
+    (`step_infer.row_scorer`); None where not recorded."""
+    mean_token_confidence: float | None = None
+    """Mean token confidence of all generated tokens; None where not recorded."""
+    lowest_group_confidence: float | None = None
+    """Mean token confidence of its least sure window (`TracePlan.window`); None without one."""
+    filtered: bool = False
+    """Whether it ended by itself but does not vote: its lowest group confidence is too low."""
+    hidden_SH: "torch.Tensor | None" = None
+    """Hidden states at the boundaries [S, H], as the model gave them, where they were captured."""
+    submitted_s: float = 0.0
+    """When the trace was handed to the engine, seconds of `time.monotonic()`."""
+    finished_s: float = 0.0
+    """When its last token arrived, seconds of `time.monotonic()`."""
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the trace was stopped for want of memory."""
+        return self.finish_reason == "pruned"
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the trace was stopped, for whatever reason: it has no answer."""
+        return self.finish_reason in STOPPED
+
+
+def trace_seed(seed: int, question_id: str, trace_id: int) -> int:
+    """Return a trace's own sampling seed (31 bits), the same on every machine."""
+    digest = hashlib.sha256(f"{seed}\0{question_id}\0{trace_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def trace_weight(trace: Trace) -> float:
+    """Return a trace's weight in a vote, 0 for one that was stopped or filtered.
+
+    It is the lowest group confidence where that was looked at, else the score, else 1.
+    """
+    if trace.stopped or trace.filtered:
+        return 0.0
+    if trace.lowest_group_confidence is not None:
+        return trace.lowest_group_confidence
+    return 1.0 if trace.trace_score is None else trace.trace_score

@@ -1,0 +1,1 @@
+"""`step-doctor`: whether the adapter fits the installed vLLM."""

@@ -1,0 +1,152 @@
+"""The scorer card: what a step scorer is, for which model, and how far to trust it."""
+
+import dataclasses
+import json
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from step_infer.errors import InputError
+from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.identity import ModelIdentity
+from step_infer.storage.files import check_types
+
+CARD_SCHEMA_VERSION = 1
+CARD_KEY = "scorer_card"
+"""Key of the card in the safetensors metadata."""
+
+LAST_LAYER = "last"
+"""The layer that the engine can see: the last one, after the final norm."""
+
+IDENTITY_FIELDS = ("model_config_hash", "tokenizer_hash", "hidden_size")
+"""Fields that must agree with the model in use. A different hidden size can never be overridden."""
+
+
+@dataclass(frozen=True)
+class ScorerCard:
+    """Everything a user and the engine must know of a scorer; stored as JSON in its file."""
+
+    base_model: str
+    """Path or hub id of the model whose hidden states trained the scorer."""
+    model_config_hash: str
+    """SHA-256 of that model's configuration."""
+    tokenizer_hash: str
+    """SHA-256 of its vocabulary."""
+    hidden_size: int
+    """Width H of the hidden state that the scorer reads."""
+    boundary: dict[str, Any]
+    """The boundary rule with its token ids (`BoundaryRule.to_dict`)."""
+    width: int = 512
+    """Units of each hidden layer of the scorer."""
+    depth: int = 1
+    """Hidden layers of the scorer."""
+    layer: str = LAST_LAYER
+    """Which layers' states, one after the other: numbers of blocks from 1 and "last", by commas."""
+    norm: str = "after final norm"
+    """Where the state is read: "after final norm" for the last layer."""
+    aggregator: str = "mean"
+    """Trace aggregator: "mean", "last", "min" or "ema"."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Summary of the training set and settings."""
+    metrics: dict[str, Any] = field(default_factory=dict)
+    """Held-out metrics, overall and within question, by trace progress."""
+    calibration: dict[str, Any] = field(default_factory=dict)
+    """How far scores are probabilities; folded into the weights where a temperature was fitted."""
+    versions: dict[str, str] = field(default_factory=dict)
+    """Library versions at export."""
+    schema_version: int = CARD_SCHEMA_VERSION
+
+    @property
+    def state_size(self) -> int:
+        """Inputs of the scorer: the hidden size times the number of layers."""
+        return self.hidden_size * len(self.layer.split(","))
+
+    @property
+    def boundary_rule(self) -> BoundaryRule:
+        """The boundary rule that the scorer was trained with."""
+        return BoundaryRule.from_dict(self.boundary)
+
+    def to_json(self) -> str:
+        """Return the card as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> "ScorerCard":
+        """Read a card; `source` names the file in errors.
+
+        Raises:
+            InputError: not JSON, another schema version, or a missing, unknown or bad field.
+        """
+        try:
+            value = json.loads(text)
+            found = value.get("schema_version")
+            if found != CARD_SCHEMA_VERSION:
+                raise InputError(
+                    f"Expected scorer card schema_version {CARD_SCHEMA_VERSION} in {source}, "
+                    f"found {found}. Hint: export the scorer again with this toolkit."
+                )
+            card = cls(**value)
+            check_types(card)
+            for name, least in (("hidden_size", 1), ("width", 1), ("depth", 0)):
+                if getattr(card, name) < least:
+                    raise TypeError(f"{name} {getattr(card, name)}, which is below {least}")
+        except (AttributeError, TypeError, RecursionError, json.JSONDecodeError) as error:
+            raise InputError(
+                f"Expected a scorer card in {source}, found: {error}. "
+                "Hint: export the scorer again."
+            ) from error
+        if card.aggregator not in AGGREGATORS:
+            raise InputError(
+                f"Expected aggregator out of {', '.join(AGGREGATORS)} in {source}, "
+                f"found {card.aggregator!r}."
+            )
+        BoundaryRule.from_dict(card.boundary)
+        return card
+
+    def check_model(self, model: ModelIdentity, allow_mismatch: Collection[str] = ()) -> None:
+        """Refuse a model that the scorer was not trained for.
+
+        Raises:
+            InputError: a field differs and is not in `allow_mismatch`; the message names it.
+        """
+        for name in allow_mismatch:
+            if name not in IDENTITY_FIELDS[:2]:
+                raise InputError(
+                    f"Expected --allow-mismatch out of {', '.join(IDENTITY_FIELDS[:2])}, "
+                    f"found {name!r}."
+                )
+        found = {
+            "model_config_hash": model.config_hash,
+            "tokenizer_hash": model.tokenizer_hash,
+            "hidden_size": model.hidden_size,
+        }
+        # The hidden size first: where it differs, the hashes differ as well and say less.
+        for name in reversed(IDENTITY_FIELDS):
+            expected = getattr(self, name)
+            if expected == found[name] or name in allow_mismatch:
+                continue
+            hint = "export a scorer for this model"
+            if name != "hidden_size":
+                hint += f", or pass --allow-mismatch {name} if you know that they agree"
+            raise InputError(
+                f"Expected {name} {_short(expected)} (scorer card, trained on {self.base_model}), "
+                f"found {_short(found[name])} (model {model.model}). Hint: {hint}."
+            )
+
+    def check_layers(self) -> None:
+        """Refuse a scorer of other layers than the engine can see.
+
+        Raises:
+            InputError: the scorer reads another layer than the last.
+        """
+        if self.layer != LAST_LAYER:
+            raise InputError(
+                f"Expected a scorer of the layer {LAST_LAYER!r}, the only one that the engine "
+                f"shows, found layer {self.layer!r} (scorer card). Hint: train one on features of "
+                "step-collect, or of step-train extract without --layers."
+            )
+
+
+def _short(value: Any) -> str:
+    return value[:12] + "…" if isinstance(value, str) and len(value) > 16 else str(value)

@@ -1,0 +1,102 @@
+"""Which model a scorer belongs to: hashes of the model's configuration and vocabulary."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from step_infer.errors import InputError
+from step_infer.storage.files import read_json
+
+# Keys of config.json that change without changing what the model computes.
+_VOLATILE_KEYS = frozenset(
+    {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "auto_map"}
+)
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """What a scorer needs to know of the model whose hidden states it reads."""
+
+    model: str
+    """Path or hub id, as the user gave it."""
+    config_hash: str
+    """SHA-256 of the canonical config.json, without keys that do not change the computation."""
+    tokenizer_hash: str
+    """SHA-256 of the vocabulary: every token with its id."""
+    hidden_size: int
+    """Width H of the last layer."""
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def model_file(model: str, name: str) -> Path:
+    """Return the local path of a model's file: from its folder, or from the hub (or its cache).
+
+    Raises:
+        InputError: neither a folder that holds the file nor a hub id that can be reached.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        if (folder / name).is_file():
+            return folder / name
+        raise InputError(
+            f"Expected {name} in the model folder {model}, found none. "
+            "Hint: give a Hugging Face model folder."
+        )
+    if not model or model.count("/") > 1 or model.startswith((".", "/", "~")):
+        raise InputError(
+            f"Expected a model folder or a hub id, found no folder at {model!r}. "
+            "Hint: check the path."
+        )
+    from huggingface_hub import (
+        get_hf_file_metadata,
+        hf_hub_download,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+
+    try:
+        if not isinstance(try_to_load_from_cache(model, name), str):
+            # Asked once: the download alone tries for half a minute where there is no network.
+            get_hf_file_metadata(hf_hub_url(model, name))
+        return Path(hf_hub_download(model, name))
+    except Exception as error:  # the hub client raises many types; all mean "not to be had"
+        raise InputError(
+            f"Expected a model folder or a reachable hub id, found {model!r} "
+            f"({type(error).__name__}). Hint: check the path, or download the model first."
+        ) from error
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Return the hash of a config.json's content (64 hexadecimal digits)."""
+    return _digest({key: value for key, value in config.items() if key not in _VOLATILE_KEYS})
+
+
+def identify(model: str) -> ModelIdentity:
+    """Read a model's identity from its config.json and tokenizer.json.
+
+    Raises:
+        InputError: a file is missing, or the configuration names no hidden size.
+    """
+    from tokenizers import Tokenizer
+
+    config = read_json(model_file(model, "config.json"))
+    if not isinstance(config, dict):
+        raise InputError(f"Expected an object in the config.json of {model}, found {config!r:.40}.")
+    text_config = config.get("text_config") or config
+    hidden_size = text_config.get("hidden_size") or text_config.get("n_embd")
+    if not isinstance(hidden_size, int):
+        raise InputError(f"Expected hidden_size in the config.json of {model}, found none.")
+    try:
+        tokenizer = Tokenizer.from_file(str(model_file(model, "tokenizer.json")))
+    except InputError:
+        raise
+    except Exception as error:  # the library raises nothing narrower
+        raise InputError(f"Expected a tokenizer.json in {model}, found: {error}.") from error
+    vocabulary = tokenizer.get_vocab()
+    return ModelIdentity(model, config_hash(config), _digest(vocabulary), hidden_size)

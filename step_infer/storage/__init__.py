@@ -1,0 +1,1 @@
+"""Files on disk: atomic writes, checksums, and the directory of a run."""

@@ -1,0 +1,1 @@
+"""Training data: the traces' table, their features in blocks, subspaces."""

@@ -1,0 +1,1 @@
+"""`step-train demo-model`: the demo language model, trained from scratch."""

@@ -1,0 +1,148 @@
+"""Trains the demo language model from scratch on endless ledger traces.
+
+The command is `step-train demo-model --out DIR`. On one H100 the defaults take about four minutes;
+on a CPU they are for small tries only (`--steps`, `--layers`).
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+
+from step_infer.errors import InputError
+from step_infer.storage.run_directory import run_manifest, write_manifest
+from step_train.demo_model.config import LedgerLMConfig
+from step_train.demo_model.export import export_model, new_model
+from step_train.demo_model.module import LedgerData, LedgerLM
+from step_train.fit.trainer import lightning_run
+
+
+class Progress(Callback):
+    """One bar for the whole training: steps, ETA, tokens a second, loss."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Open the bar at the step the training starts from."""
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+        self.tokens = 0
+        self.bar = tqdm(
+            total=trainer.max_steps,
+            initial=trainer.global_step,
+            unit="step",
+            desc="demo model",
+            disable=not trainer.is_global_zero,
+            mininterval=1.0 if os.isatty(2) else 10.0,
+        )
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count one step; the loss is fetched (and the device waited for) now and then only."""
+        self.tokens += batch.ids_BT.numel() * trainer.world_size
+        if trainer.global_step % pl_module.config.log_steps == 0:
+            loss = float(outputs["loss"])
+            elapsed = self.bar.format_dict["elapsed"] or 1e-9
+            rate = self.tokens / elapsed
+            pl_module.log("tokens_per_s", rate)
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {rate / 1e6:.2f}M tokens/s", refresh=False)
+        self.bar.update()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the held-out loss on a line of its own."""
+        if trainer.is_global_zero and not trainer.sanity_checking:
+            loss = float(trainer.callback_metrics["val_loss"])
+            self.bar.write(f"step {trainer.global_step}: held-out loss {loss:.4f}")
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close the bar."""
+        self.bar.close()
+
+
+def _newest_checkpoint(config: LedgerLMConfig) -> Path | None:
+    """Return the checkpoint to resume from, or None.
+
+    Raises:
+        InputError: there are checkpoints but no --resume, or they belong to another run.
+    """
+    found = sorted((config.out / "checkpoints").glob("step-*.ckpt"))
+    if not found:
+        return None
+    if not config.resume:
+        raise InputError(
+            f"Expected a run directory without checkpoints, found {found[-1]}. "
+            "Hint: --resume true continues it; else choose another --out."
+        )
+    saved = torch.load(found[-1], map_location="cpu", weights_only=True)["config"]
+    for key, value in config.identity().items():
+        if saved.get(key) != value:
+            raise InputError(
+                f"Expected {key} {saved.get(key)} as in {found[-1]}, found {value}. "
+                "Hint: resume with the settings the run was started with."
+            )
+    return found[-1]
+
+
+def train_ledger_lm(config: LedgerLMConfig) -> Path:
+    """Train the demo model and return the folder of the finished Hugging Face model.
+
+    Raises:
+        InputError: a setting is out of range, or the run directory belongs to another run.
+    """
+    config = config.check()
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Expected a run directory that can be made, found {config.out}: {error.strerror}."
+        ) from error
+    checkpoint = _newest_checkpoint(config)
+    start = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
+    L.seed_everything(config.seed, verbose=False)
+    torch.set_float32_matmul_precision("high")
+    net = new_model(config.layers, config.hidden_size, config.intermediate_size)
+    saver = ModelCheckpoint(
+        config.out / "checkpoints",
+        filename="step-{step:07d}",
+        auto_insert_metric_name=False,
+        every_n_train_steps=config.checkpoint_steps,
+        save_on_train_epoch_end=False,
+    )
+    with lightning_run():
+        trainer = L.Trainer(
+            max_steps=config.steps,
+            devices="auto" if config.devices is None else config.devices,
+            precision=config.precision,  # type: ignore[arg-type]
+            gradient_clip_val=1.0,
+            val_check_interval=config.checkpoint_steps,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            log_every_n_steps=config.log_steps,
+            logger=CSVLogger(config.out, name="logs"),
+            callbacks=[saver, Progress()],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(
+            LedgerLM(net, config), datamodule=LedgerData(config, start), ckpt_path=checkpoint
+        )
+    folder = config.out / "model"
+    if trainer.is_global_zero:
+        export_model(net, folder)
+        loss = trainer.callback_metrics.get("val_loss")
+        write_manifest(
+            config.out,
+            run_manifest(
+                config={**dataclasses.asdict(config), "out": str(config.out)},
+                parameters=sum(p.numel() for p in net.parameters()),
+                held_out_loss=None if loss is None else float(loss),
+                world_size=trainer.world_size,
+            ),
+        )
+    trainer.strategy.barrier()
+    return folder

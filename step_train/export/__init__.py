@@ -1,0 +1,1 @@
+"""`scorer-export`: a trained or published scorer as one safetensors file."""

@@ -1,0 +1,309 @@
+"""Add features to existing traces by a forward pass of their model: `extract(ExtractConfig(...))`.
+
+The second way to get features; the first is to collect them while the traces are sampled. Both give
+the final-normed states of the last layer at the same boundaries, in the same files; this one also
+those of other layers. Axes: B traces of a batch, T tokens, S steps, H hidden size.
+"""
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.features import FeatureShard, write_shard
+from data_gen.traces.writer import TraceWriter
+from step_infer.client.prompt import load_tokenizer
+from step_infer.errors import InputError
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.card import LAST_LAYER
+from step_infer.scorer.identity import ModelIdentity, identify
+from step_train.extract.batches import PartBatches, TraceBatch, with_positions
+from step_train.extract.config import KEEP, ExtractConfig
+from step_train.fit.trainer import lightning_run, make_trainer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PIECES = ".pieces"
+"""Folder of finished shards of several devices, before the first one lists them."""
+
+
+def extract(config: ExtractConfig) -> TraceDirectory:
+    """Write a copy of a traces directory with features; go on where an earlier run stopped.
+
+    Raises:
+        InputError: the model, the traces or the output directory cannot be used.
+    """
+    source = TraceDirectory(config.traces)
+    if not source.num_parts:
+        raise InputError(f"Expected traces in {config.traces}, found none.")
+    if config.out.resolve() == config.traces.resolve():
+        raise InputError("Expected another directory as --out than as --traces, found the same.")
+    identity = identify(config.model)
+    rule = _rule(config, source, identity)
+    writer = _writer(config, source, identity, rule) if _first() else None
+    try:
+        if writer is None or len(writer.manifest["parts"]) < source.num_parts:
+            _run(config, source, rule, writer)
+        if writer is not None:
+            shutil.rmtree(config.out / _PIECES, ignore_errors=True)
+            writer.update(complete=source.complete)
+    finally:
+        if writer is not None:
+            writer.close()
+    return TraceDirectory(config.out)
+
+
+def _first() -> bool:
+    # With several devices, Lightning starts this program again for each; the first lists parts.
+    return rank_zero_only.rank in (None, 0)
+
+
+def _rule(config: ExtractConfig, source: TraceDirectory, identity: ModelIdentity) -> BoundaryRule:
+    made_by = source.manifest.get("identity") or {}
+    if made_by.get("tokenizer_hash") not in (None, identity.tokenizer_hash):
+        raise InputError(
+            f"Expected tokenizer_hash {made_by['tokenizer_hash'][:12]}… (manifest of "
+            f"{config.traces}), found {identity.tokenizer_hash[:12]}… (model {config.model}). "
+            "Hint: extract with the model that made the traces."
+        )
+    if config.boundary.kind != KEEP:
+        return config.boundary.rule(load_tokenizer(config.model))
+    if source.manifest.get("boundary"):
+        return BoundaryRule.from_dict(source.manifest["boundary"])
+    return BoundaryRule.for_tokenizer(load_tokenizer(config.model))
+
+
+def _writer(
+    config: ExtractConfig, source: TraceDirectory, identity: ModelIdentity, rule: BoundaryRule
+) -> TraceWriter:
+    settings = {
+        "traces_fingerprint": source.fingerprint,
+        "model_config_hash": identity.config_hash,
+        "tokenizer_hash": identity.tokenizer_hash,
+        "dtype": config.dtype,
+        "layers": list(config.layer_names),
+        "boundary": rule.to_dict(),
+    }
+    kept = {name: source.manifest[name] for name in ("sampling", "seed") if name in source.manifest}
+    return TraceWriter(
+        config.out,
+        settings,
+        model=identity.model,
+        identity={
+            "config_hash": identity.config_hash,
+            "tokenizer_hash": identity.tokenizer_hash,
+            "hidden_size": identity.hidden_size,
+        },
+        layers=list(config.layer_names),
+        boundary=rule.to_dict(),
+        source=str(config.traces.resolve()),
+        **kept,
+    )
+
+
+def load_model(model: str, dtype: str) -> "PreTrainedModel":
+    """Load a Hugging Face model without its head; its output is the final-normed last layer.
+
+    Raises:
+        InputError: the model cannot be loaded.
+    """
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    # Its bar stands for seconds, and would come between lines of ours.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        return AutoModel.from_pretrained(model, dtype=dtype).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"Expected a Hugging Face model in {model}, found: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def _run(
+    config: ExtractConfig,
+    source: TraceDirectory,
+    rule: BoundaryRule,
+    writer: TraceWriter | None,
+) -> None:
+    model = load_model(config.model, config.dtype)
+    blocks = int(model.config.get_text_config().num_hidden_layers)
+    for name in config.layer_names:
+        if name != LAST_LAYER and int(name) >= blocks:
+            raise InputError(
+                f"Expected layers from 1 to {blocks - 1} or {LAST_LAYER!r} ({config.model} has "
+                f"{blocks} blocks, and the last one is read after the final norm), found {name}."
+            )
+    with lightning_run():
+        trainer = make_trainer(
+            accelerator=config.accelerator,
+            devices="auto" if config.devices is None else config.devices,
+            logger=False,
+            callbacks=[PartWriter(config, source, rule, writer)],
+            enable_checkpointing=False,
+        )
+        data = TraceData(source, config, rule, model.get_input_embeddings().num_embeddings)
+        trainer.predict(
+            StateExtractor(model, config.layer_names), datamodule=data, return_predictions=False
+        )
+
+
+class StateExtractor(LightningModule):
+    """Computes the states at the boundaries of a batch of traces."""
+
+    def __init__(self, model: "PreTrainedModel", layers: Sequence[str] = (LAST_LAYER,)) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = layers
+
+    def predict_step(self, batch: TraceBatch, _batch_index: int) -> Tensor:
+        """Return the layers' states at the batch's boundaries [S, H * layers], on the CPU."""
+        if not batch.rows:
+            return torch.empty(0)
+        others = any(name != LAST_LAYER for name in self.layers)
+        # Rows are padded on the right and attention is causal, so no mask is needed.
+        output = self.model(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=others)
+        chosen = [
+            # The first of `hidden_states` is the embedding, so that a block's number is its place.
+            output.last_hidden_state if name == LAST_LAYER else output.hidden_states[int(name)]
+            for name in self.layers
+        ]
+        return torch.cat([BTH.flatten(0, 1)[batch.flat_S] for BTH in chosen], dim=1).cpu()
+
+
+class TraceData(LightningDataModule):
+    """The parts that are still to do, spread over the processes."""
+
+    def __init__(
+        self, source: TraceDirectory, config: ExtractConfig, rule: BoundaryRule, vocabulary: int
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.config = config
+        self.rule = rule
+        self.vocabulary = vocabulary
+        self.parts: list[int] = []
+
+    def setup(self, stage: str) -> None:
+        """Find this process's parts."""
+        done = TraceDirectory(self.config.out).num_parts
+        todo = [
+            part
+            for part in range(done, self.source.num_parts)
+            if not _piece(self.config.out, part).exists()
+        ]
+        self.parts = todo[self.trainer.global_rank :: self.trainer.world_size]
+
+    def predict_dataloader(self) -> PartBatches:
+        """Return the batches of this process's parts."""
+        return PartBatches(
+            self.source, self.parts, self.rule, self.config.batch_tokens, self.vocabulary
+        )
+
+
+class PartWriter(Callback):
+    """Writes a part when its last batch is done, always in the order of the source."""
+
+    def __init__(
+        self,
+        config: ExtractConfig,
+        source: TraceDirectory,
+        rule: BoundaryRule,
+        writer: TraceWriter | None,
+    ) -> None:
+        self.config = config
+        self.source = source
+        self.rule = rule
+        self.writer = writer
+        self._states: dict[int, Tensor] = {}
+        self._bar: Any = None
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show how many traces this process has to do."""
+        from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+        parts = trainer.datamodule.parts
+        listed = self.source.manifest["parts"]
+        hidden_size = pl_module.model.config.get_text_config().hidden_size
+        self._hidden_size = hidden_size * len(pl_module.layers)
+        self._dtype = pl_module.model.dtype
+        self._bar = tqdm(
+            total=sum(listed[part]["traces"]["rows"] for part in parts),
+            unit="trace",
+            desc="extract",
+            disable=not (self.config.progress and trainer.is_global_zero),
+            mininterval=0.5 if sys.stderr.isatty() else 15.0,
+            # What fails at once, fails in one line.
+            delay=2.0,
+        )
+        self._list_pieces()
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: TraceBatch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the batch's states; with the last batch of a part, write the part."""
+        if batch.rows:
+            states = outputs.split(list(batch.steps))
+            self._states |= dict(zip(batch.rows, states, strict=True))
+        self._bar.update(len(batch.rows))
+        if not batch.last:
+            return
+        rows = self._rows(batch.part)
+        nothing = torch.empty((0, self._hidden_size), dtype=self._dtype)
+        hidden = [self._states.get(index, nothing) for index in range(len(rows))]
+        self._bar.update(len(rows) - len(self._states))
+        self._states = {}
+        if self.writer is not None and len(self.writer.manifest["parts"]) == batch.part:
+            self.writer.add_part(rows, hidden)
+        else:
+            positions = [row["boundary_positions"] for row in rows]
+            write_shard(_piece(self.config.out, batch.part), hidden, positions)
+        self._list_pieces()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the other processes, then list what they wrote."""
+        trainer.strategy.barrier("parts written")
+        self._list_pieces()
+        self._bar.close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Take the bar away: the error stands alone."""
+        if self._bar is not None:
+            self._bar.leave = False
+            self._bar.close()
+
+    def _list_pieces(self) -> None:
+        """Add the parts that other processes have finished, as far as none is missing before."""
+        if self.writer is None:
+            return
+        while (piece := _piece(self.config.out, len(self.writer.manifest["parts"]))).exists():
+            rows = self._rows(len(self.writer.manifest["parts"]))
+            states = FeatureShard(piece).hidden()
+            self.writer.add_part(
+                rows, list(states.split([len(row["boundary_positions"]) for row in rows]))
+            )
+            piece.unlink()
+
+    def _rows(self, part: int) -> list[dict[str, Any]]:
+        return with_positions(self.source.part(part).to_pylist(), self.rule)
+
+
+def _piece(out: Path, part: int) -> Path:
+    return out / _PIECES / f"shard-{part:05d}.safetensors"

@@ -1,0 +1,1 @@
+"""`step-train fit` and `sweep`: the scorer's training."""

@@ -1,0 +1,308 @@
+"""Train a step scorer on a traces directory: `fit(FitConfig(...))`."""
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from data_gen.traces.directory import TraceDirectory
+from step_infer.scorer.network import StepScorer
+from step_infer.storage.files import atomic_write
+from step_train.data.normaliser import Normaliser
+from step_train.data.projection import Projection
+from step_train.data.subspace import require_components
+from step_train.data.training_data import StepDataModule, TrainingData, read_training_data
+from step_train.export.run import export
+from step_train.fit.calibration import calibrate
+from step_train.fit.config import FitConfig
+from step_train.fit.loss import StepLoss
+from step_train.fit.module import MONITOR, ScorerModule
+from step_train.fit.run_directory import RECORD_KEY, RECORD_SCHEMA_VERSION, REPORT, RunDirectory
+from step_train.fit.trainer import EpochLines, RunCheckpoint, lightning_run, make_trainer
+from step_train.judge.baselines import compare
+from step_train.judge.baselines_trained import run_baselines
+from step_train.judge.held_out import choose_aggregator, evaluate
+from step_train.judge.metrics import Floats
+from step_train.judge.report import write_report
+from step_train.judge.votes import judge_votes
+from step_train.peak_memory import PeakMemory
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What came of a training run."""
+
+    run: Path
+    """The run directory."""
+    checkpoint: Path
+    """Checkpoint of the best epoch, complete for `scorer-export`."""
+    epochs: int
+    """Epochs trained."""
+    best_epoch: int
+    """The best of them, from 1."""
+    aggregator: str
+    """The trace aggregator for the scorer card."""
+    calibration: dict[str, Any]
+    """The temperature and what it does (`step_train.fit.calibration.calibrate`)."""
+    metrics: dict[str, Any]
+    """Metrics on the test questions (`step_train.judge.held_out.evaluate`), with "votes"."""
+    baselines: dict[str, Any]
+    """What the scorer is compared with (`step_train.judge.baselines.compare`)."""
+    history: list[dict[str, float]]
+    """One entry an epoch: losses and validation metrics."""
+    data: dict[str, Any]
+    """Summary of the data (`TrainingData.summary`)."""
+    seconds: float
+    """Wall time of this call."""
+    peak_memory_mib: float | None
+    """Most anonymous memory of the (first) process that trained, MiB; mapped files left out."""
+
+
+@dataclass(frozen=True)
+class BestEpoch:
+    """The best epoch's calibrated scores of the held-out questions."""
+
+    facts: dict[str, Any]
+    """What is known without the test questions, JSON-ready, for the record of the run."""
+    val_score_S: Floats
+    """Step scores of the validation questions."""
+    test_score_S: Floats
+    """Step scores of the test questions."""
+
+
+def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
+    """Train a scorer, or go on with a run that was interrupted; a complete run is only read.
+
+    Args:
+        config: the settings.
+        callbacks: more Lightning callbacks.
+
+    Raises:
+        InputError: the traces, the run directory or a setting cannot be used.
+    """
+    started = time.monotonic()
+    data = read_training_data(
+        config.traces,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        max_traces_per_class=config.max_traces_per_class,
+        seed=config.seed,
+        test_seed=config.test_seed,
+        # One process is enough.
+        verify_checksums=config.verify_checksums and rank_zero_only.rank in (None, 0),
+    )
+    require_components(config.components, data.rows, config.memory_mib)
+    run = RunDirectory(config.out)
+    # With several devices, Lightning starts this program again for each: only the first writes.
+    first = rank_zero_only.rank in (None, 0)
+    if first:
+        settings = config.deciding() | {"traces_fingerprint": data.fingerprint}
+        run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
+    if run.complete:
+        return _result(run, run.metrics(), started)
+    with PeakMemory() as memory, lightning_run():
+        module, trainer = train(config, data, run, callbacks)
+        best = best_epoch(config, data, run, module, trainer)
+        # Once, and last of all: nothing is chosen by the test questions.
+        metrics = evaluate(data.splits["test"], best.test_score_S, seed=config.seed)
+        outcome = best.facts | {"metrics": metrics, "baselines": {}}
+        if trainer.is_global_zero:
+            _compare(config, data, best, outcome)
+    if trainer.is_global_zero:
+        _complete_checkpoint(run.best, outcome)
+        with tempfile.TemporaryDirectory() as folder:
+            card = export(run.best, Path(folder) / "scorer.safetensors", force=True)
+        write_report(run.path / REPORT, data, best.test_score_S, outcome, card, config.seed)
+        run.finish(
+            outcome,
+            seconds=round(time.monotonic() - started, 1),
+            peak_memory_mib=memory.peak_mib and round(memory.peak_mib, 1),
+        )
+    return _result(run, outcome, started)
+
+
+def train(
+    config: FitConfig, data: TrainingData, run: RunDirectory, callbacks: Sequence[Callback] = ()
+) -> tuple[ScorerModule, Trainer]:
+    """Train to the end, from the newest checkpoint where there is one; call in `lightning_run`."""
+    resume = run.last if run.last.is_file() else None
+    module = _module(config, data)
+    if resume is None and module.normaliser is not None:
+        module.normaliser.measure(data.rows, data.splits["train"])
+    stopping = EarlyStopping(MONITOR, mode="max", patience=config.patience)
+    files: dict[str, Any] = {"dirpath": run.path, "enable_version_counter": False}
+    csv_logger = CSVLogger(run.path, name="", version="csv")
+    trainer = make_trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        max_epochs=config.max_epochs,
+        deterministic=True,
+        logger=[csv_logger, TensorBoardLogger(run.path, name="", version="tensorboard")],
+        callbacks=[
+            stopping,
+            *([EpochLines()] if config.progress else []),
+            *callbacks,
+            RunCheckpoint(filename=run.best.stem, monitor=MONITOR, mode="max", **files),
+            # After the best one, whose state it holds as well.
+            RunCheckpoint(filename=run.last.stem, every_n_epochs=1, **files),
+        ],
+        num_sanity_val_steps=0,
+    )
+    datamodule = _datamodule(config, data, run)
+    # Not in prepare_data: where a baseline trains in one process of several, that would wait for
+    # the others. Those start, or meet the first, only in `trainer.fit`.
+    if datamodule.projection is not None and rank_zero_only.rank in (None, 0):
+        datamodule.projection.write()
+    if resume is not None:
+        saved = torch.load(resume, map_location="cpu", weights_only=True)
+        if _stopped(saved, stopping):
+            # Trained to the end, but not yet judged.
+            module.load_state_dict(saved["state_dict"])
+            module.on_load_checkpoint(saved)
+            trainer.datamodule = datamodule
+            return module, trainer
+        if trainer.is_global_zero:
+            # The CSV file is written anew: give it the epochs it had.
+            for row in saved[RECORD_KEY]["history"]:
+                metrics = {name: value for name, value in row.items() if name != "epoch"}
+                csv_logger.log_metrics(metrics, step=int(row["epoch"]))
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resume, weights_only=True)
+    return module, trainer
+
+
+def _datamodule(config: FitConfig, data: TrainingData, run: RunDirectory) -> StepDataModule:
+    projection = None
+    if config.components:
+        projection = Projection(
+            run.projected, data, config.components, config.memory_mib, config.seed, config.progress
+        )
+    return StepDataModule(data, config.batch_size, config.memory_mib, config.seed, projection)
+
+
+def _module(config: FitConfig, data: TrainingData) -> ScorerModule:
+    seed_everything(config.seed, workers=True, verbose=False)
+    loss = StepLoss(
+        data.splits["train"],
+        trace_weighting=config.trace_weighting,
+        early_discount=config.early_discount,
+        label_smoothing=config.label_smoothing,
+        ranking_weight=config.ranking_weight,
+    )
+    inputs = config.components or data.rows.hidden_size
+    # The coordinates of components have mean 0 and deviation 1 by themselves.
+    normalise = config.normalise == "standard" and not config.components
+    return ScorerModule(
+        StepScorer(inputs, config.width, config.depth),
+        loss,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        record={
+            "schema_version": RECORD_SCHEMA_VERSION,
+            "model": asdict(data.model),
+            "boundary": data.boundary,
+            "layers": list(data.layers),
+            "width": config.width,
+            "depth": config.depth,
+            "settings": config.deciding(),
+            "data": data.summary() | {"pos_weight": loss.pos_weight},
+        },
+        normaliser=Normaliser(inputs) if normalise else None,
+        dropout=config.dropout,
+        precision=config.precision,
+        select=config.select,
+        seed=config.seed,
+    )
+
+
+def _stopped(checkpoint: dict[str, Any], stopping: EarlyStopping) -> bool:
+    state = checkpoint["callbacks"].get(stopping.state_key, {})
+    return bool(state.get("wait_count", 0) >= stopping.patience)
+
+
+def best_epoch(
+    config: FitConfig,
+    data: TrainingData,
+    run: RunDirectory,
+    module: ScorerModule,
+    trainer: Trainer,
+) -> BestEpoch:
+    """Take the best epoch's weights, calibrate, choose the aggregator, and score both splits."""
+    history = module.history
+    best = torch.load(run.best, map_location="cpu", weights_only=True)
+    module.load_state_dict(best["state_dict"])
+    datamodule = _datamodule(config, data, run)
+    module.temperature = 1.0
+    trainer.validate(module, datamodule=datamodule, verbose=False)
+    calibration = calibrate(data.splits["val"].label_S, module.logits_S)
+    module.temperature = calibration["temperature"]
+    val_score_S = module.score_S
+    chosen, choice = choose_aggregator(data.splits["val"], val_score_S)
+    trainer.test(module, datamodule=datamodule, verbose=False)
+    facts = {
+        "epochs": len(history),
+        "best_epoch": int(best["epoch"]) + 1,
+        "calibration": calibration,
+        "aggregator": chosen if config.aggregator == "auto" else config.aggregator,
+        "aggregator_choice": {
+            "by": "validation questions, mean over 25/50/75 % of the steps",
+            **choice,
+        },
+        "history": history,
+        "data": module.record["data"],
+    }
+    return BestEpoch(facts, val_score_S, module.score_S)
+
+
+def _compare(
+    config: FitConfig, data: TrainingData, best: BestEpoch, outcome: dict[str, Any]
+) -> None:
+    """Add to the outcome what votes gain by the scorer, and how cheap baselines do."""
+
+    def retrain(other: TrainingData) -> Floats:
+        with tempfile.TemporaryDirectory() as folder:
+            changed = dataclasses.replace(config, out=Path(folder), devices=1, progress=False)
+            run = RunDirectory(folder)
+            module, trainer = train(changed, other, run)
+            return best_epoch(changed, other, run, module, trainer).test_score_S
+
+    test, score_S, aggregator = data.splits["test"], best.test_score_S, outcome["aggregator"]
+    directory = TraceDirectory(data.path)
+    outcome["metrics"]["votes"] = judge_votes(directory, test, score_S, aggregator, config.seed)
+    baselines = run_baselines(
+        data, config.baselines, aggregator, config.memory_mib, config.seed, config.shuffles, retrain
+    )
+    outcome["baselines"] = compare(test, score_S, aggregator, baselines, seed=config.seed)
+
+
+def _complete_checkpoint(path: Path, outcome: dict[str, Any]) -> None:
+    """Put the outcome into the best checkpoint, so that it is complete for export."""
+    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint[RECORD_KEY] |= outcome
+    with atomic_write(path) as file:
+        torch.save(checkpoint, file)
+
+
+def _result(run: RunDirectory, outcome: dict[str, Any], started: float) -> FitResult:
+    return FitResult(
+        run=run.path,
+        checkpoint=run.best,
+        epochs=outcome["epochs"],
+        best_epoch=outcome["best_epoch"],
+        aggregator=outcome["aggregator"],
+        calibration=outcome["calibration"],
+        metrics=outcome["metrics"],
+        baselines=outcome["baselines"],
+        history=outcome["history"],
+        data=outcome["data"],
+        seconds=time.monotonic() - started,
+        peak_memory_mib=run.peak_memory_mib,
+    )

@@ -1,0 +1,193 @@
+"""The directory of one training run: what it holds, and whether it may be gone on with.
+
+manifest.json, split.json (question ids), best.ckpt, last.ckpt, csv/metrics.csv, tensorboard/,
+report.html, projected/ while a run with `components` is not complete, and metrics.json once it is.
+
+Our own part of a Lightning checkpoint: plain data under one key, all that an export needs.
+
+Reading checkpoints without running anything that a pickle may hold.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from step_infer.errors import InputError
+from step_infer.storage.files import read_json, write_json
+from step_infer.storage.run_directory import (
+    MANIFEST_NAME,
+    read_manifest,
+    run_manifest,
+    write_manifest,
+)
+from step_train.data.trace_table import SPLITS
+
+KIND = "scorer training"
+"""What the manifest calls such a directory."""
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+METRICS, SPLIT, REPORT = "metrics.json", "split.json", "report.html"
+PROJECTED = "projected"
+
+
+class RunDirectory:
+    """A run's files. All processes of a run may read; only the first may write."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    @property
+    def best(self) -> Path:
+        """Checkpoint of the best epoch."""
+        return self.path / BEST
+
+    @property
+    def last(self) -> Path:
+        """Checkpoint of the newest epoch, from which a run goes on."""
+        return self.path / LAST
+
+    @property
+    def projected(self) -> Path:
+        """Folder of the projected features (`step_train.data.projection`)."""
+        return self.path / PROJECTED
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run came to its end."""
+        started = (self.path / MANIFEST_NAME).exists()
+        return started and bool(read_manifest(self.path).get("complete"))
+
+    def metrics(self) -> dict[str, Any]:
+        """Return the result of a complete run, as `finish` took it."""
+        return dict(read_json(self.path / METRICS))
+
+    @property
+    def peak_memory_mib(self) -> float | None:
+        """Most anonymous memory of the process that trained, MiB; None before the run's end."""
+        found = read_manifest(self.path).get("peak_memory_mib")
+        return None if found is None else float(found)
+
+    def start(self, settings: dict[str, Any], split: dict[str, list[str]], **manifest: Any) -> None:
+        """Make the directory, or check that a run with the same settings stands in it.
+
+        Args:
+            settings: what decides the outcome, JSON-ready; must agree to go on.
+            split: question ids of each split.
+            manifest: more fields for a new manifest.
+
+        Raises:
+            InputError: the directory cannot be written, holds something else, or was started with
+                other settings; the message names the first that differs.
+        """
+        if (self.path / MANIFEST_NAME).exists():
+            self._compare(json.loads(json.dumps(settings)))
+            return
+        if self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
+            raise InputError(
+                f"Expected an empty directory or one of an earlier run at {self.path}, "
+                "found other files. Hint: choose another output directory."
+            )
+        write_json(self.path / SPLIT, split)
+        write_manifest(
+            self.path, run_manifest(kind=KIND, settings=settings, complete=False, **manifest)
+        )
+
+    def _compare(self, settings: dict[str, Any]) -> None:
+        found = read_manifest(self.path)
+        if found.get("kind") != KIND:
+            raise InputError(
+                f"Expected a run directory of step-train fit at {self.path}, found a manifest of "
+                f"kind {found.get('kind')!r}. Hint: choose another output directory."
+            )
+        old = found.get("settings", {})
+        for name in [*settings, *(name for name in old if name not in settings)]:
+            if old.get(name) != settings.get(name):
+                raise InputError(
+                    f"Expected {name} {old.get(name)!r} (the run started in {self.path}), "
+                    f"found {settings.get(name)!r}. "
+                    "Hint: use the same settings to go on, or another output directory."
+                )
+
+    def split(self) -> dict[str, list[str]]:
+        """Return the question ids of each split.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        found = read_json(self.path / SPLIT)
+        if not (
+            isinstance(found, dict) and all(isinstance(found.get(name), list) for name in SPLITS)
+        ):
+            raise InputError(
+                f"Expected lists of question ids under {', '.join(SPLITS)} in {self.path / SPLIT}, "
+                f"found {found!r:.60}. Hint: train again."
+            )
+        return found
+
+    def finish(self, metrics: dict[str, Any], **manifest: Any) -> None:
+        """Write the result, mark the run as complete, and remove what only training needs."""
+        write_json(self.path / METRICS, metrics)
+        write_manifest(self.path, read_manifest(self.path) | {"complete": True, **manifest})
+        shutil.rmtree(self.projected, ignore_errors=True)
+
+
+RECORD_KEY = "step_scorer"
+"""Key of the record in a checkpoint."""
+
+SUBSPACE_KEY = "step_scorer_subspace"
+"""Key of the subspace's tensors, in checkpoints of a run with `components`."""
+
+RECORD_SCHEMA_VERSION = 1
+"""Version of the record's form."""
+
+IMPORTED = "imported"
+"""Key of a card's training summary that says where an imported scorer comes from."""
+
+
+_DAMAGED = (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError)
+"""What torch.load raises; it also reads safetensors, by their name."""
+
+
+def load_plain(path: Path, what: str) -> Any:
+    """Read a file of tensors and plain data that torch.save wrote.
+
+    Raises:
+        InputError: it is missing, damaged, or holds anything else; `what` names what is wanted.
+    """
+    if not path.is_file():
+        raise InputError(f"Expected {what} at {path}, found none.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGED as error:
+        raise InputError(
+            f"Expected {what} of tensors and plain data at {path}, found something else or a "
+            f"damaged file ({type(error).__name__}). Hint: a file that needs more is not opened, "
+            "as it could run code; save its state dict alone."
+        ) from error
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of step-train fit.
+
+    Raises:
+        InputError: it is missing, unreadable, or not ours.
+    """
+    saved = load_plain(path, "a checkpoint of step-train fit")
+    record = saved.get(RECORD_KEY) if isinstance(saved, dict) else None
+    if not isinstance(record, dict):
+        raise InputError(
+            f"Expected a checkpoint of step-train fit (with the key {RECORD_KEY!r}) at {path}, "
+            "found another one. Hint: train a scorer with step-train fit, or import a published "
+            "one with --from-pt."
+        )
+    if record.get("schema_version") != RECORD_SCHEMA_VERSION:
+        raise InputError(
+            f"Expected schema_version {RECORD_SCHEMA_VERSION} of the checkpoint {path}, "
+            f"found {record.get('schema_version')}. Hint: train again with this toolkit."
+        )
+    return saved

@@ -1,0 +1,1 @@
+"""How good a scorer is: metrics, baselines, votes, the training report."""

@@ -1,0 +1,189 @@
+"""How often a vote of N traces finds the right answer, by the weights of the votes.
+
+Axes: M traces of a question, G groups of equal answers, D draws.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_gen.traces.directory import TraceDirectory
+from step_eval.votes import vote_rule
+from step_infer.client.answers import vote
+from step_infer.client.grading import Grader
+from step_train.data.trace_table import TraceTable
+from step_train.judge.held_out import trace_scores
+from step_train.judge.metrics import RESAMPLES, Bools, Floats, Ints, question_mean
+
+VOTERS = (4, 8, 16, 32, 64)
+"""How many traces vote."""
+
+DRAWS = 64
+"""Random choices of N traces of a question."""
+
+_RULES = {
+    "uniform": ("score", "uniform"),
+    "score": ("score", "score"),
+    "score^4": ("score", "score^4"),
+    "confidence": ("confidence", "score"),
+}
+"""Vote rules by name: what weighs a trace, and how (`step_eval.votes.vote_rule`)."""
+
+DEFINITIONS = {
+    "uniform": "each trace counts the same (self-consistency)",
+    "score": "a trace counts as much as its trace score (STEP)",
+    "score^4": "a trace counts as much as its trace score to the fourth power",
+    "confidence": "a trace counts as much as its mean token confidence (DeepConf)",
+    "traces": "all finished traces of a question; one without an answer does not vote, one "
+    "without a score or confidence counts 1",
+}
+
+
+@dataclass(frozen=True)
+class Ballot:
+    """The traces of one question: what each votes for, and what may weigh it."""
+
+    group_M: Ints
+    """Each trace's group of equal answers; -1 without an answer."""
+    right_G: Bools
+    """Whether a group's answer is right."""
+    score_M: Sequence[float | None]
+    """Trace scores; None for a trace without a step."""
+    confidence_M: Sequence[float | None]
+    """Mean token confidences; None where not recorded."""
+
+
+def judge_votes(
+    directory: TraceDirectory, table: TraceTable, score_S: Floats, aggregator: str, seed: int
+) -> dict[str, Any]:
+    """Return the vote accuracies of a split's questions (`vote_accuracy`)."""
+    (trace_score_N,) = trace_scores(table, score_S, aggregator, [1.0])
+    with Grader() as grader:
+        ballots = read_ballots(directory, table, trace_score_N, grader)
+    return vote_accuracy(ballots, seed=seed)
+
+
+def read_ballots(
+    directory: TraceDirectory, table: TraceTable, trace_score_N: Floats, grader: Grader
+) -> list[Ballot]:
+    """Read the votes of a split's questions; equal answers are grouped once a question.
+
+    Args:
+        directory: the traces.
+        table: the split's usable traces.
+        trace_score_N: their trace scores.
+        grader: says which answers are mathematically equal.
+    """
+    score_of: dict[tuple[int, int], float] = {}
+    for shard, row, score in zip(
+        table.shard_N.tolist(), table.row_start_N.tolist(), trace_score_N.tolist(), strict=True
+    ):
+        score_of[shard, row] = score
+    questions = {table.questions[i] for i in np.unique(table.question_N).tolist()}
+    columns = (
+        *("question_id", "finish_reason", "extracted_answer", "is_correct", "shard"),
+        *("row_start", "num_steps", "mean_token_confidence"),
+    )
+    votes: dict[str, list[dict[str, Any]]] = {}
+    for part in range(directory.num_parts):
+        for row in directory.part(part, columns).to_pylist():
+            if row["question_id"] in questions and row["finish_reason"] != "pruned":
+                votes.setdefault(row["question_id"], []).append(row)
+    return [_ballot(rows, score_of, grader) for rows in votes.values()]
+
+
+def _ballot(
+    rows: list[dict[str, Any]], score_of: dict[tuple[int, int], float], grader: Grader
+) -> Ballot:
+    answers = [row["extracted_answer"] for row in rows]
+    right = {row["extracted_answer"]: row["is_correct"] is True for row in rows}
+
+    def equal(first: str, second: str) -> bool:
+        # Right answers all equal the truth; only wrong ones have to be compared.
+        if right[first] or right[second]:
+            return right[first] and right[second]
+        return grader.equal(first, second) is True
+
+    groups = vote(answers, equal=equal).groups
+    group_M = np.full(len(rows), -1)
+    for index, (_, _, voters) in enumerate(groups):
+        group_M[list(voters)] = index
+    return Ballot(
+        group_M,
+        np.array([right[form] for form, _, _ in groups], dtype=bool),
+        [
+            score_of.get((row["shard"], row["row_start"])) if row["num_steps"] else None
+            for row in rows
+        ],
+        [row["mean_token_confidence"] for row in rows],
+    )
+
+
+def vote_accuracy(
+    ballots: Sequence[Ballot], draws: int = DRAWS, resamples: int = RESAMPLES, seed: int = 0
+) -> dict[str, Any]:
+    """Return the accuracy of votes of 4 to 64 traces, with intervals over questions.
+
+    Returns:
+        "by_traces": for each number of traces that a question has, "questions" (those with enough
+        traces), and for each rule the accuracy as `metrics.question_mean` gives it with "gain", the
+        same for its paired difference to the uniform vote. "not_computed": rules left out, and why.
+    """
+    names = list(_RULES)
+    not_computed = {}
+    if any(None in ballot.confidence_M for ballot in ballots):
+        names.remove("confidence")
+        not_computed["confidence"] = "token confidences were not recorded for all traces"
+    by_traces: dict[str, Any] = {}
+    for voters in VOTERS:
+        enough = [ballot for ballot in ballots if len(ballot.group_M) >= voters]
+        if not enough:
+            continue
+        right = {name: np.empty(len(enough)) for name in names}
+        for index, ballot in enumerate(enough):
+            generator = np.random.default_rng([seed, voters, index])
+            for name, value in _right_share(ballot, names, voters, draws, generator).items():
+                right[name][index] = value
+        options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+        by_traces[str(voters)] = {"questions": len(enough)} | {
+            name: question_mean(values, **options)
+            | {"gain": question_mean(values - right["uniform"], **options)}
+            for name, values in right.items()
+        }
+    return {
+        "draws": draws,
+        "by_traces": by_traces,
+        "not_computed": not_computed,
+        "definitions": DEFINITIONS,
+    }
+
+
+def _right_share(
+    ballot: Ballot, names: Sequence[str], voters: int, draws: int, generator: np.random.Generator
+) -> dict[str, float]:
+    """Return for each rule how often the drawn traces vote for the right answer."""
+    count, groups = len(ballot.group_M), len(ballot.right_G)
+    if not groups:
+        return dict.fromkeys(names, 0.0)
+    drawn_DM = np.argsort(generator.random((draws, count)), axis=1)[:, :voters]
+    group_DM = ballot.group_M[drawn_DM]
+    draw_DM = np.broadcast_to(np.arange(draws)[:, None], drawn_DM.shape)
+    voting = group_DM >= 0
+    cell = (draw_DM * groups + group_DM)[voting]
+    # Ties go to the group whose first voter comes first, as in `answers.vote`.
+    first = np.full(draws * groups, voters)
+    np.minimum.at(first, cell, np.broadcast_to(np.arange(voters), drawn_DM.shape)[voting])
+    first_DG = first.reshape(draws, groups)
+    shares = {}
+    for name in names:
+        weighed_by, rule = _RULES[name]
+        known = ballot.score_M if weighed_by == "score" else ballot.confidence_M
+        weight_M = np.array(vote_rule(rule)(known))
+        weight_DG = np.bincount(cell, weight_M[drawn_DM][voting], minlength=draws * groups)
+        weight_DG = weight_DG.reshape(draws, groups)
+        best = weight_DG >= weight_DG.max(axis=1, keepdims=True) * (1 - 1e-9)
+        winner_D = np.where(best, first_DG, voters + 1).argmin(axis=1)
+        shares[name] = float((ballot.right_G[winner_D] & voting.any(axis=1)).mean())
+    return shares
