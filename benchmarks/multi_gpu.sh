@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What two GPUs are to show: the adapter over tensor, pipeline and data parallelism with both of vLLM's model
-# runners (tests/test_parallel_engine.py), its cost at TP=2 in the shape of an 8B model, and training on one
+# runners (tests/step_infer/test_parallel_engine.py), its cost at TP=2 in the shape of an 8B model, and training on one
 # device and on two. Makes OUT/tests-V*.txt, OUT/cost.jsonl and OUT/multi_gpu.json.
 #
 #   OUT=runs/multi benchmarks/multi_gpu.sh
@@ -36,7 +36,7 @@ stage() {
 if [[ $STAGES == *tests* ]]; then
     for runner in $RUNNERS; do # side by side: nothing is timed here
         VLLM_USE_V2_MODEL_RUNNER=$runner stage "tests-V$((runner + 1))" "$TEST_SECONDS" \
-            "$PYTHON" -m pytest -q -p no:cacheprovider tests/test_parallel_engine.py &
+            "$PYTHON" -m pytest -q -p no:cacheprovider tests/step_infer/test_parallel_engine.py &
     done
     wait
 fi

@@ -28,7 +28,8 @@ from step_infer import compat
 from step_infer.row_scorer import ROWS_ATTRIBUTE, StepRows
 from step_infer.scheduler import StepScheduler
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # they make the same schedulers
+# They make the same schedulers.
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "harness"))
 from scheduler_harness import BOUNDARY, WORD, Script, make_scheduler  # noqa: E402
 
 PROMPT_TOKENS = 128

