@@ -25,8 +25,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.outputs import ModelRunnerOutput
 
 from step_infer import compat
-from step_infer.row_scorer import ROWS_ATTRIBUTE, StepRows
 from step_infer.scheduler import StepScheduler
+from step_infer.wire import ROWS_ATTRIBUTE, StepRows
 
 # They make the same schedulers.
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "harness"))

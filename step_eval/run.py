@@ -203,7 +203,12 @@ class Evaluation:
         """Return the orders for a question's traces under a method."""
         ranks = self.ranks.of(name, repeat, question)
         plans = self._plans(llm, question, repeat)[: METHODS[name].traces]
-        return [dataclasses.replace(p, rank=ranks.get(p.trace_id)) for p in plans]
+        return [
+            dataclasses.replace(plan, options={**plan.options, "rank": ranks[plan.trace_id]})
+            if plan.trace_id in ranks
+            else plan
+            for plan in plans
+        ]
 
     def _plans(
         self, llm: "StepLLM", question: Question, repeat: int, sampling: Sampling | None = None

@@ -2,9 +2,6 @@
 
 Found by feature, never by version number. Each piece says why it is here and when it can go.
 
-Hold some waiting requests back for one call of vLLM's scheduler, and leave all others alone.
-
-No vLLM import: a queue is any of vLLM's request queues, first come first served or by priority.
 """
 
 import math
@@ -17,7 +14,7 @@ from vllm.compilation.cuda_graph import CUDAGraphStat
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-_NEWS = "step:"
+from step_infer.wire import COUNTS_PREFIX
 
 
 def held_blocks(kv_cache_manager: Any, request_id: str) -> list[int]:
@@ -206,20 +203,23 @@ def send_news(stats: Any, text: str) -> None:
     unless vLLM's `cudagraph_metrics` are on. Can go when there is such a field.
     """
     if getattr(stats, "cudagraph_stats", text) is None:
-        stats.cudagraph_stats = CUDAGraphStat(0, 0, 0, _NEWS + text)
+        stats.cudagraph_stats = CUDAGraphStat(0, 0, 0, COUNTS_PREFIX + text)
 
 
 def received_news(stats: Any) -> str | None:
     """Return the text that `send_news` put into a step's SchedulerStats; None without one."""
     stat = getattr(stats, "cudagraph_stats", None)
-    if stat is None or not stat.runtime_mode.startswith(_NEWS):
+    if stat is None or not stat.runtime_mode.startswith(COUNTS_PREFIX):
         return None
-    return stat.runtime_mode.removeprefix(_NEWS)
+    return stat.runtime_mode.removeprefix(COUNTS_PREFIX)
 
 
 @contextmanager
 def held_back(queues: Iterable[Any], holds: Callable[[Any], bool]) -> Iterator[int]:
-    """Take requests out of the waiting queues, and put them back in their places afterwards.
+    """Take requests out of the waiting queues for one call of vLLM's scheduler, then put them back.
+
+    A queue is any of vLLM's, first come first served or by priority; every request that was not
+    admitted stands in its old place afterwards, and those preempted meanwhile before them.
 
     Args:
         queues: the scheduler's waiting queues.

@@ -1,56 +1,26 @@
 """Scores the hidden rows that the model turns into logits, once a step, off the host's path.
 
-Shapes: B rows (one a scheduled request), H hidden size. No vLLM import: the worker plugs this in.
-
-Token confidence: how sure a model is of its next token (DeepConf, arXiv 2508.15260, eq. 2).
+Shapes: B rows (one a scheduled request), H hidden size, V vocabulary. No vLLM import: the worker
+plugs this in. Where asked for, the logits give the token confidence as well: how sure the model is
+of its next token (DeepConf, arXiv 2508.15260, eq. 2).
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from step_infer.gpu_scorer import CapturedScorer, SplitScorer
 from step_infer.scorer.network import StepScorer
+from step_infer.wire import StepRows
 
 logger = logging.getLogger("vllm.step_infer")
 
 T = TypeVar("T")
 
 HALVES = (torch.bfloat16, torch.float16)
-
-ROWS_ATTRIBUTE = "step_rows"
-"""Attribute of a `ModelRunnerOutput` that carries its `StepRows`."""
-UNSCORED_ATTRIBUTE = "step_unscored"
-"""Attribute, true, of a `SchedulerOutput` whose rows nobody asks for."""
-
-
-@dataclass
-class StepRows:
-    """What a step's `ModelRunnerOutput` carries to the scheduler; rows follow its `req_ids`."""
-
-    scores_B: np.ndarray | None
-    """Step scores float32 [B]; None without a scorer."""
-    hidden_BH: np.ndarray | None = None
-    """Hidden states as 16-bit patterns uint16 [B, H]; None unless captured."""
-    dtype: str = "bfloat16"
-    """Torch type of `hidden_BH`'s patterns."""
-    confidences_B: np.ndarray | None = None
-    """Confidences float32 [B] of the tokens sampled in this step; None unless asked for.
-
-    Mind that a row's score and state belong to its input token, the one before."""
-    failed: bool = False
-    """Scoring failed in the worker, in this step or before; then there are no rows."""
-
-    @property
-    def count(self) -> int:
-        """The number of rows B."""
-        columns = (self.scores_B, self.hidden_BH, self.confidences_B)
-        return next((len(column) for column in columns if column is not None), 0)
 
 
 class HostCopy:

@@ -26,22 +26,32 @@ from step_infer.errors import InputError, logged_errors
 from step_infer.event_log import EventLog
 from step_infer.live_traces import LiveTrace, LiveTraces
 from step_infer.replies import IMPLICIT_GROUP, Reports, child_of
-from step_infer.row_scorer import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, StepRows
 from step_infer.scorer.boundary import BoundaryRule
-from step_infer.scorer.network import read_card
-from step_infer.settings import CONFIG_KEY, RequestOptions, StepSettings
+from step_infer.scorer.card import read_card
+from step_infer.settings import RequestOptions, StepSettings
+from step_infer.wire import (
+    CONFIDENCE,
+    CONFIG_KEY,
+    PRUNED,
+    ROWS_ATTRIBUTE,
+    UNSCORED_ATTRIBUTE,
+    Report,
+    StepRows,
+)
 
 # In vLLM's own logger tree: its format and level apply.
 logger = init_logger(f"vllm.{__name__}")
 
-PRUNED = "pruned"
-"""The stop reason of a trace that was stopped for its score."""
-CONFIDENCE = "confidence"
-"""The stop reason of a trace whose group confidence fell below the request's `stop_below`."""
-
 
 class StepScheduler(AsyncScheduler):
-    """vLLM's AsyncScheduler that stops the worst trace instead of preempting one."""
+    """vLLM's AsyncScheduler that stops the worst trace instead of preempting one.
+
+    A comparison that differs in one thing is a subclass, chosen by its dotted path like this one:
+    it may know more request options, follow traces otherwise, or choose another victim.
+    """
+
+    options_class: type[RequestOptions] = RequestOptions
+    traces_class: type[LiveTraces] = LiveTraces
 
     _pause_state: PauseState
     following = False
@@ -75,7 +85,7 @@ class StepScheduler(AsyncScheduler):
         self.settings = settings
         self._sends_news = self.log_stats and compat.has_front_end(self.vllm_config)
         self.counters = Counters(keep_scores=self._sends_news)
-        self.live = LiveTraces(rule, aggregator, settings, self.counters)
+        self.live = self.traces_class(rule, aggregator, settings, self.counters)
         self.reports = Reports(self.live.report)
         self.disabled = False
         self.events: EventLog | None = None
@@ -92,7 +102,7 @@ class StepScheduler(AsyncScheduler):
         if self.following and not self.disabled:
             try:
                 self._begin(request)
-            except InputError as error:  # the options, or recorded signals that cannot be used
+            except InputError as error:
                 logger.warning("Request %s is not scored. %.300s", request.request_id, error)
             except Exception:  # of this request only: one client must not stop scoring for others
                 logger.exception("Request %s is not scored.", request.request_id)
@@ -101,7 +111,7 @@ class StepScheduler(AsyncScheduler):
         params = request.sampling_params
         if params is None or request.resumable:
             return
-        options = RequestOptions.from_extra_args(params.extra_args)
+        options = self.options_class.from_extra_args(params.extra_args)
         if options is None:
             return
         if request.lora_request is not None:
@@ -236,13 +246,8 @@ class StepScheduler(AsyncScheduler):
                     # One row speaks for one token; of tokens that vLLM discards there is no output.
                     known = len(tokens) == 1
                     confidence = confidences.get(request_id, nan) if known else nan
-                    if trace.recorded is not None:
-                        confidence = trace.recorded.confidence(trace.num_tokens - 1)
-                    trace.confidence_sum += confidence
-                    if trace.groups is not None:
-                        group = trace.groups.add(confidence)
-                        if group is not None and group < trace.stop_below:
-                            self._stop(trace, output)
+                    if live.take_confidence(trace, confidence):
+                        self._stop(trace, output)
                 if (reason := output.finish_reason) is not None:
                     if self.events is not None:
                         usage = self.kv_cache_manager.usage
@@ -288,7 +293,6 @@ class StepScheduler(AsyncScheduler):
 
     def _prunable(self) -> list[policy.RunningTrace]:
         traces = []
-        victim, rank = self.settings.victim, None
         for request in self.running:
             if not self._competes(request):
                 continue
@@ -296,22 +300,23 @@ class StepScheduler(AsyncScheduler):
                 continue
             trace = self.live.traces[request.request_id]
             assert trace.group is not None
-            if victim != "score":
-                rank = policy.victim_rank(victim, trace.num_tokens, trace.confidence, trace.rank)
             traces.append(
                 policy.RunningTrace(
                     request.request_id,
                     trace.group,
-                    trace.score,
+                    self._rank(trace),
                     trace.num_scored,
                     sum(compat.held_blocks(self.kv_cache_manager, request.request_id)),
                     request.arrival_time,
                     trace.min_steps,
                     trace.min_keep,
-                    rank,
                 )
             )
         return traces
+
+    def _rank(self, trace: LiveTrace) -> float | None:
+        """Return the number whose lowest is stopped; None for a trace that cannot be stopped."""
+        return trace.score
 
     def _prune(self, trace: LiveTrace) -> None:
         request = self.requests[trace.request_id]
@@ -323,7 +328,9 @@ class StepScheduler(AsyncScheduler):
             events=request.take_events(),
             trace_headers=request.trace_headers,
         )
-        _attach(output, {**self.live.report(trace), "pruned": True})
+        report = self.live.report(trace)
+        report["pruned"] = True
+        _attach(output, report)
         self._pressed_groups.add(trace.group)  # type: ignore[arg-type]
         tokens, free = request.num_computed_tokens, compat.free_blocks(self)
         # Not self.finish_requests: the report ends when its output is sent, in its order.
@@ -384,5 +391,5 @@ class StepScheduler(AsyncScheduler):
         )
 
 
-def _attach(output: EngineCoreOutput, report: dict[str, Any]) -> None:
+def _attach(output: EngineCoreOutput, report: Report) -> None:
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), CONFIG_KEY: report}

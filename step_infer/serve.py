@@ -63,7 +63,8 @@ from step_infer.event_log import event_log_path
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.scorer.identity import identify
 from step_infer.scorer.network import load_scorer
-from step_infer.settings import CONFIG_KEY, StepSettings
+from step_infer.settings import StepSettings
+from step_infer.wire import CONFIG_KEY
 
 _OURS = ("scheduler-cls", "worker-cls")
 _CONFIG = "additional-config"

@@ -15,7 +15,7 @@ from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from step_infer import compat
 from step_infer.counters import BUCKETS
-from step_infer.settings import CONFIG_KEY
+from step_infer.wire import CONFIG_KEY
 
 _COUNTERS = {
     "pruned": "Traces stopped for their score.",

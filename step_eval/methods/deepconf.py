@@ -72,7 +72,7 @@ class DeepConf:
             plans: the question's orders; the first are the warm-up.
             on_step: called after every engine step.
         """
-        first = [replace(plan, window=self.window) for plan in plans[: self.warmup]]
+        first = [_asking(plan, window=self.window) for plan in plans[: self.warmup]]
         ended = []
         for trace in llm.stream(first, max_in_flight=len(first), on_step=on_step):
             ended.append(trace)
@@ -80,10 +80,15 @@ class DeepConf:
         bar = self.threshold(ended)
         for trace in ended:
             trace.filtered = _is_below(trace, bar)
-        rest = [replace(plan, window=self.window, stop_below=bar) for plan in plans[self.warmup :]]
+        stop = {} if bar is None else {"stop_below": bar}
+        rest = [_asking(plan, window=self.window, **stop) for plan in plans[self.warmup :]]
         for trace in llm.stream(rest, max_in_flight=len(rest), on_step=on_step) if rest else ():
             trace.filtered = _is_below(trace, bar)
             yield trace
+
+
+def _asking(plan: TracePlan, **options: float) -> TracePlan:
+    return replace(plan, options={**plan.options, **options})
 
 
 def _is_below(trace: Trace, bar: float | None) -> bool:

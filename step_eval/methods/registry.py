@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from step_eval.methods.deepconf import HIGH, LOW, DeepConf
-from step_eval.methods.victims import ABLATIONS
+from step_eval.methods.victims import ABLATIONS, VICTIM_SCHEDULER
 from step_infer.client.trace import Trace, TracePlan
 from step_infer.errors import InputError
 
@@ -62,7 +62,11 @@ def _step(config: "EvalConfig") -> dict[str, Any]:
 def _ablation(victim: str) -> "Callable[[EvalConfig], dict[str, Any]]":
     # The choice by confidence has to record it.
     confidence = {"confidence": True} if victim == "least-confident" else {}
-    return lambda config: _step(config) | {"victim": victim} | confidence
+    engine = {
+        "scheduler_cls": VICTIM_SCHEDULER,
+        "additional_config": {"step_eval": {"victim": victim}},
+    }
+    return lambda config: _step(config) | engine | confidence
 
 
 def _confidence(config: "EvalConfig") -> dict[str, Any]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from step_infer.client.engine import EngineStats
     from step_infer.client.llm import StepLLM
 
+_SCHEDULER = "step_eval.replay.scheduler.ReplayScheduler"
 _WARM_UP_PROMPT = 32
 _KV_ROOM = 1.1
 """Memory for the KV cache over that of its budget: whole blocks, and vLLM's own."""
@@ -31,7 +32,7 @@ class ReplayEngine:
         """Take over a running engine.
 
         Args:
-            llm: the engine, started with `replay`, or a plain one.
+            llm: the engine, with a ReplayScheduler, or a plain one.
             world: the recorded traces, scaled.
             vocabulary: tokens of the model's vocabulary.
             first_seed: seed of the first repeat; each further repeat has the next.
@@ -79,9 +80,9 @@ class ReplayEngine:
             trace = traces[number]
             self._chosen[question_id, number] = trace, trace_seed(seed, question_id, number)
             length = dataclasses.replace(sampling, max_tokens=trace.tokens)
-            plans.append(
-                TracePlan(question_id, number, prompt, None, length, question_id, signals(trace))
-            )
+            found_signals = signals(trace)
+            options = {} if found_signals is None else {"replay": found_signals}
+            plans.append(TracePlan(question_id, number, prompt, None, length, question_id, options))
         return plans
 
     def _prompt(self, question_id: str, tokens: int) -> tuple[int, ...]:
@@ -168,7 +169,7 @@ def starter(shape: dict[str, Any], world: World, first_seed: int) -> Callable[..
             # The same key as the other engines', whose compiled model it can then use.
             options["additional_config"] = AdapterConfig({})
         else:
-            options["replay"] = True
+            options["scheduler_cls"] = _SCHEDULER
         return ReplayEngine(StepLLM(model, **options), world, vocabulary, first_seed)
 
     return start

@@ -3,6 +3,7 @@
 from itertools import accumulate
 from math import isfinite
 
+from step_eval.methods.victims import victim_rank
 from step_eval.simulation.batch import Batch
 from step_eval.simulation.schedule import Pruning, Schedule, Work
 from step_infer import policy
@@ -63,18 +64,12 @@ class Pruner:
             policy.RunningTrace(
                 str(trace),
                 batch.traces[trace].group,
-                self._score(trace),
+                self._rank(trace),
                 self._scored(trace),
                 batch.held(trace),
                 trace,
                 pruning.min_steps,
                 pruning.min_keep,
-                policy.victim_rank(
-                    pruning.victim,
-                    batch.tokens(trace),
-                    self._confidence(trace),
-                    batch.traces[trace].rank,
-                ),
             )
             for trace in batch.running
             if not batch.done_in_flight(trace)
@@ -90,13 +85,19 @@ class Pruner:
         self.result.scored[trace] = count
         return count
 
-    def _score(self, trace: int) -> float | None:
-        count = self._scored(trace)
+    def _rank(self, trace: int) -> float | None:
+        """Return the number whose lowest is stopped; None before the first step score."""
+        batch, count = self.batch, self._scored(trace)
         if count == 0:
             return None
-        if self.pruning.victim != "score":
-            return 0.0  # it only says that there is one
-        return self.aggregate(self.batch.traces[trace].scores[:count])
+        if self.pruning.victim == "score":
+            return self.aggregate(batch.traces[trace].scores[:count])
+        return victim_rank(
+            self.pruning.victim,
+            batch.tokens(trace),
+            self._confidence(trace),
+            batch.traces[trace].rank,
+        )
 
     def _confidence(self, trace: int) -> float | None:
         tokens = self.batch.tokens(trace)

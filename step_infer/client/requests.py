@@ -9,7 +9,7 @@ import torch
 from step_infer.client.answers import extract_boxed
 from step_infer.client.trace import STOPPED, Trace, TraceKey, TracePlan
 from step_infer.scorer.boundary import BoundaryRule
-from step_infer.settings import CONFIG_KEY
+from step_infer.wire import CONFIG_KEY
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -37,11 +37,7 @@ def sampling_params(
     sampling = order.sampling
     extra_args = None
     if options is not None:
-        options = {"group": order.group} | options
-        for name in ("window", "stop_below", "replay", "rank"):
-            if (value := getattr(order, name)) is not None:
-                options[name] = value
-        extra_args = {CONFIG_KEY: options}
+        extra_args = {CONFIG_KEY: {"group": order.group, **options, **order.options}}
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,

@@ -186,7 +186,7 @@ def test_every_choice_has_its_score_with_stop_strings_too(server):
         ('{"capture": true}', "capture in offline requests only"),
         ('{"group": "\\u00007_x"}', "without NUL"),
         ('{"group":' * 20_000, "Expected JSON"),
-        (f'{{"rank": 1{"0" * 400}}}', "Expected step setting rank a finite number"),
+        (f'{{"window": 5, "stop_below": 1{"0" * 400}}}', "stop_below a finite number"),
         (7, "Expected an object"),
     ],
 )
