@@ -9,16 +9,13 @@ ends a question early when its votes agree, is left out.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
 from step_infer.confidence import WINDOW
 from step_infer.errors import InputError
-
-if TYPE_CHECKING:
-    from step_infer.client.llm import StepLLM
 
 WARMUP = 16
 """Warm-up traces in the paper."""
@@ -59,7 +56,7 @@ class DeepConf:
 
     def stream(
         self,
-        llm: "StepLLM",
+        llm: StepLLM,
         plans: Sequence[TracePlan],
         on_step: Callable[[], None] | None = None,
     ) -> Iterator[Trace]:

@@ -26,7 +26,6 @@ from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import identify
-from step_infer.scorer.network import load_scorer
 from step_infer.settings import AdapterConfig, StepSettings
 from step_infer.wire import CONFIG_KEY
 
@@ -99,7 +98,11 @@ class StepLLM:
         identity = identify(model)
         if plain and (scorer is not None or capture or confidence):
             raise InputError("Expected neither scorer, capture nor confidence with plain=True.")
-        card = load_scorer(scorer, identity, allow_mismatch)[1] if scorer is not None else None
+        card = None
+        if scorer is not None:
+            from step_infer.scorer.network import load_scorer
+
+            card = load_scorer(scorer, identity, allow_mismatch)[1]
         self.model = model
         self.identity = identity
         self.plain = plain or (scorer is None and not capture and not confidence)

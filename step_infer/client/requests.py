@@ -4,7 +4,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from step_infer.client.answers import extract_boxed
 from step_infer.client.trace import STOPPED, Trace, TraceKey, TracePlan
@@ -99,6 +98,8 @@ def ended_trace(
         finished_s=time.monotonic(),
     )
     if "hidden" in report:
+        import torch
+
         dtype = getattr(torch, report["hidden_dtype"])
         bits = np.frombuffer(report["hidden"], np.uint16).reshape(-1, hidden_size)
         trace.hidden_SH = torch.from_numpy(bits.copy()).view(dtype)
