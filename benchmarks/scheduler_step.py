@@ -130,7 +130,7 @@ def main() -> None:
     steps = WARM_UP_STEPS + options.steps + 20
     need = options.requests * (steps + PROMPT_TOKENS) // BLOCK_SIZE + 4 * BATCHED_TOKENS
     kinds = (AsyncScheduler, StepScheduler)
-    compat.has_front_end = lambda config: True  # as in a server: with news for its metrics
+    compat.has_front_end = lambda config: True  # as in a server: with counts for its metrics
     sides = [Side(start(kind, options.requests, need)) for kind in kinds]
     gc.collect()
     gc.freeze()  # as vLLM's engine does after start-up

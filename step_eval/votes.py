@@ -89,7 +89,7 @@ def vote_rule(name: str) -> Weights:
 
 
 def has_signal(vote_by: str, traces: Iterable[TraceRecord]) -> bool:
-    """Say whether any trace has the number that a rule goes by."""
+    """Return whether any trace has the number that a rule goes by."""
     signal = vote_signal(vote_by)
     return signal is None or any(getattr(trace, signal) is not None for trace in traces)
 

@@ -74,7 +74,7 @@ def growth_blocks(scheduler: Any) -> int:
 
 
 def ends_in_flight(scheduler: Any, request: Any) -> bool:
-    """Say whether a running request's last step is in flight, for its length.
+    """Return whether a running request's last step is in flight, for its length.
 
     The same two conditions as in vLLM's loop over its running requests (see `growth_blocks`). With
     pipeline stages a step may be in flight without async scheduling too: then vLLM counts no
@@ -175,7 +175,7 @@ def most_growth_blocks(scheduler: Any) -> int:
 
 
 def frees_at_once(scheduler: Any, request: Any) -> bool:
-    """Say whether stopping a request would make its blocks free in this very step.
+    """Return whether stopping a request would make its blocks free in this very step.
 
     With a KV connector, vLLM keeps blocks back while a step in flight may still write them; then
     stopping the request makes no room now. Without one this is always so.
@@ -186,7 +186,7 @@ def frees_at_once(scheduler: Any, request: Any) -> bool:
 
 
 def has_front_end(vllm_config: Any) -> bool:
-    """Say whether `send_news` may reach a front end: one in another process, with room for it.
+    """Return whether `send_counts` may reach a front end: one in another process, with room for it.
 
     Within one process nobody listens, and vLLM's statistics stay exactly its own.
     """
@@ -196,7 +196,7 @@ def has_front_end(vllm_config: Any) -> bool:
     return ray or multiprocessing.parent_process() is not None
 
 
-def send_news(stats: Any, text: str) -> None:
+def send_counts(stats: Any, text: str) -> None:
     """Put a text into a step's SchedulerStats, to travel to the front end's stat loggers.
 
     The statistics have no field for plug-ins; this takes one that is empty, and that nobody reads
@@ -206,8 +206,8 @@ def send_news(stats: Any, text: str) -> None:
         stats.cudagraph_stats = CUDAGraphStat(0, 0, 0, COUNTS_PREFIX + text)
 
 
-def received_news(stats: Any) -> str | None:
-    """Return the text that `send_news` put into a step's SchedulerStats; None without one."""
+def received_counts(stats: Any) -> str | None:
+    """Return the text that `send_counts` put into a step's SchedulerStats; None without one."""
     stat = getattr(stats, "cudagraph_stats", None)
     if stat is None or not stat.runtime_mode.startswith(COUNTS_PREFIX):
         return None

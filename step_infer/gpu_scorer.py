@@ -90,7 +90,7 @@ class CapturedScorer:
                 self._graphs.insert(0, (size, graph, scores_B))
 
     def fits(self, hidden_BH: Tensor) -> bool:
-        """Tell whether a call may have these states."""
+        """Return whether a call may have these states."""
         same = hidden_BH.dtype == self._states_BH.dtype
         return same and len(hidden_BH) <= len(self._states_BH)
 

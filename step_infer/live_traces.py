@@ -156,7 +156,7 @@ class LiveTraces:
             del self._live[trace.group], self.kept[trace.group]
 
     def may_stop(self, trace: LiveTrace) -> bool:
-        """Say whether a trace's group is left with enough traces without it."""
+        """Return whether a trace's group is left with enough traces without it."""
         return trace.group is None or self.kept[trace.group] > trace.min_keep
 
     def clear(self) -> None:

@@ -56,8 +56,8 @@ def pick_victim(traces: Iterable[RunningTrace], kept: Mapping[str, int]) -> Runn
     return min(candidates[group], key=lambda trace: (trace.score, trace.steps, -trace.order))
 
 
-def admit(free_blocks: int, total_blocks: int, resume_free: float, pressed_running: bool) -> bool:
-    """Say whether waiting traces may start.
+def admit(free_blocks: int, total_blocks: int, resume_free: float, pruned_running: bool) -> bool:
+    """Return whether waiting traces may start.
 
     While a group that lost a trace for want of memory still runs, a newcomer would only cost it
     more of them; it waits until that group is done or enough of the cache is free again.
@@ -66,6 +66,6 @@ def admit(free_blocks: int, total_blocks: int, resume_free: float, pressed_runni
         free_blocks: free KV blocks after this step's growth.
         total_blocks: all KV blocks.
         resume_free: part of the cache that must be free, in [0, 1].
-        pressed_running: whether a group that lost a trace still has running traces.
+        pruned_running: whether a group that lost a trace still has running traces.
     """
-    return not pressed_running or free_blocks >= resume_free * total_blocks
+    return not pruned_running or free_blocks >= resume_free * total_blocks

@@ -59,10 +59,12 @@ class SideStream:
             work: queues it, and is called at once.
             read: tensors of the model's stream that it reads; their memory is kept until then.
         """
+        # The host does not wait: it queues "begin once the model's stream has come this far".
         self._ready.record()
         self._stream.wait_event(self._ready)
         for tensor in read:
             if tensor is not None:
+                # Else the allocator could give its memory to the next step while this reads it.
                 tensor.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
             return work()
@@ -77,6 +79,8 @@ class PendingRows:
 
     def __init__(self, scores_B: Tensor | None, hidden_BH: Tensor | None) -> None:
         """Start the copies; the device tensors are kept until the rows are dropped."""
+        # Started now, waited for in `result`: under async scheduling the host asks for a step's
+        # output only after it has queued the next step, so the copies overlap with that.
         self._copies = [HostCopy(scores_B), HostCopy(hidden_BH), HostCopy(None)]
 
     def add_confidences(self, confidences_B: Tensor) -> None:
@@ -129,6 +133,7 @@ class RowScorer:
 
     def __call__(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Do what the model does, and score the rows if a step waits for it."""
+        # Disarmed at once: prompt log-probabilities call again in the same step, with other rows.
         armed, self._armed = self._armed, False
         logits = self._compute_logits(hidden_states, *args, **kwargs)
         if armed:
@@ -177,6 +182,8 @@ class RowScorer:
     def _score(self, hidden_BH: Tensor) -> PendingRows:
         """Copy the rows in the model's stream, for its next step overwrites them; score beside."""
         kept_BH = None
+        # Clones on the model's own stream come before its next step in order; only what they made
+        # is read beside it.
         if self._capture:
             is_half = hidden_BH.dtype in HALVES
             kept_BH = hidden_BH.clone() if is_half else hidden_BH.to(torch.bfloat16)
@@ -192,6 +199,7 @@ class RowScorer:
         return self._beside(hidden_BH.device, lambda: PendingRows(score(), kept_BH), *read)
 
     def _eager(self, hidden_BH: Tensor) -> Tensor:
+        """Return the scores [B] without a graph: on CPU, and where more rows come than captured."""
         assert self._scorer is not None
         is_half = hidden_BH.dtype in HALVES
         if isinstance(self._scorer, StepScorer) and hidden_BH.is_cuda and is_half:

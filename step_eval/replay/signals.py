@@ -73,7 +73,7 @@ class RecordedSteps:
             ) from error
 
     def ends_step(self, position: int) -> bool:
-        """Say whether the generated token at a position ended a step."""
+        """Return whether the generated token at a position ended a step."""
         return position in self._score_at
 
     def score(self, position: int) -> float:

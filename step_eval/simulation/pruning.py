@@ -29,7 +29,7 @@ class Pruner:
         """Traces of each group that run, wait or have finished."""
         for trace in batch.traces:
             self.kept[trace.group] = self.kept.get(trace.group, 0) + 1
-        self.pressed: set[str] = set()
+        self.pruned_groups: set[str] = set()
         """Groups that have lost traces since memory was last ample."""
 
     def make_room(self, work: Work) -> bool:
@@ -52,11 +52,11 @@ class Pruner:
                     break
                 self._prune(int(victim.request_id), work)
             free = batch.pool.free - needed
-        if not self.pressed:
+        if not self.pruned_groups:
             return False
-        self.pressed &= {batch.traces[trace].group for trace in batch.running}
+        self.pruned_groups &= {batch.traces[trace].group for trace in batch.running}
         total = shape.kv_blocks + 1
-        return not policy.admit(free, total, self.pruning.resume_free, bool(self.pressed))
+        return not policy.admit(free, total, self.pruning.resume_free, bool(self.pruned_groups))
 
     def _prunable(self) -> list[policy.RunningTrace]:
         batch, pruning = self.batch, self.pruning
@@ -113,6 +113,6 @@ class Pruner:
         batch.leave(trace, batch.computed(trace), tokens)
         group = batch.traces[trace].group
         self.kept[group] -= 1
-        self.pressed.add(group)
+        self.pruned_groups.add(group)
         self.result.pruned.append(trace)
         self.result.end(trace, tokens, work)

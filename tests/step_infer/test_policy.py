@@ -111,6 +111,6 @@ def test_pruning_until_nothing_may_go_leaves_min_keep_in_each_group(traces, min_
 
 
 def test_newcomers_wait_while_a_pruned_group_runs_and_memory_is_short():
-    assert admit(0, 100, 0.5, pressed_running=False)
-    assert not admit(49, 100, 0.5, pressed_running=True)
-    assert admit(50, 100, 0.5, pressed_running=True)
+    assert admit(0, 100, 0.5, pruned_running=False)
+    assert not admit(49, 100, 0.5, pruned_running=True)
+    assert admit(50, 100, 0.5, pruned_running=True)
