@@ -1,8 +1,8 @@
 """The Prometheus metrics of the adapter, beside vLLM's own, on the OpenAI server's /metrics.
 
 vLLM's server finds the class by the entry point `vllm.stat_logger_plugins` of this package and
-hands it every step's statistics, in which the scheduler sends what is new (`compat.send_counts`). So
-each front end counts what it was sent, for each engine, over data parallelism and several nodes.
+hands it every step's statistics, in which the scheduler sends what is new (`compat.send_counts`).
+So each front end counts what it was sent, for each engine, over data parallelism and several nodes.
 """
 
 import functools
