@@ -109,7 +109,7 @@ class EventLog:
         return not begin.strip() or begin.startswith(b'{"time"') or b'"event":' in begin
 
     def _ends_with_newline(self) -> bool:
-        """Return whether the file is empty or ends with a whole line, as it does not after a crash."""
+        """Return whether the file is empty or ends with a whole line; after a crash it may not."""
         if not self.path.is_file():
             return True  # a pipe or a device
         with self.path.open("rb") as file:
