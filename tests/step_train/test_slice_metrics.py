@@ -16,7 +16,7 @@ def samples(seed, count=3000, questions=40):
 @pytest.mark.parametrize("name", SLICE_METRICS)
 def test_values_are_those_of_the_plain_metrics(name):
     label, score, question = samples(0)
-    found = slice_metrics(label, score, question, resamples=10)
+    found = slice_metrics(label, score, question, draws=10)
     assert found[name]["value"] == pytest.approx(METRICS[name](label, score))
     own = [METRICS[name](label[question == q], score[question == q]) for q in range(40)]
     each = found["within_question"] if name == "auroc" else found["each_question"][name]
