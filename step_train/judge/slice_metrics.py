@@ -63,9 +63,10 @@ def slice_metrics(
         found[name] = {"value": None, "low": None, "high": None}
         if usable:
             value = float(combine(sums_QK.sum(axis=0)))
-            if name == "auprc":  # the bins are for the interval alone
-                value = float(auprc_by_question(label_S, score_S, np.zeros_like(question_S), 1)[0])
             drawn_D = _drawn(sums_QK, combine, question_draws(count, draws, seed))
+            if name == "auprc":  # its bins are for the interval alone, and shift it a little
+                exact = float(auprc_by_question(label_S, score_S, np.zeros_like(question_S), 1)[0])
+                value, drawn_D = exact, np.minimum(drawn_D + (exact - value), 1.0)
             found[name] = asdict(interval(value, drawn_D[np.isfinite(drawn_D)], count))
         own_Q = combine(sums_QK)
         if name == "auprc":
@@ -133,7 +134,7 @@ def _auprc(label_S: Bools, score_S: Floats, question_S: Ints, count: int) -> Sum
     cell_S = (question_S * 2 + label_S) * bins + bin_S
     counts = np.bincount(cell_S, minlength=count * 2 * bins).reshape(count, 2, bins)
     right_QB, so_far_QB = counts[:, 1], np.cumsum(counts, axis=2)
-    # The sums to a bin are sums over questions too. Single precision holds them: they are whole.
+    # The sums up to a bin are sums over questions too. Single precision is off by some 1e-7.
     sums = np.hstack([right_QB, so_far_QB[:, 1], so_far_QB.sum(axis=1)]).astype(np.float32)
 
     def combine(sums: Floats) -> Floats:

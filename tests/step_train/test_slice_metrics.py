@@ -40,6 +40,13 @@ def test_intervals_are_those_of_a_plain_bootstrap_over_questions(name):
     )
 
 
+def test_perfect_scores_have_an_average_precision_of_one_and_no_more():
+    _, score, question = samples(4)
+    found = slice_metrics(score > 0.7, score, question)["auprc"]
+    assert found["value"] == pytest.approx(1)
+    assert 0.999 < found["low"] <= found["high"] <= 1
+
+
 def test_one_class_leaves_the_metrics_that_need_no_second_one():
     found = slice_metrics(np.ones(4, dtype=bool), np.array([0.9, 0.8, 0.7, 0.2]), np.arange(4) // 2)
     for name in ("auroc", "auprc", "f1"):
