@@ -20,6 +20,8 @@ from step_eval.run import evaluate
 from step_eval.simulation.config import METHODS as SIMULATED
 from step_infer.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS, TRACES = 6, 12
 VICTIM_METHODS = "sc,step,single," + ",".join(ABLATIONS)
 

@@ -26,8 +26,6 @@ MAX_MODEL_LEN = 2048
 
 @pytest.fixture(scope="module")
 def llm():
-    if not (CHECKPOINT / "model.safetensors").exists():
-        pytest.skip("the demo model is not there")
     with StepLLM(str(CHECKPOINT), confidence=True, max_model_len=MAX_MODEL_LEN) as llm:
         yield llm
 
