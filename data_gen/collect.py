@@ -74,7 +74,7 @@ def collect(
         with Grader(config.grading_workers, config.grading_timeout_s) as grader:
             summary = summarise(out.read(), grader)
         summary["skipped_lines"] = len(found.skipped)
-        out.update(complete=True, summary=summary)
+        out.finish(summary=summary)
     print_summary(summary, console)
     console.print(f"Traces: {config.out}")
     return summary

@@ -134,7 +134,7 @@ class RunDirectory:
         """
         from filelock import FileLock, Timeout  # here: --help needs none of it
 
-        # A forked engine or worker, which may outlive a killed run, closes it: flock alone would not.
+        # A forked engine or worker may outlive a killed run: unlike a bare flock, this ends there.
         lock = FileLock(self.path / _LOCK, blocking=False, thread_local=False)
         with ExitStack() as held:
             try:

@@ -17,7 +17,7 @@ from step_train.data.feature_blocks import EvaluationBatches, FeatureRows
 from step_train.data.trace_table import TraceTable, read_traces, require_both_classes
 from step_train.data.training_data import identity_of, layers_of
 from step_train.export.run import export
-from step_train.fit.run_directory import RunDirectory
+from step_train.fit.run_directory import FitDirectory
 from step_train.judge.baselines import compare, known_baselines
 from step_train.judge.config import EvaluateConfig
 from step_train.judge.held_out import evaluate
@@ -58,7 +58,7 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         )
     table, skipped = read_traces(directory)
     own = directory.fingerprint == card.training.get("traces_fingerprint")
-    split = RunDirectory(config.run).split() if config.run is not None else None
+    split = FitDirectory(config.run).split() if config.run is not None else None
     questions = config.questions
     if questions == "auto":
         questions = "test" if own and split is not None else "all"
@@ -99,7 +99,7 @@ def _load(config: EvaluateConfig) -> tuple[StepScorer, ScorerCard]:
         raise InputError(
             f"Expected a run directory of step-train fit at {config.run}, found none there."
         )
-    if not RunDirectory(config.run).complete:
+    if not FitDirectory(config.run).complete:
         raise InputError(
             f"Expected a complete run in {config.run}, found one that has not come to its end. "
             "Hint: give step-train fit the same command again."

@@ -220,7 +220,7 @@ def test_other_traces_in_the_same_directory_are_refused(trained, tmp_path):
 
 def test_a_directory_of_something_else_is_refused(separable, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="found other files"):
+    with pytest.raises(InputError, match=r"found notes\.txt and no manifest\.json"):
         fit(config(separable, tmp_path))
     with pytest.raises(InputError, match="kind 'traces'"):
         fit(config(separable, separable))
