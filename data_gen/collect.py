@@ -55,7 +55,7 @@ def collect(
     context = context_length(config.model, config.engine.get("max_model_len"))
     # A prompt that does not fit is found now, not in the middle of the run.
     prompt_lengths(tokenizer, questions, config.system, context)
-    settings = config.deciding() | {
+    settings = config.result_settings() | {
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
         "questions_sha256": found.sha256,

@@ -66,7 +66,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
     source = RowSource(config.responses)
     identity = identify(config.model)
     maker = TraceMaker(config)
-    settings = config.deciding() | {
+    settings = config.result_settings() | {
         "responses_sha256": source.sha256(),
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,

@@ -84,7 +84,7 @@ def _newest_checkpoint(config: LedgerLMConfig) -> Path | None:
             "Hint: --resume true continues it; else choose another --out."
         )
     saved = torch.load(found[-1], map_location="cpu", weights_only=True)["config"]
-    settings = config.identity()
+    settings = config.result_settings()
     require_same_settings({name: saved.get(name) for name in settings}, settings, config.out)
     return found[-1]
 

@@ -104,7 +104,7 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
     with FitDirectory(config.out) as run:
         # With several devices, Lightning starts this program again for each: only the first writes.
         if rank_zero_only.rank in (None, 0):
-            settings = config.deciding() | {"traces_fingerprint": data.fingerprint}
+            settings = config.result_settings() | {"traces_fingerprint": data.fingerprint}
             run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
         outcome = run.metrics() if run.complete else _fit(config, data, run, callbacks, started)
     return _result(run, outcome, started)
@@ -221,7 +221,7 @@ def _module(config: FitConfig, data: TrainingData) -> ScorerModule:
             "layers": list(data.layers),
             "width": config.width,
             "depth": config.depth,
-            "settings": config.deciding(),
+            "settings": config.result_settings(),
             "data": data.summary() | {"pos_weight": loss.pos_weight},
         },
         normaliser=Normaliser(inputs) if normalise else None,

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from step_infer.errors import InputError
 from step_infer.storage.files import read_json, write_json
-from step_infer.storage.run_directory import RunDirectory
+from step_infer.storage.run_directory import MANIFEST_NAME, RunDirectory
 from step_train.data.trace_table import SPLITS
 
 KIND = "scorer training"
@@ -27,6 +27,8 @@ KIND = "scorer training"
 BEST, LAST = "best.ckpt", "last.ckpt"
 METRICS, SPLIT, REPORT = "metrics.json", "split.json", "report.html"
 PROJECTED = "projected"
+OWN_FILES = (MANIFEST_NAME, METRICS, SPLIT, REPORT, BEST, LAST, "csv", "tensorboard")
+"""What it holds after the run; other files are its user's."""
 
 
 class FitDirectory(RunDirectory):

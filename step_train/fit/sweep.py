@@ -154,14 +154,17 @@ def fit_scores(config: FitConfig) -> Scores:
     )
     require_components(config.components, data.rows, config.memory_mib)
     with FitDirectory(config.out) as run:
-        settings = config.deciding() | {"traces_fingerprint": data.fingerprint, "purpose": "sweep"}
+        settings = config.result_settings() | {
+            "traces_fingerprint": data.fingerprint,
+            "purpose": "sweep",
+        }
         run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
         if not run.complete:
-            run.finish_fit(_outcome(config, data, run))
+            run.finish_fit(_train_and_score(config, data, run))
         return run.metrics()
 
 
-def _outcome(config: FitConfig, data: TrainingData, run: FitDirectory) -> Scores:
+def _train_and_score(config: FitConfig, data: TrainingData, run: FitDirectory) -> Scores:
     with lightning_run():
         module, trainer = train(config, data, run)
         best = best_epoch(config, data, run, module, trainer)
