@@ -8,12 +8,12 @@ from places import CHECKPOINT
 
 from data_gen.ledger.__main__ import LedgerConfig, write_questions
 from data_gen.ledger.questions import iter_questions
+from step_eval.comparison import voted_group
 from step_eval.config import EvalConfig
 from step_eval.methods.deepconf import DeepConf
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.records import RecordStore
 from step_eval.run import evaluate
-from step_eval.statistics import voted_group
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
