@@ -53,7 +53,7 @@ def collect(
     context = context_length(config.model, config.engine.get("max_model_len"))
     # A prompt that does not fit is found now, not in the middle of the run.
     prompt_lengths(tokenizer, {q.id: q.question for q in questions}, config.system, context)
-    settings = config.deciding() | {
+    settings = config.result_settings() | {
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
         "questions_sha256": found.sha256,
@@ -70,7 +70,7 @@ def collect(
         with Grader(config.grading_workers, config.grading_timeout_s) as grader:
             summary = summarise(out.read(), grader)
         summary["skipped_lines"] = len(found.skipped)
-        out.update(complete=True, summary=summary)
+        out.finish(summary=summary)
     print_summary(summary, console)
     console.print(f"Traces: {config.out}")
     return summary

@@ -14,10 +14,10 @@ from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
 
-DECIDING_ENGINE_ARGS = ("dtype", "quantization", "max_model_len", "revision", "hf_overrides")
+RESULT_ENGINE_ARGS = ("dtype", "quantization", "max_model_len", "revision", "hf_overrides")
 """Engine arguments that change which traces come out; all others may change when a run goes on."""
 
-DECIDING_FIELDS = (
+RESULT_FIELDS = (
     "num_traces",
     "seed",
     "system",
@@ -99,16 +99,16 @@ class CollectConfig(QuestionOptions):
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")
 
-    def deciding(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide the content, flat and JSON-ready.
 
         Only these must agree when a run goes on. Files are left to the caller, who adds their
         checksums.
         """
-        settings = self.reading() | {name: getattr(self, name) for name in DECIDING_FIELDS}
+        settings = self.reading() | {name: getattr(self, name) for name in RESULT_FIELDS}
         for name, value in dataclasses.asdict(self.sampling).items():
             settings[f"sampling.{name}"] = value
-        for name in DECIDING_ENGINE_ARGS:
+        for name in RESULT_ENGINE_ARGS:
             settings[f"engine.{name}"] = self.engine.get(name)
         return settings
 
@@ -164,7 +164,7 @@ class ImportConfig:
         if self.part_traces < 1:
             raise InputError(f"Expected --part-traces of at least 1, found {self.part_traces}.")
 
-    def deciding(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide the content, flat and JSON-ready."""
         names = ("question_field", "response_field", "answer_field", "system", "skip_bad_lines")
         return {name: getattr(self, name) for name in names}

@@ -66,7 +66,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
     source = RowSource(config.responses)
     identity = identify(config.model)
     maker = TraceMaker(config)
-    settings = config.deciding() | {
+    settings = config.result_settings() | {
         "responses_sha256": source.sha256(),
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
@@ -93,7 +93,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
                     f"{config.responses}, found none ({_skipped(imported)})."
                 )
             summary = summarise(out.read(), grader) | {"imported": imported | {"bad_rows": bad}}
-            out.update(complete=True, summary=summary)
+            out.finish(summary=summary)
     print_summary(summary, console)
     console.print(f"Left out: {_skipped(summary['imported'])}\nTraces: {config.out}")
     return summary

@@ -153,7 +153,7 @@ class EvalConfig(QuestionOptions):
         """Whether the KV budget depends on the mean response length."""
         return self.kv_budget_tokens is None and self.kv_budget < 1
 
-    def deciding(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide what a question's record holds, flat and JSON-ready.
 
         Methods, repeats, limit and vote are left out: a run may go on with more of them. Files are

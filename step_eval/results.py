@@ -16,16 +16,20 @@ from step_eval.comparison import (
 )
 from step_eval.curves import auroc_by_progress, score_curve, scored_traces
 from step_eval.methods.registry import BASELINE, METHODS
-from step_eval.records import QuestionRecord, RecordStore
+from step_eval.records import RECORDS_FOLDER, QuestionRecord, RecordStore
 from step_eval.statistics import COVERAGE, DRAWS, INTERVAL_KIND
 from step_eval.stops import describe_stops, stop_totals, stops
 from step_eval.votes import SHOWN_VOTES, UNIFORM, has_signal
 from step_infer.errors import InputError
 from step_infer.storage.files import write_json
-from step_infer.storage.run_directory import read_manifest
+from step_infer.storage.run_directory import MANIFEST_NAME, read_manifest
 
 RESULTS_SCHEMA_VERSION = 1
+REPORT_NAME = "report.html"
 KIND = "step-eval"
+"""What the manifest calls a directory of step-eval."""
+OWN_FILES = (MANIFEST_NAME, RECORDS_FOLDER, RESULTS_NAME, REPORT_NAME)
+"""What it holds; other files are its user's."""
 
 Records = Mapping[str, Sequence[QuestionRecord]]
 _TRACE_SECONDS: dict[str, Callable[[QuestionRecord], float]] = {
@@ -229,5 +233,5 @@ def write_results(out: Path | str, vote: str = "auto") -> dict[str, Any]:
     manifest, records = read_run(out)
     results = build_results(manifest, records, vote)
     write_json(Path(out) / RESULTS_NAME, results)
-    write_report(Path(out) / "report.html", results, records)
+    write_report(Path(out) / REPORT_NAME, results, records)
     return results

@@ -22,14 +22,14 @@ from step_eval.manifest import earlier_manifest, make_manifest
 from step_eval.measure import measure
 from step_eval.methods.registry import BASELINE, METHODS
 from step_eval.ranks import ORACLE, Ranks
-from step_eval.records import RecordStore, locked
-from step_eval.results import write_results
+from step_eval.records import RecordStore
+from step_eval.results import KIND, write_results
 from step_infer.cli.progress import TraceProgress
 from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Sampling, TracePlan
 from step_infer.errors import InputError
-from step_infer.storage.run_directory import write_manifest
+from step_infer.storage.run_directory import RunDirectory, write_manifest
 
 _WARM_UP_TOKENS = 16
 
@@ -69,9 +69,8 @@ class Evaluation:
             InputError: the output directory cannot be used, or the engine refuses a setting.
         """
         config = self.config
-        out = Path(config.out)
-        with locked(out):
-            earlier = earlier_manifest(out, self.inputs.settings(), self.store.begun())
+        with RunDirectory(config.out, KIND).claim() as run:
+            earlier = earlier_manifest(run, self.inputs.settings(), self.store.begun())
             # The baseline first: the oracle takes from it which traces come out right.
             names = sorted(config.method_names, key=lambda name: name != BASELINE)
             todo = {name: self._missing(name) for name in names}
@@ -79,13 +78,13 @@ class Evaluation:
                 todo[ORACLE] = self._known_to_oracle(todo[ORACLE], todo.get(BASELINE, []))
             budget = Budget(**earlier["budget"]) if earlier else self._budget()
             if earlier is None or any(todo.values()):
-                write_manifest(out, make_manifest(self.inputs, budget, earlier))
+                write_manifest(run.path, make_manifest(self.inputs, budget, earlier))
             self._print_plan(budget, todo)
             with Grader(timeout_s=config.grading_timeout_s) as grader:
                 for name, missing in todo.items():
                     if missing:
                         self._run_method(name, missing, budget, grader)
-            return write_results(out, config.vote)
+            return write_results(run.path, config.vote)
 
     def _missing(self, method: str) -> list[tuple[int, Question]]:
         done = self.store.done(method)
@@ -277,6 +276,7 @@ def turn(path: Path | str | None, alone: bool) -> Iterator[None]:
         raise InputError(
             f"Expected a writable lock file at {path}, found: {error.strerror}."
         ) from error
+    # flock by itself: filelock can share a lock only through an SQLite database.
     with file:
         fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         try:

@@ -80,7 +80,7 @@ class LedgerLMConfig:
         precision = self.precision or ("bf16-mixed" if torch.cuda.is_available() else "32-true")
         return dataclasses.replace(self, workers=workers, compile=compiled, precision=precision)
 
-    def identity(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share with the one it continues."""
         values = dataclasses.asdict(self)
         return {key: value for key, value in values.items() if key not in _FREE_TO_CHANGE}

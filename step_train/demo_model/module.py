@@ -101,7 +101,7 @@ class LedgerLM(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the settings, so that a resumed run can be checked against them."""
-        checkpoint["config"] = self.config.identity()
+        checkpoint["config"] = self.config.result_settings()
 
 
 class LedgerData(L.LightningDataModule):

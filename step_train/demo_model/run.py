@@ -11,11 +11,17 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from step_infer.errors import InputError
-from step_infer.storage.run_directory import run_manifest, write_manifest
+from step_infer.storage.run_directory import (
+    RunDirectory,
+    require_same_settings,
+    run_manifest,
+    write_manifest,
+)
 from step_train.demo_model.config import LedgerLMConfig
 from step_train.demo_model.export import export_model, new_model
 from step_train.demo_model.module import LedgerData, LedgerLM
@@ -78,12 +84,8 @@ def _newest_checkpoint(config: LedgerLMConfig) -> Path | None:
             "Hint: --resume true continues it; else choose another --out."
         )
     saved = torch.load(found[-1], map_location="cpu", weights_only=True)["config"]
-    for key, value in config.identity().items():
-        if saved.get(key) != value:
-            raise InputError(
-                f"Expected {key} {saved.get(key)} as in {found[-1]}, found {value}. "
-                "Hint: resume with the settings the run was started with."
-            )
+    settings = config.result_settings()
+    require_same_settings({name: saved.get(name) for name in settings}, settings, config.out)
     return found[-1]
 
 
@@ -91,15 +93,18 @@ def train_ledger_lm(config: LedgerLMConfig) -> Path:
     """Train the demo model and return the folder of the finished Hugging Face model.
 
     Raises:
-        InputError: a setting is out of range, or the run directory belongs to another run.
+        InputError: a setting is out of range, or the run directory is in use or belongs to another
+            run.
     """
     config = config.check()
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Expected a run directory that can be made, found {config.out}: {error.strerror}."
-        ) from error
+    with RunDirectory(config.out, kind=None) as run:
+        # With several devices, Lightning starts this program again for each: only the first writes.
+        if rank_zero_only.rank in (None, 0):
+            run.claim()
+        return _train(config)
+
+
+def _train(config: LedgerLMConfig) -> Path:
     checkpoint = _newest_checkpoint(config)
     start = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
     L.seed_everything(config.seed, verbose=False)

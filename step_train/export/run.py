@@ -15,7 +15,13 @@ from step_infer.storage.run_directory import package_versions
 from step_train.data.normaliser import Normaliser
 from step_train.data.subspace import Subspace
 from step_train.fit.calibration import fold_temperature
-from step_train.fit.run_directory import BEST, RECORD_KEY, SUBSPACE_KEY, read_checkpoint
+from step_train.fit.run_directory import (
+    BEST,
+    OWN_FILES,
+    RECORD_KEY,
+    SUBSPACE_KEY,
+    read_checkpoint,
+)
 from step_train.judge.acceptance import VERDICT_KEY, ranks_above_chance
 
 _PREFIX, _NORMALISER = "scorer.", "normaliser."
@@ -43,7 +49,7 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
     path = Path(checkpoint)
     if path.is_dir():
         path = path / BEST
-    check_output(out, path, path.parent)
+    check_output(out, path, *(path.parent / name for name in OWN_FILES))
     saved = read_checkpoint(path)
     record = saved[RECORD_KEY]
     try:

@@ -134,7 +134,7 @@ class FitConfig:
                 f"found {self.learning_rate} and {self.weight_decay}."
             )
 
-    def deciding(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide what comes out, JSON-ready."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in _FREE_TO_CHANGE}

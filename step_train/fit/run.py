@@ -28,7 +28,7 @@ from step_train.fit.calibration import calibrate
 from step_train.fit.config import FitConfig
 from step_train.fit.loss import StepLoss
 from step_train.fit.module import MONITOR, ScorerModule
-from step_train.fit.run_directory import RECORD_KEY, RECORD_SCHEMA_VERSION, REPORT, RunDirectory
+from step_train.fit.run_directory import RECORD_KEY, RECORD_SCHEMA_VERSION, REPORT, FitDirectory
 from step_train.fit.trainer import EpochLines, RunCheckpoint, lightning_run, make_trainer
 from step_train.judge.baselines import compare
 from step_train.judge.baselines_trained import run_baselines
@@ -102,14 +102,23 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         verify_checksums=config.verify_checksums and rank_zero_only.rank in (None, 0),
     )
     require_components(config.components, data.rows, config.memory_mib)
-    run = RunDirectory(config.out)
-    # With several devices, Lightning starts this program again for each: only the first writes.
-    first = rank_zero_only.rank in (None, 0)
-    if first:
-        settings = config.deciding() | {"traces_fingerprint": data.fingerprint}
-        run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
-    if run.complete:
-        return _result(run, run.metrics(), started)
+    with FitDirectory(config.out) as run:
+        # With several devices, Lightning starts this program again for each: only the first writes.
+        if rank_zero_only.rank in (None, 0):
+            settings = config.result_settings() | {"traces_fingerprint": data.fingerprint}
+            run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
+        outcome = run.metrics() if run.complete else _fit(config, data, run, callbacks, started)
+    return _result(run, outcome, started)
+
+
+def _fit(
+    config: FitConfig,
+    data: TrainingData,
+    run: FitDirectory,
+    callbacks: Sequence[Callback],
+    started: float,
+) -> dict[str, Any]:
+    """Train, judge and finish a run that is not complete; return its outcome."""
     with PeakMemory() as memory, lightning_run():
         module, trainer = train(config, data, run, callbacks)
         best = best_epoch(config, data, run, module, trainer)
@@ -123,16 +132,16 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         with tempfile.TemporaryDirectory() as folder:
             card = export(run.best, Path(folder) / "scorer.safetensors", force=True)
         write_report(run.path / REPORT, data, best.test_score_S, outcome, card, config.seed)
-        run.finish(
+        run.finish_fit(
             outcome,
             seconds=round(time.monotonic() - started, 1),
             peak_memory_mib=memory.peak_mib and round(memory.peak_mib, 1),
         )
-    return _result(run, outcome, started)
+    return outcome
 
 
 def train(
-    config: FitConfig, data: TrainingData, run: RunDirectory, callbacks: Sequence[Callback] = ()
+    config: FitConfig, data: TrainingData, run: FitDirectory, callbacks: Sequence[Callback] = ()
 ) -> tuple[ScorerModule, Trainer]:
     """Train to the end, from the newest checkpoint where there is one; call in `lightning_run`."""
     resume = run.last if run.last.is_file() else None
@@ -180,7 +189,7 @@ def train(
     return module, trainer
 
 
-def _datamodule(config: FitConfig, data: TrainingData, run: RunDirectory) -> StepDataModule:
+def _datamodule(config: FitConfig, data: TrainingData, run: FitDirectory) -> StepDataModule:
     projection = None
     if config.components:
         projection = Projection(
@@ -213,7 +222,7 @@ def _module(config: FitConfig, data: TrainingData) -> ScorerModule:
             "layers": list(data.layers),
             "width": config.width,
             "depth": config.depth,
-            "settings": config.deciding(),
+            "settings": config.result_settings(),
             "data": data.summary() | {"pos_weight": loss.pos_weight},
         },
         normaliser=Normaliser(inputs) if normalise else None,
@@ -232,7 +241,7 @@ def _stopped(checkpoint: dict[str, Any], stopping: EarlyStopping) -> bool:
 def best_epoch(
     config: FitConfig,
     data: TrainingData,
-    run: RunDirectory,
+    run: FitDirectory,
     module: ScorerModule,
     trainer: Trainer,
 ) -> BestEpoch:
@@ -271,7 +280,7 @@ def _compare(
     def retrain(other: TrainingData) -> Floats:
         with tempfile.TemporaryDirectory() as folder:
             changed = dataclasses.replace(config, out=Path(folder), devices=1, progress=False)
-            run = RunDirectory(folder)
+            run = FitDirectory(folder)
             module, trainer = train(changed, other, run)
             return best_epoch(changed, other, run, module, trainer).test_score_S
 
@@ -292,7 +301,7 @@ def _complete_checkpoint(path: Path, outcome: dict[str, Any]) -> None:
         torch.save(checkpoint, file)
 
 
-def _result(run: RunDirectory, outcome: dict[str, Any], started: float) -> FitResult:
+def _result(run: FitDirectory, outcome: dict[str, Any], started: float) -> FitResult:
     return FitResult(
         run=run.path,
         checkpoint=run.best,

@@ -17,10 +17,10 @@ from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write, write_json
 from step_train.data.subspace import require_components
 from step_train.data.trace_table import TraceTable
-from step_train.data.training_data import read_training_data
+from step_train.data.training_data import TrainingData, read_training_data
 from step_train.fit.config import FitConfig
 from step_train.fit.run import best_epoch, train
-from step_train.fit.run_directory import RunDirectory
+from step_train.fit.run_directory import FitDirectory
 from step_train.fit.sweep_compare import Scores, compare, gain
 from step_train.fit.sweep_config import (
     COMBINED,
@@ -153,33 +153,37 @@ def fit_scores(config: FitConfig) -> Scores:
         test_seed=config.test_seed,
     )
     require_components(config.components, data.rows, config.memory_mib)
-    run = RunDirectory(config.out)
-    settings = config.deciding() | {"traces_fingerprint": data.fingerprint, "purpose": "sweep"}
-    run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
-    if not run.complete:
-        with lightning_run():
-            module, trainer = train(config, data, run)
-            best = best_epoch(config, data, run, module, trainer)
-        facts = best.facts
-        aggregator = facts["aggregator"]
-        scores = {"val": best.val_score_S, "test": best.test_score_S}
-        run.finish(
-            {
-                "seed": config.seed,
-                "epochs": facts["epochs"],
-                "best_epoch": facts["best_epoch"],
-                "aggregator": aggregator,
-                "calibration": facts["calibration"],
-                "questions": {
-                    name: counts["questions"] for name, counts in facts["data"]["splits"].items()
-                },
-            }
-            | {
-                name: question_ranking(data.splits[name], score_S, aggregator)
-                for name, score_S in scores.items()
-            }
-        )
-    return run.metrics()
+    with FitDirectory(config.out) as run:
+        settings = config.result_settings() | {
+            "traces_fingerprint": data.fingerprint,
+            "purpose": "sweep",
+        }
+        run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
+        if not run.complete:
+            run.finish_fit(_train_and_score(config, data, run))
+        return run.metrics()
+
+
+def _train_and_score(config: FitConfig, data: TrainingData, run: FitDirectory) -> Scores:
+    with lightning_run():
+        module, trainer = train(config, data, run)
+        best = best_epoch(config, data, run, module, trainer)
+    facts = best.facts
+    aggregator = facts["aggregator"]
+    scores = {"val": best.val_score_S, "test": best.test_score_S}
+    return {
+        "seed": config.seed,
+        "epochs": facts["epochs"],
+        "best_epoch": facts["best_epoch"],
+        "aggregator": aggregator,
+        "calibration": facts["calibration"],
+        "questions": {
+            name: counts["questions"] for name, counts in facts["data"]["splits"].items()
+        },
+    } | {
+        name: question_ranking(data.splits[name], score_S, aggregator)
+        for name, score_S in scores.items()
+    }
 
 
 def question_ranking(table: TraceTable, score_S: Floats, aggregator: str) -> dict[str, list[float]]:

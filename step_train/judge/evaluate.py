@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.manifest import OWN_FILES as TRACE_FILES
 from step_eval.statistics import Floats
 from step_infer.errors import InputError
 from step_infer.scorer.card import ScorerCard
@@ -18,7 +19,8 @@ from step_train.data.feature_blocks import EvaluationBatches, FeatureRows
 from step_train.data.trace_table import TraceTable, read_traces, require_both_classes
 from step_train.data.training_data import identity_of, layers_of
 from step_train.export.run import export
-from step_train.fit.run_directory import RunDirectory
+from step_train.fit.run_directory import OWN_FILES as FIT_FILES
+from step_train.fit.run_directory import FitDirectory
 from step_train.judge.baselines import compare, known_baselines
 from step_train.judge.config import EvaluateConfig
 from step_train.judge.held_out import evaluate
@@ -43,7 +45,9 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
     scorer, card = _load(config)
     directory = TraceDirectory(config.traces or card.training.get("traces", ""))
     if config.out is not None:
-        check_output(config.out, directory.path, config.run, config.scorer)
+        held = [directory.path / name for name in TRACE_FILES]
+        held += [config.run / name for name in FIT_FILES] if config.run is not None else []
+        check_output(config.out, config.scorer, *held)
     card.check_model(identity_of(directory))
     layers = ",".join(layers_of(directory))
     if layers != card.layer:
@@ -58,7 +62,7 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         )
     table, skipped = read_traces(directory)
     own = directory.fingerprint == card.training.get("traces_fingerprint")
-    split = RunDirectory(config.run).split() if config.run is not None else None
+    split = FitDirectory(config.run).split() if config.run is not None else None
     questions = config.questions
     if questions == "auto":
         questions = "test" if own and split is not None else "all"
@@ -99,7 +103,7 @@ def _load(config: EvaluateConfig) -> tuple[StepScorer, ScorerCard]:
         raise InputError(
             f"Expected a run directory of step-train fit at {config.run}, found none there."
         )
-    if not RunDirectory(config.run).complete:
+    if not FitDirectory(config.run).complete:
         raise InputError(
             f"Expected a complete run in {config.run}, found one that has not come to its end. "
             "Hint: give step-train fit the same command again."
@@ -121,9 +125,9 @@ def _only(table: TraceTable, ids: list[str], name: str) -> TraceTable:
     return chosen
 
 
-def _trained_on(table: TraceTable, split: dict[str, list[str]] | None, own: bool) -> int | None:
+def _trained_on(table: TraceTable, split: dict[str, list[str]] | None, held: bool) -> int | None:
     """Return how many of the table's questions were for training; None where that is not known."""
-    if not own:
+    if not held:
         return 0
     if split is None:
         return None

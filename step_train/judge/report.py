@@ -53,7 +53,7 @@ def write_report(
         path: the HTML file.
         data: the run's data.
         score_S: calibrated step scores of the test questions.
-        outcome: what `RunDirectory.finish` takes.
+        outcome: what `FitDirectory.finish_fit` takes.
         card: the card that the scorer gets at export.
         seed: of the choice of sample traces.
     """

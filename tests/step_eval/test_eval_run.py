@@ -13,12 +13,17 @@ from step_eval.budget import mean_response_tokens
 from step_eval.config import EvalConfig
 from step_eval.measure import prefix_hashes
 from step_eval.merge import merge
-from step_eval.records import RecordStore, locked
+from step_eval.records import RecordStore
 from step_eval.report.table import print_results
 from step_eval.results import write_results
 from step_eval.run import evaluate
 from step_infer.errors import InputError
-from step_infer.storage.run_directory import read_manifest, run_manifest, write_manifest
+from step_infer.storage.run_directory import (
+    RunDirectory,
+    read_manifest,
+    run_manifest,
+    write_manifest,
+)
 
 QUESTIONS = 8
 
@@ -209,7 +214,7 @@ def test_an_empty_shard_is_refused(config, tmp_path):
 
 def test_two_runs_cannot_write_one_directory(run, config):
     with (
-        locked(Path(run[0].out)),
+        RunDirectory(run[0].out, "step-eval").claim(),
         pytest.raises(InputError, match="another process that writes there"),
     ):
         evaluate(config(run[0].out), FakeEngine, quiet())

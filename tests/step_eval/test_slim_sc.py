@@ -131,7 +131,7 @@ def test_its_settings_decide_what_a_record_holds(tmp_path):
         methods="slim-sc",
         slim=SlimSC(threshold=0.8),
     )
-    assert config.deciding()["slim.threshold"] == 0.8
+    assert config.result_settings()["slim.threshold"] == 0.8
 
 
 def test_an_embedding_model_by_path_gives_the_mean_over_a_texts_own_tokens(tmp_path):

@@ -15,6 +15,7 @@ from data_gen.ledger.stream import TraceStream
 from data_gen.ledger.tokenizer import encode_array, prompt_text
 from step_infer.errors import InputError
 from step_infer.scorer.identity import identify
+from step_infer.storage.run_directory import RunDirectory
 from step_train.commands import demo_model_command
 from step_train.demo_model.config import LedgerLMConfig
 from step_train.demo_model.export import new_model
@@ -113,8 +114,17 @@ def test_bad_setting_is_named(tmp_path, change, message):
 
 def test_unwritable_run_directory_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="run directory that can be made"):
+    with pytest.raises(InputError, match="Expected a writable output directory"):
         train_ledger_lm(tiny(tmp_path / "file" / "run"))
+
+
+def test_two_processes_cannot_train_in_one_directory(tmp_path):
+    with (
+        RunDirectory(tmp_path, None).claim(),
+        pytest.raises(InputError, match="Expected no other process writing"),
+    ):
+        train_ledger_lm(tiny(tmp_path))
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_command_refuses_an_unknown_flag(tmp_path):

@@ -16,7 +16,7 @@ from step_train.commands import main
 from step_train.data.training_data import read_training_data
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
-from step_train.fit.run_directory import RECORD_KEY
+from step_train.fit.run_directory import RECORD_KEY, FitDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -222,10 +222,19 @@ def test_other_traces_in_the_same_directory_are_refused(trained, tmp_path):
 
 def test_a_directory_of_something_else_is_refused(separable, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="found other files"):
+    with pytest.raises(InputError, match=r"found notes\.txt and no manifest\.json"):
         fit(config(separable, tmp_path))
     with pytest.raises(InputError, match="kind 'traces'"):
         fit(config(separable, separable))
+
+
+def test_two_processes_cannot_train_in_one_directory(separable, trained):
+    with (
+        FitDirectory(trained.run).claim(),
+        pytest.raises(InputError, match="Expected no other process writing"),
+    ):
+        fit(config(separable, trained.run))
+    fit(config(separable, trained.run))
 
 
 @pytest.mark.parametrize("normalise", ["none", "standard"])
