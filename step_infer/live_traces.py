@@ -62,19 +62,23 @@ class LiveTrace:
         self.recorded: RecordedSteps | None = None
         if options.replay is not None:
             if not settings.replay:
-                raise InputError("Expected step option replay with the engine setting replay only.")
+                raise InputError(
+                    "Expected step option replay with the engine setting replay only, found false."
+                )
             self.recorded = RecordedSteps.from_option(options.replay)
         self.groups: GroupConfidence | None = None
         """The sliding window, where the request asked for one."""
         if options.window is not None:
             if not settings.confidence:
                 raise InputError(
-                    "Expected step option window with the engine setting confidence only."
+                    "Expected step option window with the engine setting confidence only, found "
+                    "false."
                 )
             self.groups = GroupConfidence(options.window)
         if options.rank is not None and settings.victim != "rank":
             raise InputError(
-                'Expected step option rank with the engine setting victim "rank" only.'
+                'Expected step option rank with the engine setting victim "rank" only, found '
+                f"{settings.victim!r}."
             )
         self.rank = options.rank
         self.stop_below = -math.inf if options.stop_below is None else options.stop_below

@@ -16,7 +16,7 @@ CONFIG_KEY = "step"
 
 def _check(name: str, value: Any, good: bool, expected: str) -> None:
     if not good:
-        raise InputError(f"Expected step setting {name} {expected}, found {value!r}.")
+        raise InputError(f"Expected step setting {name} {expected}, found {value!r:.60}.")
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class StepSettings:
         if not isinstance(values, dict):
             raise InputError(
                 f'Expected additional_config={{"{CONFIG_KEY}": {{"scorer": FILE}}}} for the step '
-                f"scheduler and worker, found {additional_config!r}."
+                f"scheduler and worker, found {additional_config!r:.60}."
             )
         fields = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in fields:
                 raise InputError(
-                    f"Expected a step setting out of {', '.join(fields)}, found {name!r}."
+                    f"Expected a step setting out of {', '.join(fields)}, found {name!r:.60}."
                 )
         return cls(**{**values, "allow_mismatch": tuple(values.get("allow_mismatch", ()))})
 
@@ -162,29 +162,35 @@ class RequestOptions:
                 value = json.loads(value) if value.lstrip().startswith("{") else {"group": value}
             except (ValueError, RecursionError) as error:
                 raise InputError(
-                    f"Expected JSON or a group name as step option, found {value!r}."
+                    f"Expected JSON or a group name as step option, found {value!r:.60}."
                 ) from error
         if not isinstance(value, dict):
-            raise InputError(f"Expected an object as step option, found {value!r}.")
+            raise InputError(f"Expected an object as step option, found {value!r:.60}.")
         fields = [field.name for field in dataclasses.fields(cls)]
         for name in value:
             if name not in fields:
                 raise InputError(
-                    f"Expected a step option out of {', '.join(fields)}, found {name!r}."
+                    f"Expected a step option out of {', '.join(fields)}, found {name!r:.60}."
                 )
         options = cls(**value)
         if options.group is not None and not isinstance(options.group, str):
-            raise InputError(f"Expected step option group to be a text, found {options.group!r}.")
+            raise InputError(
+                f"Expected step option group to be a text, found {options.group!r:.60}."
+            )
         if options.group is not None and not options.group.strip():
             raise InputError("Expected a group name as step option, found a blank one.")
         if options.group is not None and "\0" in options.group:
             raise InputError(
-                f"Expected step option group without NUL characters, found {options.group!r}."
+                f"Expected step option group without NUL characters, found {options.group!r:.60}."
             )
         if options.capture and as_text:  # over HTTP options are texts, and states are not JSON
-            raise InputError("Expected step option capture in offline requests only.")
+            raise InputError(
+                "Expected step option capture in offline requests only, found it in a text."
+            )
         if options.replay is not None and as_text:
-            raise InputError("Expected step option replay in offline requests only.")
+            raise InputError(
+                "Expected step option replay in offline requests only, found it in a text."
+            )
         for name in ("min_keep", "min_steps", "window"):
             number = getattr(options, name)
             good = number is None or _whole(number, 1)
@@ -200,7 +206,7 @@ class RequestOptions:
         if options.aggregator is not None and options.aggregator not in list(AGGREGATORS):
             known = ", ".join(AGGREGATORS)
             raise InputError(
-                f"Expected step option aggregator out of {known}, found {options.aggregator!r}."
+                f"Expected step option aggregator out of {known}, found {options.aggregator!r:.60}."
             )
         return options
 

@@ -117,7 +117,10 @@ def read_variants(config: SweepConfig) -> dict[str, Changes]:
     parser = config_parser(FitConfig, "step-train fit", "")
     for name, changes in variants.items():
         if name == COMBINED:
-            raise InputError(f"Expected a variant's name other than {COMBINED!r}, which is made.")
+            raise InputError(
+                f"Expected names of variants other than {COMBINED!r}, which is made, found it in "
+                f"{config.variants}."
+            )
         whole[name] = reference | (changes or {})
         unknown = sorted(whole[name].keys() - _FIELDS)
         if unknown:
@@ -132,7 +135,9 @@ def read_variants(config: SweepConfig) -> dict[str, Changes]:
             config.fit(whole[name], 0, config.out)
         except (argparse.ArgumentError, InputError) as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"Expected good settings in variant {name!r}: {reason}") from error
+            raise InputError(
+                f"Expected good settings in variant {name!r}, found: {reason}"
+            ) from error
     return whole
 
 
