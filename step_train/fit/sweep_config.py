@@ -134,9 +134,8 @@ def read_variants(config: SweepConfig) -> dict[str, Changes]:
             whole[name] = {setting: _plain(parsed[setting]) for setting in whole[name]}
             config.fit(whole[name], 0, config.out)
         except (argparse.ArgumentError, InputError) as error:
-            reason = " ".join(str(error).split())
             raise InputError(
-                f"Expected good settings in variant {name!r}, found: {reason}"
+                f"Expected good settings in variant {name!r}, found: {error}"
             ) from error
     return whole
 
@@ -152,8 +151,7 @@ def _read(path: Path) -> dict[str, Changes]:
     try:
         found = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"Expected a YAML file of variants at {path}, found: {reason}.") from error
+        raise InputError(f"Expected a YAML file of variants at {path}, found: {error}.") from error
     good = isinstance(found, dict) and all(
         isinstance(name, str) and (changes is None or isinstance(changes, dict))
         for name, changes in found.items()
