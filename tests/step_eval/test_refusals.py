@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from step_eval.budget import mean_response_tokens
 from step_eval.command import command
 from step_eval.config import EvalConfig
-from step_eval.merge import merge
+from step_eval.manifest import earlier_manifest
+from step_eval.merge import _check_same, _paired, merge
 from step_eval.methods.deepconf import DeepConf
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.recorded.files import read_table, read_world, sc_records, write_table
 from step_eval.recorded.traces import Distributions, PoolQuestion, PoolTrace, World
-from step_eval.records import RecordStore
+from step_eval.records import RecordStore, locked
 from step_eval.replay.config import ReplayConfig
 from step_eval.replay.run import prepare, read_traces
 from step_eval.replay.shapes import read_shape, write_model, write_scorer
@@ -477,6 +478,10 @@ def test_victims_by_confidence_need_recorded_ones():
     )
 
 
+def settings_of(**settings):
+    return {"settings": settings, "budget": {"tokens": 100}}
+
+
 def line(folder, text):
     (folder / "records").mkdir()
     written(folder / "records" / "sc-r0.jsonl", text + "\n")
@@ -508,6 +513,32 @@ def line(folder, text):
             "Expected an event log, found none. Hint: step-eval events FILE.",
         ),
         (
+            lambda tmp: earlier_manifest(manifest(tmp), {}, begun=True),
+            "Expected an empty directory or one of step-eval at TMP, found another command's. "
+            "Hint: choose another --out.",
+        ),
+        (
+            lambda tmp: earlier_manifest(
+                manifest(tmp, "step-eval", settings={"seed": 0}), {"seed": 1}, begun=True
+            ),
+            "Expected the settings of the run in TMP, found seed 1 where it has 0. "
+            "Hint: choose another --out.",
+        ),
+        (
+            lambda tmp: _check_same("a", settings_of(seed=0), "b", settings_of(seed=1)),
+            "Expected runs with the same settings, found seed 0 in a and 1 in b.",
+        ),
+        (
+            lambda tmp: _paired({("sc", 0, "q1"): None, ("step", 0, "q2"): None}),
+            "Expected a question that every method has answered beside --paired, found none. "
+            "Methods: sc, step.",
+        ),
+        (
+            lambda tmp: (written(tmp / "x", ""), locked(tmp / "x").__enter__()),
+            "Expected a writable output directory TMP/x, found: File exists. "
+            "Hint: choose another --out or change its permissions.",
+        ),
+        (
             lambda tmp: turn(tmp / "none" / "lock", alone=True).__enter__(),
             "Expected a writable lock file at TMP/none/lock, found: No such file or directory.",
         ),
@@ -515,3 +546,11 @@ def line(folder, text):
 )
 def test_files_of_a_run(refused, text, tmp_path):
     assert refusal(refused, tmp_path) == text
+
+
+def test_a_directory_that_another_run_writes(tmp_path):
+    with locked(tmp_path):
+        assert refusal(lambda tmp: locked(tmp).__enter__(), tmp_path) == (
+            "Expected TMP for this run alone, found another process that writes there. "
+            "Hint: wait for it, or choose another --out."
+        )

@@ -1,19 +1,24 @@
 """What step-train and scorer-export refuse, in whole: what they expected, found, and what to do."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from places import CHECKPOINT
 from refusals import refusal
-from synthetic_traces import write_traces
+from synthetic_traces import BOUNDARY, write_traces
 from torch import nn
 
 from data_gen.traces.directory import TraceDirectory
+from step_infer.client.prompt import load_tokenizer
 from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import identify
+from step_infer.scorer.network import StepScorer, save_scorer
 from step_infer.storage.run_directory import read_manifest, run_manifest, write_manifest
 from step_train.commands import _main as step_train
 from step_train.data.feature_blocks import FeatureRows, TrainingBatches
@@ -27,13 +32,16 @@ from step_train.export.published import import_scorer, read_network
 from step_train.export.run import export
 from step_train.extract.batches import PartBatches
 from step_train.extract.config import ExtractConfig
-from step_train.extract.run import extract
+from step_train.extract.run import extract, load_model
 from step_train.fit.config import FitConfig
+from step_train.fit.module import ScorerModule
 from step_train.fit.run_directory import RunDirectory, read_checkpoint
+from step_train.fit.sweep import _fit_all
 from step_train.fit.sweep_compare import compare
 from step_train.fit.sweep_config import SweepConfig, read_variants
+from step_train.judge.baselines_trained import question_baseline
 from step_train.judge.config import EvaluateConfig
-from step_train.judge.evaluate import evaluate_scorer
+from step_train.judge.evaluate import _only, evaluate_scorer, score_steps
 from step_train.judge.gate import earned
 from step_train.judge.trace_facts import read_step_facts
 
@@ -267,6 +275,20 @@ NONE = {"paper": {}, "deep": {}}
             "Hint: its traces must be of the same questions.",
         ),
         (
+            lambda: _only(table_of([True, False]), ["other"], "test"),
+            "traces of the run's test questions, found none with these ids. "
+            "Hint: use --questions all for other traces.",
+        ),
+        (
+            lambda: ScorerModule._require_pairs(None, None),
+            "validation questions with right and wrong traces for select within_question, found "
+            "none. Hint: collect more questions, or select paper.",
+        ),
+        (
+            lambda: _fit_all(sweep(), {"a b": {}, "a:b": {}}),
+            "variants whose names differ as folders, found 'a:b' and 'a b'.",
+        ),
+        (
             lambda: earned({}, "mean", force=False),
             "a 95 % interval above 0.5 for within-question AUROC at half of the trace (test "
             "questions), found none (not the best checkpoint of a complete run, or no question can "
@@ -497,6 +519,18 @@ def without_a_row(traces):
             "found ROWS. Hint: the traces table and the features do not belong together.",
         ),
         (
+            lambda traces: ScorerModule._require_finite(trainer_of(traces), float("nan")),
+            "finite losses and logits, found nan. Hint: lower learning_rate.",
+        ),
+        (
+            lambda traces: score_steps(
+                lambda hidden_BH: hidden_BH[:, 0].float() * torch.nan,
+                FeatureRows(traces.shards()),
+                read_traces(traces)[0],
+            ),
+            "a scorer with finite logits, found NaN or infinity.",
+        ),
+        (
             lambda traces: read_step_facts(traces, _longer(traces)),
             "STEPS steps in the traces table of TMP, found ROWS. "
             "Hint: collect or extract the traces again.",
@@ -509,6 +543,45 @@ def test_features(refused, text, traces):
         text = text.replace(name, str(number))
     found = refusal(lambda: refused(traces)).replace(str(traces.path), "TMP")
     assert found == f"Expected {text}"
+
+
+def trainer_of(traces):
+    """Return what a module's method sees of its trainer."""
+    data = SimpleNamespace(rows=FeatureRows(traces.shards()))
+    return SimpleNamespace(trainer=SimpleNamespace(datamodule=SimpleNamespace(data=data)))
+
+
+def test_features_of_another_layer_than_the_scorers(tmp_path):
+    card = ScorerCard("some/model", "c" * 64, "t" * 64, 16, boundary=BOUNDARY, width=8)
+    save_scorer(tmp_path / "scorer", StepScorer(16, 8), card)
+    traces = changed(tmp_path / "traces", layers=["1"]).path
+    config = EvaluateConfig(scorer=tmp_path / "scorer", traces=traces)
+    assert refusal(lambda _: evaluate_scorer(config), tmp_path) == (
+        "Expected features of layer 'last' (scorer card), found '1' in TMP/traces. "
+        "Hint: see step-train extract --layers."
+    )
+
+
+@pytest.mark.parametrize(
+    ("load", "text"),
+    [
+        (lambda tmp: load_model(tmp, "auto"), "Expected a Hugging Face model in TMP, found: "),
+        (load_tokenizer, "Expected a tokenizer in TMP, found: "),
+    ],
+)
+def test_a_folder_that_holds_no_model(load, text, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
+    found = refusal(lambda tmp: load(str(tmp)), tmp_path)
+    assert found.startswith(text)
+    assert len(found) > len(text) + 20  # the library's reason
+
+
+def test_a_model_that_has_changed_since_is_not_used():
+    identity = dataclasses.replace(identify(str(CHECKPOINT)), config_hash="c" * 64)
+    found = question_baseline(SimpleNamespace(model=identity))
+    assert found.not_computed == (
+        f"model {CHECKPOINT} is not the one that made the traces any more"
+    )
 
 
 def _longer(traces):
