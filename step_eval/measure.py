@@ -4,18 +4,15 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from data_gen.questions.load import Question
+from step_eval.methods.registry import Sampler
 from step_eval.records import AnswerRecord, KvSeries, QuestionRecord, TraceRecord
 from step_infer.client.answers import vote
+from step_infer.client.engine import EngineStats
 from step_infer.client.grading import Grader
+from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
-
-if TYPE_CHECKING:
-    from step_eval.methods.registry import Sampler
-    from step_infer.client.engine import EngineStats
-    from step_infer.client.llm import StepLLM
 
 
 class Meter:
@@ -55,7 +52,7 @@ class Meter:
 
 
 def measure(
-    llm: "StepLLM",
+    llm: StepLLM,
     method: str,
     repeat: int,
     question: Question,

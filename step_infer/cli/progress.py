@@ -5,13 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-if TYPE_CHECKING:
-    from step_infer.client.engine import EngineStats
 
 _SHOW_EVERY_S = 0.5
 _LOG_EVERY_S = 15.0
@@ -67,13 +63,13 @@ class TraceProgress:
         self._questions += 1
         self._right += right
 
-    def step(self, stats: "Callable[[], EngineStats] | None" = None) -> None:
-        """Refresh the display when it is time; `stats` is only called then."""
+    def step(self, generated_tokens: Callable[[], int] | None = None) -> None:
+        """Refresh the display when it is time; `generated_tokens` is only called then."""
         now = time.monotonic()
         if now - self._shown < (_SHOW_EVERY_S if self._live else _LOG_EVERY_S):
             return
-        if stats is not None:
-            self._tokens = stats().generated_tokens
+        if generated_tokens is not None:
+            self._tokens = generated_tokens()
         self._show()
 
     def _show(self) -> None:

@@ -18,11 +18,13 @@ from step_eval.manifest import earlier_manifest
 from step_eval.merge import _check_same, _paired, merge
 from step_eval.methods.deepconf import DeepConf
 from step_eval.methods.slim_sc import SlimSC
+from step_eval.methods.victim_scheduler import RankedOptions
 from step_eval.recorded.files import read_table, read_world, sc_records, write_table
 from step_eval.recorded.traces import Distributions, PoolQuestion, PoolTrace, World
 from step_eval.records import RecordStore, locked
 from step_eval.replay.config import ReplayConfig
 from step_eval.replay.run import prepare, read_traces
+from step_eval.replay.scheduler import ReplayOptions
 from step_eval.replay.shapes import read_shape, write_model, write_scorer
 from step_eval.replay.signals import RecordedSteps
 from step_eval.report.events import write_event_report
@@ -256,6 +258,16 @@ def lengths_folder(folder):
 )
 def test_where_lengths_come_from(source, text, tmp_path):
     assert refusal(lambda tmp: mean_response_tokens(source(tmp)), tmp_path) == f"Expected {text}"
+
+
+def test_a_rank_and_recorded_signals_of_a_request():
+    ranked = {"step": {"rank": float("inf")}}
+    assert refusal(lambda: RankedOptions.from_extra_args(ranked)) == (
+        "Expected step option rank to be a finite number, found inf."
+    )
+    assert refusal(lambda: ReplayOptions.from_extra_args({"step": '{"replay": {}}'})) == (
+        "Expected step option replay in offline requests only, found a text."
+    )
 
 
 def world(**changes):

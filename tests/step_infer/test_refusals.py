@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import vllm
 from places import CHECKPOINT, SCORER
 from refusals import refusal
 from safetensors import safe_open
@@ -18,23 +19,23 @@ from safetensors.torch import save_file
 
 from step_infer import serve
 from step_infer.cli.options import parse_config
-from step_infer.client.engine import check_weights, engine_arguments, start_engine
+from step_infer.client.engine import engine_arguments, start_engine
 from step_infer.client.llm import StepLLM
 from step_infer.client.prompt import chat_prompt, load_tokenizer, prompt_lengths
 from step_infer.client.trace import Sampling, TracePlan
+from step_infer.client.weights import check_weights
 from step_infer.doctor.command import DoctorConfig, doctor
 from step_infer.event_log import EventLog, read_events
 from step_infer.live_traces import LiveTrace
 from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
-from step_infer.scorer.card import ScorerCard
+from step_infer.scorer.card import ScorerCard, read_card
 from step_infer.scorer.identity import ModelIdentity, identify
-from step_infer.scorer.network import load_scorer, read_card, save_scorer
+from step_infer.scorer.network import load_scorer, save_scorer
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.storage.files import atomic_path, check_output, full_disk_named, read_json
 from step_infer.storage.run_directory import read_manifest
 
 MODEL = str(CHECKPOINT)
-VICTIMS = "score, youngest, longest, least-confident, rank"
 SETTINGS = ", ".join(field.name for field in dataclasses.fields(StepSettings))
 OPTIONS = ", ".join(field.name for field in dataclasses.fields(RequestOptions))
 settings = partial(StepSettings, scorer="file")
@@ -55,11 +56,6 @@ def step(**options):
             lambda: settings(aggregator="median"),
             "setting aggregator out of mean, last, min, ema, found 'median'.",
         ),
-        (lambda: settings(victim="all"), f"setting victim out of {VICTIMS}, found 'all'."),
-        (
-            lambda: settings(victim="least-confident"),
-            "setting confidence beside victim least-confident, found none.",
-        ),
         (
             lambda: StepSettings(),
             "setting scorer (a safetensors file), found none. Hint: make one with scorer-export.",
@@ -69,10 +65,9 @@ def step(**options):
             step(group="x" * 99 + "\0"),
             f"option group without NUL characters, found '{'x' * 59}.",
         ),
-        (step(window=0), "setting window a whole number >= 1, found 0."),
-        (step(window=4, stop_below="low"), "setting stop_below a finite number, found 'low'."),
-        (step(rank=float("inf")), "setting rank a finite number, found inf."),
-        (step(prune="no"), "setting prune true or false, found 'no'."),
+        (step(window=0), "option window a whole number >= 1, found 0."),
+        (step(window=4, stop_below="low"), "option stop_below a finite number, found 'low'."),
+        (step(prune="no"), "option prune true or false, found 'no'."),
         (step(stop_below=1), "option window beside stop_below, found none."),
         (
             step(aggregator="median"),
@@ -80,11 +75,7 @@ def step(**options):
         ),
         (
             lambda: asked({"step": '{"capture": true}'}),
-            "option capture in offline requests only, found it in a text.",
-        ),
-        (
-            lambda: asked({"step": '{"replay": {}}'}),
-            "option replay in offline requests only, found it in a text.",
+            "option capture in offline requests only, found a text.",
         ),
     ],
 )
@@ -125,7 +116,7 @@ def test_settings_and_options_as_a_whole(refused, text):
         step(prune=["x"] * 100_000),
         lambda: StepSettings.from_additional_config({"x": ["x"] * 100_000}),
         lambda: StepSettings.from_additional_config({"step": {"x" * 100_000: 1}}),
-        lambda: settings(victim="x" * 100_000),
+        lambda: settings(aggregator="x" * 100_000),
         lambda: BoundaryRule.from_dict({"kind": "x" * 100_000}),
         lambda: planned(n="x" * 100_000),
         lambda: planned(question=["x"] * 100_000),
@@ -138,18 +129,11 @@ def test_a_long_value_is_cut(refused):
     assert len(refusal(refused)) < 400
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        ({"replay": {}}, "replay with the engine setting replay only, found false."),
-        ({"window": 4}, "window with the engine setting confidence only, found false."),
-        ({"rank": 1}, "rank with the engine setting victim \"rank\" only, found 'score'."),
-    ],
-)
-def test_an_option_that_needs_a_setting(options, text):
-    made = RequestOptions(**options)
-    found = refusal(lambda: LiveTrace("name", made, settings(), "mean"))
-    assert found == f"Expected step option {text}"
+def test_a_window_needs_confidences():
+    made = RequestOptions(window=4)
+    assert refusal(lambda: LiveTrace("name", made, settings(), "mean")) == (
+        "Expected step option window with the engine setting confidence only, found false."
+    )
 
 
 @pytest.mark.parametrize(
@@ -171,7 +155,7 @@ def engineless(**attributes):
     """Return a client as it is behind its start, without an engine."""
     llm = object.__new__(StepLLM)
     given = {"max_model_len": 64, "_closed": False, "_takes_seeds": True, "confidence": False}
-    given |= {"victim": "score", "tokenizer": load_tokenizer(MODEL)}
+    given |= {"tokenizer": load_tokenizer(MODEL)}
     vars(llm).update(given | attributes)
     return llm
 
@@ -198,11 +182,6 @@ def submitted(llm=None, **options):
             lambda: StepLLM(MODEL, event_log="log"),
             "a scorer with event_log, found none: nothing is scored.",
         ),
-        (
-            lambda: StepLLM(MODEL, victim="longest"),
-            "a scorer, and prune=True, with victim 'longest', found scorer None and prune True: "
-            "unscored traces are never stopped.",
-        ),
         (lambda: planned(n=0), "at least 1 trace a question, found 0."),
         (lambda: planned(question=7), "a text as question q, found 7."),
         (
@@ -227,12 +206,8 @@ def submitted(llm=None, **options):
             "do both), found one. Hint: leave enable_chunked_prefill off.",
         ),
         (
-            lambda: submitted(window=8),
+            lambda: submitted(options={"window": 8}),
             "an engine with confidence=True for windows of token confidences, found one without.",
-        ),
-        (
-            lambda: submitted(rank=1.0),
-            'an engine with victim="rank" for traces with a rank, found one without.',
         ),
     ],
 )
@@ -240,17 +215,12 @@ def test_the_client(refused, text):
     assert refusal(refused) == f"Expected {text}"
 
 
-def refused_by_vllm(monkeypatch, error):
-    def refuse(**_):
-        raise error
-
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=refuse))
-    return refusal(lambda: start_engine({"model": MODEL}))
-
-
 def test_what_vllm_refuses_is_one_line(monkeypatch):
-    error = ValueError("1 validation error for X\n  Value error, no such argument: 'x'\n")
-    assert refused_by_vllm(monkeypatch, error) == (
+    def refuse(**_):
+        raise ValueError("1 validation error for X\n  Value error, no such argument: 'x'\n")
+
+    monkeypatch.setattr(vllm, "LLM", refuse)
+    assert refusal(lambda: start_engine({"model": MODEL})) == (
         "Expected engine arguments that vLLM takes, found: 1 validation error for X "
         "Value error, no such argument: 'x'"
     )
@@ -324,7 +294,6 @@ def test_the_server(refused, text):
 
 
 tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=lambda *_, **__: "a\ud83d")
-question = SimpleNamespace(question="1+1", id="q7")
 
 
 @pytest.mark.parametrize(
@@ -341,7 +310,7 @@ question = SimpleNamespace(question="1+1", id="q7")
             "Hint: decode the text anew, or leave the question out.",
         ),
         (
-            lambda: prompt_lengths(load_tokenizer(MODEL), [question], "", 4),
+            lambda: prompt_lengths(load_tokenizer(MODEL), {"q7": "1+1"}, "", 4),
             "prompts shorter than the context (4 tokens), found 24 tokens for question q7. "
             "Hint: shorten or remove it.",
         ),
@@ -532,8 +501,8 @@ THEIRS = ModelIdentity("other", "c" * 64, "t" * 64, 512)
         ),
         (
             lambda tmp: (file(tmp, "cut", "model.safetensors"), check_weights(str(tmp))),
-            "a whole safetensors file at TMP/model.safetensors, found 3 bytes. "
-            "Hint: the download may be incomplete; do it again.",
+            "a whole safetensors file at TMP/model.safetensors, found 3 bytes (header too "
+            "small). Hint: the download may be incomplete; do it again.",
         ),
         (
             lambda tmp: (
