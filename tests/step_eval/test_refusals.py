@@ -7,12 +7,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from command_harness import run_command
 from places import ROOT, SCORER
 from refusals import refusal
 from safetensors.torch import save_file
 
 from step_eval.budget import mean_response_tokens
-from step_eval.command import command
+from step_eval.command import main
 from step_eval.config import EvalConfig
 from step_eval.manifest import earlier_manifest
 from step_eval.merge import _check_same, _paired, merge
@@ -211,7 +212,8 @@ def test_settings_of_a_method(make, text):
     ],
 )
 def test_arguments_of_the_command(argv, text):
-    assert refusal(lambda: command(argv)) == f"Expected {text}"
+    done = run_command(main, *argv)
+    assert (done.returncode, done.stderr) == (2, f"error: Expected {text}\n")
 
 
 def manifest(folder, kind="traces", **content):
