@@ -24,6 +24,7 @@ usage: python benchmarks/scorer_throughput.py [--rounds 3] [--world interaction]
 
 import argparse
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from data_gen.traces.writer import TraceWriter
+from step_eval.statistics import question_mean, within_question_aurocs
 from step_infer.scorer.network import StepScorer, load_scorer
 from step_train.data.feature_blocks import EvaluationBatches
 from step_train.data.trace_table import TraceTable
@@ -47,7 +49,6 @@ from step_train.data.training_data import TrainingData, read_training_data
 from step_train.export.run import export
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
-from step_train.judge.metrics import auroc_by_group, within_question
 from step_train.peak_memory import PeakMemory
 
 RANK = 64
@@ -212,8 +213,7 @@ def question_aurocs(scorer: StepScorer, data: TrainingData, table: TraceTable) -
     with torch.inference_mode():
         batches = EvaluationBatches(data.rows, table)
         score_S = torch.cat([scorer(hidden) for hidden, _ in batches]).double().numpy()
-    found, _ = auroc_by_group(table.label_S, score_S, table.question_S, len(table.questions))
-    return [float(value) for value in found if np.isfinite(value)]
+    return within_question_aurocs(table.label_S, score_S, table.question_S).tolist()
 
 
 def all_steps(data: TrainingData, table: TraceTable) -> Tensor:
@@ -237,8 +237,7 @@ def train_plain(traces: Path, options: argparse.Namespace) -> dict[str, Any]:
         with torch.inference_mode():
             score_S = scorer(states["val"]).numpy()
         table = data.splits["val"]
-        found = within_question(table.label_S, score_S, table.question_S, resamples=0)
-        return float(found["value"])
+        return float(within_question_aurocs(table.label_S, score_S, table.question_S).mean())
 
     aurocs: list[float] = []
     times = Times()
@@ -296,16 +295,9 @@ def seconds_to(outcome: dict[str, Any], goal: float) -> float | None:
     return next((seconds for (seconds, _), value in times if value >= goal), None)
 
 
-def difference_interval(
-    ours: list[float], plain: list[float], resamples: int = 10_000
-) -> tuple[float, float, float]:
-    """Return the mean difference of questions' AUROCs with a 95 % bootstrap over questions."""
-    difference_Q = np.array(ours) - np.array(plain)
-    drawn = np.random.default_rng(0).integers(
-        len(difference_Q), size=(resamples, len(difference_Q))
-    )
-    low, high = np.quantile(difference_Q[drawn].mean(axis=1), [0.025, 0.975])
-    return float(difference_Q.mean()), float(low), float(high)
+def difference_interval(ours: list[float], plain: list[float]) -> tuple[float, ...]:
+    """Return the mean difference of questions' AUROCs with its 95 % interval over questions."""
+    return dataclasses.astuple(question_mean(np.array(ours) - np.array(plain)))
 
 
 def products_per_s(options: argparse.Namespace) -> float:

@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from step_eval.budget import RESULTS_NAME
-from step_eval.curves import auroc_by_progress, score_curve, scored_traces
-from step_eval.methods.registry import BASELINE, METHODS
-from step_eval.records import QuestionRecord, RecordStore
-from step_eval.statistics import (
-    COVERAGE,
-    DRAWS,
+from step_eval.comparison import (
     Comparison,
     compare,
-    mean_with_interval,
+    mean_of_records,
     outcome,
     summarise,
     vote_name,
 )
-from step_eval.stops import describe_stops, fates, stops
+from step_eval.curves import auroc_by_progress, score_curve, scored_traces
+from step_eval.methods.registry import BASELINE, METHODS
+from step_eval.records import QuestionRecord, RecordStore
+from step_eval.statistics import COVERAGE, DRAWS, INTERVAL_KIND
+from step_eval.stops import describe_stops, stop_totals, stops
 from step_eval.votes import SHOWN_VOTES, UNIFORM, has_signal
 from step_infer.errors import InputError
 from step_infer.storage.files import write_json
@@ -92,7 +91,7 @@ def build_results(
         plain = records[baseline] if name != baseline else []
         traces = scored_traces(group, plain)
         stopped = stops(group, plain)
-        methods[name]["fates"] = dataclasses.asdict(fates(stopped))
+        methods[name]["fates"] = dataclasses.asdict(stop_totals(stopped))
         if stopped:
             stopping[name] = describe_stops(stopped, group, plain)
         if traces:
@@ -123,7 +122,7 @@ def build_results(
             "asked": len(manifest["question_ids"]),
             "repeats": manifest["repeats"],
         },
-        "bootstrap": {"draws": draws, "coverage": COVERAGE},
+        "bootstrap": {"draws": draws, "coverage": COVERAGE, "interval": INTERVAL_KIND},
         "baseline": baseline,
         "methods": methods,
         "comparisons": comparisons,
@@ -158,7 +157,7 @@ def _shared(records: Records, votes: Mapping[str, str], draws: int) -> dict[str,
                     for metric, found in summarise(group, votes[name], draws).metrics.items()
                 },
                 **{
-                    figure: dataclasses.asdict(mean_with_interval(group, read, draws))
+                    figure: dataclasses.asdict(mean_of_records(group, read, draws))
                     for figure, read in _TRACE_SECONDS.items()
                 },
             }

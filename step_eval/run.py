@@ -15,6 +15,7 @@ from rich.console import Console
 
 from data_gen.questions.load import Question
 from step_eval.budget import Budget, fraction_budget
+from step_eval.comparison import outcome, vote_name
 from step_eval.config import EvalConfig
 from step_eval.inputs import EvalInputs, load_inputs
 from step_eval.manifest import earlier_manifest, make_manifest
@@ -23,7 +24,6 @@ from step_eval.methods.registry import BASELINE, METHODS
 from step_eval.ranks import ORACLE, Ranks
 from step_eval.records import RecordStore, locked
 from step_eval.results import write_results
-from step_eval.statistics import outcome, vote_name
 from step_infer.cli.progress import TraceProgress
 from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from step_eval.report.figures import MARKERS, MUTED, SERIES, draw, legend_above
+from step_eval.report.figures import MARKERS, MUTED, SERIES, draw, drawn_ends, legend_above
 from step_eval.report.page import render_page
 from step_eval.report.words import HEADINGS, TO, number, number_range, signed
 from step_eval.simulation.config import METHODS
@@ -194,14 +194,8 @@ def against_auroc(rows: Sequence[Mapping[str, Any]], figure: str, label: str, na
             if made:
                 x = [row["auroc"] for row in made]
                 found = [row["figures"][figure] for row in made]
-                axes.fill_between(
-                    x,
-                    [f["low"] for f in found],
-                    [f["high"] for f in found],
-                    color=colour,
-                    alpha=0.12,
-                    linewidth=0,
-                )
+                low, high = zip(*map(drawn_ends, found), strict=True)
+                axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
                 y = [f["value"] for f in found]
                 axes.plot(x, y, color=colour, marker="o", markersize=4, label=f"KV {budget:g}")
             for row in step:

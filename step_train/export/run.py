@@ -16,7 +16,7 @@ from step_train.data.normaliser import Normaliser
 from step_train.data.subspace import Subspace
 from step_train.fit.calibration import fold_temperature
 from step_train.fit.run_directory import BEST, RECORD_KEY, SUBSPACE_KEY, read_checkpoint
-from step_train.judge.gate import EARNED, earned
+from step_train.judge.acceptance import VERDICT_KEY, ranks_above_chance
 
 _PREFIX, _NORMALISER = "scorer.", "normaliser."
 
@@ -37,8 +37,8 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
         no others where the checkpoint is not the best one of a complete run.
 
     Raises:
-        InputError: the checkpoint is missing, damaged, not ours, not usable, or `earned` refuses;
-            or `out` is a file of that run.
+        InputError: the checkpoint is missing, damaged, not ours, not usable, or not shown to rank
+            above chance (`ranks_above_chance`); or `out` is a file of that run.
     """
     path = Path(checkpoint)
     if path.is_dir():
@@ -99,8 +99,8 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
     if subspace is not None:
         scorer = subspace.unfold(scorer, width, depth)
     _fold(scorer, saved["state_dict"], card)
-    passed = earned(card.metrics, card.aggregator, force)
-    card = dataclasses.replace(card, metrics=card.metrics | {EARNED: passed})
+    passed = ranks_above_chance(card.metrics, card.aggregator, force)
+    card = dataclasses.replace(card, metrics=card.metrics | {VERDICT_KEY: passed})
     save_scorer(out, scorer, card)
     return card
 

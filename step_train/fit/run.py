@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from data_gen.traces.directory import TraceDirectory
+from step_eval.statistics import Floats
 from step_infer.scorer.network import StepScorer
 from step_infer.storage.files import atomic_write
 from step_train.data.datamodule import StepDataModule
@@ -32,7 +33,6 @@ from step_train.fit.trainer import EpochLines, RunCheckpoint, lightning_run, mak
 from step_train.judge.baselines import compare
 from step_train.judge.baselines_trained import run_baselines
 from step_train.judge.held_out import choose_aggregator, evaluate
-from step_train.judge.metrics import Floats
 from step_train.judge.report import write_report
 from step_train.judge.votes import judge_votes
 from step_train.peak_memory import PeakMemory

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from step_eval.statistics import Floats, auroc_by_question
 from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write, write_json
 from step_train.data.subspace import require_components
@@ -31,7 +32,6 @@ from step_train.fit.sweep_config import (
 )
 from step_train.fit.trainer import lightning_run
 from step_train.judge.held_out import CHOICE_FRACTIONS, trace_scores
-from step_train.judge.metrics import Floats, auroc_by_group
 
 RESULT, TABLE = "sweep.json", "sweep.csv"
 
@@ -186,7 +186,7 @@ def question_ranking(table: TraceTable, score_S: Floats, aggregator: str) -> dic
     """Return, for each question that can tell, the AUROC within it at 25, 50 and 75 %."""
     values = np.stack(
         [
-            auroc_by_group(table.correct_N, score_N, table.question_N, len(table.questions))[0]
+            auroc_by_question(table.correct_N, score_N, table.question_N, len(table.questions))[0]
             for score_N in trace_scores(table, score_S, aggregator, CHOICE_FRACTIONS)
         ],
         axis=1,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from data_gen.traces.directory import TraceDirectory
+from step_eval.statistics import Floats
 from step_infer.errors import InputError
 from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.network import StepScorer, load_scorer
@@ -21,7 +22,6 @@ from step_train.fit.run_directory import RunDirectory
 from step_train.judge.baselines import compare, known_baselines
 from step_train.judge.config import EvaluateConfig
 from step_train.judge.held_out import evaluate
-from step_train.judge.metrics import Floats
 from step_train.judge.trace_facts import read_step_facts
 from step_train.judge.votes import judge_votes
 

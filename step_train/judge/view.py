@@ -11,7 +11,7 @@ from rich.table import Table
 
 from step_infer.scorer.card import ScorerCard
 from step_train.fit.run_directory import IMPORTED
-from step_train.judge.gate import earned
+from step_train.judge.acceptance import ranks_above_chance
 
 
 def print_baselines(baselines: dict[str, Any], console: Console) -> None:
@@ -102,7 +102,7 @@ def _network(card: ScorerCard) -> str:
 def _earned(card: ScorerCard) -> str:
     if IMPORTED in card.training:
         return "not known: imported, never evaluated here"
-    if earned(card.metrics, card.aggregator, force=True):
+    if ranks_above_chance(card.metrics, card.aggregator, force=True):
         return "yes: within-question AUROC at half of the trace lies above 0.5"
     return f"NO: {NOT_EARNED}"
 

@@ -62,7 +62,7 @@ def test_the_gpu_is_busy_while_any_kernel_runs():
 
 
 @pytest.mark.engine
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_tiny_shape_runs_and_what_is_done_is_not_done_again(tmp_path):
     shape = read_shape("qwen3-8b")
     shape |= {"hidden_size": 64, "head_dim": 32, "intermediate_size": 128, "vocab_size": 128}

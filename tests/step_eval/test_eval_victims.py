@@ -6,6 +6,7 @@ import pytest
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from rich.console import Console
 
+from step_eval.comparison import outcome
 from step_eval.config import EvalConfig
 from step_eval.merge import merge
 from step_eval.methods.registry import METHODS, method_names
@@ -17,8 +18,9 @@ from step_eval.report.table import print_results
 from step_eval.results import build_results, read_run, write_results
 from step_eval.run import evaluate
 from step_eval.simulation.config import METHODS as SIMULATED
-from step_eval.statistics import outcome
 from step_infer.errors import InputError
+
+pytestmark = pytest.mark.slow
 
 QUESTIONS, TRACES = 6, 12
 VICTIM_METHODS = "sc,step,single," + ",".join(ABLATIONS)

@@ -196,6 +196,17 @@ def test_an_interval_around_zero_is_called_no_difference(run):
     assert "No figure is shown to be worse" in page
 
 
+def test_one_question_has_figures_without_intervals(run):
+    manifest, records = run
+    first = {name: [r for r in group if r.question_id == "q001"] for name, group in records.items()}
+    page = render(manifest, first)
+    assert not re.search(r"95 % interval [\d+-]", page)
+    assert page.count("no interval") > 16
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_results(build_results(manifest, first), console)
+    assert "no interval" in console.export_text()
+
+
 def test_questions_that_were_lost_are_listed_and_names_are_escaped(run):
     manifest, records = run
     lost = []

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from places import SCORER
 
 from data_gen.traces.features import write_shard
 from data_gen.traces.table import write_part
@@ -25,7 +26,6 @@ from step_infer.errors import InputError
 from step_infer.scorer.network import load_scorer
 from step_infer.storage.run_directory import run_manifest, write_manifest
 
-SCORER = "checkpoints/ledger-5m/scorer/scorer.safetensors"
 SMALL = Distributions(questions=24, right_tokens=200, wrong_tokens=260, step_tokens=20)
 
 
@@ -147,7 +147,7 @@ def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
         "features": {"file": "features/shard-00000.safetensors"},
     }
     write_manifest(tmp_path, run_manifest(kind="traces", parts=[part]))
-    found = read_world(tmp_path, SCORER)
+    found = read_world(tmp_path, str(SCORER))
     scorer, card = load_scorer(SCORER)
     assert found.aggregator == card.aggregator
     [question] = found.questions

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
+from places import CHECKPOINT, SCORER
 from scheduler_harness import WORD, Engine, Script, check_empty, make_scheduler
-from server_harness import CHECKPOINT, SCORER
 from vllm.config import KVTransferConfig
 from vllm.lora.request import LoRARequest
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -14,6 +14,8 @@ from step_infer.client.llm import StepLLM
 from step_infer.errors import InputError
 from step_infer.scheduler import StepScheduler
 from step_infer.worker import StepWorker
+
+pytestmark = pytest.mark.oldest
 
 
 def changed(path, value):

@@ -21,6 +21,8 @@ from step_train.demo_model.export import new_model
 from step_train.demo_model.module import LedgerLM
 from step_train.demo_model.run import train_ledger_lm
 
+pytestmark = pytest.mark.slow
+
 
 def tiny(out, **changes):
     config = LedgerLMConfig(

@@ -18,6 +18,8 @@ from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
 from step_train.peak_memory import PeakMemory, anonymous_mib
 
+pytestmark = pytest.mark.slow
+
 HIDDEN = 2560
 ROW_BYTES = 2 * HIDDEN
 BUDGET_MIB = 64

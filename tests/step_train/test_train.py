@@ -18,6 +18,8 @@ from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
 from step_train.fit.run_directory import RECORD_KEY
 
+pytestmark = pytest.mark.slow
+
 
 def config(traces, out, **options):
     defaults = {"max_epochs": 6, "learning_rate": 1e-3, "progress": False, "width": 64}
