@@ -118,8 +118,8 @@ def check_rows(config: ImportConfig, source: RowSource, grader: Grader) -> tuple
             truth = truths.setdefault(found.question_id, found.truth)
             if grader.equal(truth, found.truth) is not True:
                 raise InputError(
-                    f"Expected one right answer for a question, found {found.truth!r} here and "
-                    f"{truth!r} before."
+                    f"Expected one right answer for a question, found {found.truth!r:.60} here "
+                    f"and {truth!r:.60} before."
                 )
             counts.append(len(found.texts))
         except InputError as error:

@@ -135,7 +135,7 @@ class QuestionRecord:
                 value["series"] = KvSeries(**value["series"])
             return cls(**value)
         except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
-            raise InputError(f"Expected a question record, found: {error!r}.") from error
+            raise InputError(f"Expected a question record, found: {error!r:.200}.") from error
 
 
 def _rounded(value: Any) -> Any:

@@ -75,7 +75,9 @@ _REFUSED = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. Hint: see step-serve --help.")
+        raise InputError(
+            f"Expected options of step-serve, found: {message}. Hint: see step-serve --help."
+        )
 
 
 def main() -> None:
@@ -202,15 +204,21 @@ def server_command(
     if CONFIG_KEY in config:
         raise InputError(
             f"Expected --{_CONFIG} without {CONFIG_KEY!r}, which step-serve fills in, found "
-            f"{config[CONFIG_KEY]!r}. Hint: use step-serve's own options."
+            f"{config[CONFIG_KEY]!r:.60}. Hint: use step-serve's own options."
         )
     values = _values(flags)
     for name in (*_OURS, _CONFIG):
         if name in values:
-            raise InputError(f"Expected no {name} in vLLM's flags: step-serve fills it in.")
+            raise InputError(
+                f"Expected no {name} in vLLM's flags, found {values[name]!r:.60}: step-serve fills "
+                "it in."
+            )
     for name, reason in _REFUSED.items():
         if name in values:
-            raise InputError(f"Expected no --{name}: step scoring cannot be used with {reason}.")
+            raise InputError(
+                f"Expected no --{name}, found {values[name]!r:.60}: step scoring cannot be used "
+                f"with {reason}."
+            )
     ours = {
         "scheduler-cls": "step_infer.scheduler.StepScheduler",
         "worker-cls": "step_infer.worker.StepWorker",
@@ -260,7 +268,7 @@ def _take_config(flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise InputError(f"Expected a JSON object after --{_CONFIG}, found {text!r}.")
+            raise InputError(f"Expected a JSON object after --{_CONFIG}, found {text!r:.60}.")
         config = found
     return rest, config
 

@@ -174,7 +174,9 @@ class Distributions:
     def __post_init__(self) -> None:
         for name in ("questions", "prompt_tokens", "max_tokens"):
             if getattr(self, name) < 1:
-                raise InputError(f"Expected {_option(name)} of at least 1, found {name}.")
+                raise InputError(
+                    f"Expected {_option(name)} of at least 1, found {getattr(self, name)}."
+                )
         if not 0 < self.right_share < 1:
             raise InputError(f"Expected --world.right-share in (0, 1), found {self.right_share}.")
         for name in ("right_spread", "right_tokens", "wrong_tokens", "step_tokens"):

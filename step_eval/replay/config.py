@@ -80,7 +80,7 @@ class ReplayConfig:
         for name in self.method_names:
             if METHODS[name].needs_text:
                 raise InputError(
-                    f"Expected methods that do not look at the text of traces, found {name}: "
+                    f"Expected methods that do not look at the text of traces, found {name!r}: "
                     "a replay has no text."
                 )
         for name in ("num_traces", "repeats", "limit", "min_keep", "min_steps", "kv_budget_tokens"):

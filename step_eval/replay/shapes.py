@@ -43,7 +43,8 @@ def read_shape(name: str | Path) -> dict[str, Any]:
         path = path / "config.json"
     if not path.is_file():
         raise InputError(
-            f"Expected a shape out of {', '.join(shape_names())}, or a config.json, found {name}."
+            f"Expected a shape out of {', '.join(shape_names())}, or a config.json, found "
+            f"{str(name)!r}."
         )
     shape = read_json(path)
     if not isinstance(shape, dict) or not isinstance(shape.get("hidden_size"), int):

@@ -46,7 +46,7 @@ def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict
     if "least-confident" in config.method_names and not world.confident:
         raise InputError(
             "Expected recorded traces with confidences (--traces) for the method least-confident, "
-            f"found {world.source} without."
+            f"found none in {world.source}."
         )
     if config.limit is not None:
         world = dataclasses.replace(world, questions=world.questions[: config.limit])

@@ -176,7 +176,7 @@ class BoundaryRule:
             check_types(rule)
             return rule
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"Expected a boundary rule, found {value!r} ({error}).") from error
+            raise InputError(f"Expected a boundary rule, found {value!r:.60} ({error}).") from error
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:

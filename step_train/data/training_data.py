@@ -131,7 +131,7 @@ def identity_of(directory: TraceDirectory) -> ModelIdentity:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"Expected identity with config_hash, tokenizer_hash and hidden_size in the manifest "
-            f"of {directory.path}, found {identity!r}."
+            f"of {directory.path}, found {identity!r:.60}."
         ) from error
 
 
@@ -144,7 +144,7 @@ def layers_of(directory: TraceDirectory) -> tuple[str, ...]:
     layers = directory.manifest.get("layers", [LAST_LAYER])
     if not isinstance(layers, list) or not layers:
         raise InputError(
-            f"Expected a list of layers in the manifest of {directory.path}, found {layers!r}."
+            f"Expected a list of layers in the manifest of {directory.path}, found {layers!r:.60}."
         )
     return tuple(map(str, layers))
 

@@ -53,7 +53,8 @@ class ExportConfig:
             )
         if (self.out is None) != (self.inspect is not None):
             raise InputError(
-                "Expected --out FILE with a checkpoint or --from-pt, and not with --inspect. "
+                "Expected --out FILE with a checkpoint or --from-pt, and not with --inspect, found "
+                f"{'none' if self.out is None else self.out}. "
                 "Hint: scorer-export RUN --out scorer.safetensors."
             )
         if (self.model is None) != (self.from_pt is None):
@@ -64,8 +65,8 @@ class ExportConfig:
             default = ExportConfig.__dataclass_fields__[name].default
             if self.from_pt is None and getattr(self, name) != default:
                 raise InputError(
-                    f"Expected --{name.replace('_', '-')} with --from-pt only, found it without. "
-                    "Hint: a run of step-train fit knows its own."
+                    f"Expected --{name.replace('_', '-')} with --from-pt only, found "
+                    f"{getattr(self, name)!r} without. Hint: a run of step-train fit knows its own."
                 )
 
 

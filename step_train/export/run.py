@@ -81,8 +81,8 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"Expected a checkpoint of step-train fit in {path}, found a damaged one ({error!r}). "
-            "Hint: train again."
+            f"Expected a checkpoint of step-train fit in {path}, found a damaged one "
+            f"({error!r:.200}). Hint: train again."
         ) from error
     # Weights that cannot be used are refused first: that is the greater fault.
     subspace = _subspace(saved, card, path)

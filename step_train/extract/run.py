@@ -141,7 +141,7 @@ def _run(
         if name != LAST_LAYER and int(name) >= blocks:
             raise InputError(
                 f"Expected layers from 1 to {blocks - 1} or {LAST_LAYER!r} ({config.model} has "
-                f"{blocks} blocks, and the last one is read after the final norm), found {name}."
+                f"{blocks} blocks, and the last one is read after the final norm), found {name!r}."
             )
     with lightning_run():
         trainer = make_trainer(

@@ -119,8 +119,9 @@ class FitConfig:
         if self.depth < 0:
             raise InputError(f"Expected depth of at least 0, found {self.depth}.")
         for name in ("dropout", "early_discount", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= (1 if name == "early_discount" else 0.99):
-                raise InputError(f"Expected {name} from 0 to 1, found {getattr(self, name)}.")
+            most = 1 if name == "early_discount" else 0.99
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"Expected {name} from 0 to {most}, found {getattr(self, name)}.")
         if not self.ranking_weight >= 0:
             raise InputError(f"Expected ranking_weight of at least 0, found {self.ranking_weight}.")
         if self.ranking_weight and self.devices > 1:

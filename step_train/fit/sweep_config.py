@@ -117,7 +117,10 @@ def read_variants(config: SweepConfig) -> dict[str, Changes]:
     parser = config_parser(FitConfig, "step-train fit", "")
     for name, changes in variants.items():
         if name == COMBINED:
-            raise InputError(f"Expected a variant's name other than {COMBINED!r}, which is made.")
+            raise InputError(
+                f"Expected names of variants other than {COMBINED!r}, which is made, found it in "
+                f"{config.variants}."
+            )
         whole[name] = reference | (changes or {})
         unknown = sorted(whole[name].keys() - _FIELDS)
         if unknown:
@@ -131,8 +134,9 @@ def read_variants(config: SweepConfig) -> dict[str, Changes]:
             whole[name] = {setting: _plain(parsed[setting]) for setting in whole[name]}
             config.fit(whole[name], 0, config.out)
         except (argparse.ArgumentError, InputError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"Expected good settings in variant {name!r}: {reason}") from error
+            raise InputError(
+                f"Expected good settings in variant {name!r}, found: {error}"
+            ) from error
     return whole
 
 
@@ -147,8 +151,7 @@ def _read(path: Path) -> dict[str, Changes]:
     try:
         found = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"Expected a YAML file of variants at {path}, found: {reason}.") from error
+        raise InputError(f"Expected a YAML file of variants at {path}, found: {error}.") from error
     good = isinstance(found, dict) and all(
         isinstance(name, str) and (changes is None or isinstance(changes, dict))
         for name, changes in found.items()

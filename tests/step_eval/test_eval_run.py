@@ -1,6 +1,8 @@
 """A whole evaluation on a pretended engine: resume, joining, budgets, refusals."""
 
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pyarrow
@@ -13,10 +15,13 @@ from step_eval.budget import mean_response_tokens
 from step_eval.config import EvalConfig
 from step_eval.measure import prefix_hashes
 from step_eval.merge import merge
+from step_eval.recorded.traces import World
 from step_eval.records import RecordStore
 from step_eval.report.table import print_results
 from step_eval.results import write_results
 from step_eval.run import evaluate
+from step_eval.simulation.check import check
+from step_eval.simulation.timing import Timing, read_timing
 from step_infer.errors import InputError
 from step_infer.storage.run_directory import (
     RunDirectory,
@@ -242,6 +247,23 @@ def test_runs_that_do_not_belong_together_are_not_joined(run, config, tmp_path):
         merge([whole, whole], str(tmp_path / "joined"))
     with pytest.raises(InputError, match="found one of the runs"):
         merge([whole], whole)
+    with pytest.raises(
+        InputError, match=f"Expected --out to be empty or an earlier join, found a run in {whole}"
+    ):
+        merge([str(other)], whole)
+
+
+def test_records_without_times_give_no_costs_of_a_step(run, tmp_path):
+    shutil.copytree(run[0].out, tmp_path / "out")
+    path = RecordStore(tmp_path / "out").path("sc", 0)
+    path.write_text(re.sub(r'"finished_s":[\d.]+', '"finished_s":0', path.read_text()))
+    with pytest.raises(InputError, match=r"in .*out that give costs of a step, found none\."):
+        read_timing(str(tmp_path / "out"))
+
+
+def test_a_run_of_other_questions_checks_nothing(run):
+    with pytest.raises(InputError, match=r"with as many traces in .*, found none\."):
+        check(run[0].out, World((), "nothing"), Timing())
 
 
 def test_an_incomplete_run_says_so(config, tmp_path, capsys):

@@ -127,7 +127,10 @@ def test_the_oracle_stops_a_right_trace_only_when_no_wrong_one_runs(run):
 
 
 def test_the_oracle_asks_for_the_method_sc(run, config, tmp_path):
-    with pytest.raises(InputError, match="sc to have answered question q000, repeat 0, before"):
+    with pytest.raises(
+        InputError,
+        match="sc to have answered question q000, repeat 0, .* in .*/out. Hint: --methods sc,or",
+    ):
         evaluate(config(tmp_path / "out", methods="step,oracle"), FakeEngine, quiet())
     assert not (tmp_path / "out" / "records").exists()
     # Named after it, it still comes first.

@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -158,6 +159,12 @@ def test_exit_statuses(
         run(main)
     assert caught.value.code == status
     assert capsys.readouterr().err == printed
+
+
+def test_a_refusal_is_one_line_and_shows_what_was_found_as_it_is() -> None:
+    refusal = InputError("Expected a,\n\n   found 'b  c':\r\n\td. ")
+    assert str(refusal) == "Expected a, found 'b  c': d."
+    assert str(pickle.loads(pickle.dumps(refusal))) == str(refusal)  # from an engine's process
 
 
 def test_a_block_with_something_to_keep_keeps_it_when_it_is_terminated(

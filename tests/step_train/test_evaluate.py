@@ -138,7 +138,9 @@ def test_traces_that_do_not_fit_the_scorer_are_refused(run, tmp_path):
     manifest = json.loads((directory.path / "manifest.json").read_text())
     manifest["boundary"]["token_ids"] = [6, 7]
     (directory.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="the scorer's boundary rule"):
+    with pytest.raises(
+        InputError, match="the scorer's boundary rule, found another one in .*/rule. Hint"
+    ):
         evaluate_scorer(EvaluateConfig(run / "run", traces=directory.path))
 
 

@@ -169,7 +169,7 @@ def test_a_scorer_of_other_layers_is_trained_and_kept_out_of_the_engine(
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        ("2", "Expected layers from 1 to 1 or 'last' .* has 2 blocks"),
+        ("2", "Expected layers from 1 to 1 or 'last' .* has 2 blocks, .* found '2'"),
         ("0", "numbers from 1, by commas, found '0'"),
         ("last,last", "Expected different layers"),
         ("first", "numbers from 1"),

@@ -90,7 +90,7 @@ def test_mixed_precision_trains_as_on_a_gpu(tmp_path):
 
 
 def test_run_directory_in_use_asks_for_resume(finished):
-    with pytest.raises(InputError, match="--resume true"):
+    with pytest.raises(InputError, match="without checkpoints, found .*ckpt. Hint: --resume true"):
         train_ledger_lm(tiny(finished))
 
 
