@@ -42,7 +42,7 @@ class ScorerCard:
     depth: int = 1
     """Hidden layers of the scorer."""
     layer: str = LAST_LAYER
-    """Which layers' states, one after the other: numbers of blocks from 1 and "last", by commas."""
+    """The layer whose states it reads; "last" is the only one that an engine shows."""
     norm: str = "after final norm"
     """Where the state is read: "after final norm" for the last layer."""
     aggregator: str = "mean"
@@ -56,11 +56,6 @@ class ScorerCard:
     versions: dict[str, str] = field(default_factory=dict)
     """Library versions at export."""
     schema_version: int = CARD_SCHEMA_VERSION
-
-    @property
-    def state_size(self) -> int:
-        """Inputs of the scorer: the hidden size times the number of layers."""
-        return self.hidden_size * len(self.layer.split(","))
 
     @property
     def boundary_rule(self) -> BoundaryRule:
@@ -144,7 +139,7 @@ class ScorerCard:
             raise InputError(
                 f"Expected a scorer of the layer {LAST_LAYER!r}, the only one that the engine "
                 f"shows, found layer {self.layer!r} (scorer card). Hint: train one on features of "
-                "step-collect, or of step-train extract without --layers."
+                "step-collect or step-train extract."
             )
 
 

@@ -95,7 +95,7 @@ def load_scorer(
             f"Expected finite weights in {path}, found NaN or infinity in {bad[0]}. "
             "Hint: train the scorer again."
         )
-    scorer = StepScorer(card.state_size, card.width, card.depth)
+    scorer = StepScorer(card.hidden_size, card.width, card.depth)
     scorer.load_state_dict(tensors)
     return scorer.eval(), card
 
@@ -126,7 +126,7 @@ def _read(path: Path | str) -> tuple[ScorerCard, dict[str, Tensor]]:
 
 def _check_tensors(shapes: dict[str, tuple[int, ...]], card: ScorerCard, source: str) -> None:
     expected: dict[str, tuple[int, ...]] = {}
-    sizes = [card.state_size, *[card.width] * card.depth, 1]
+    sizes = [card.hidden_size, *[card.width] * card.depth, 1]
     for number, (inputs, units) in enumerate(itertools.pairwise(sizes)):
         expected[f"net.{2 * number}.weight"] = (units, inputs)
         expected[f"net.{2 * number}.bias"] = (units,)

@@ -66,12 +66,6 @@ class RunDirectory:
         """Return the result of a complete run, as `finish` took it."""
         return dict(read_json(self.path / METRICS))
 
-    @property
-    def peak_memory_mib(self) -> float | None:
-        """Most anonymous memory of the process that trained, MiB; None before the run's end."""
-        found = read_manifest(self.path).get("peak_memory_mib")
-        return None if found is None else float(found)
-
     def start(self, settings: dict[str, Any], split: dict[str, list[str]], **manifest: Any) -> None:
         """Make the directory, or check that a run with the same settings stands in it.
 

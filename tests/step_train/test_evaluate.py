@@ -90,7 +90,7 @@ def test_a_run_and_its_exported_file_agree_on_other_traces(run, other):
 
 
 def test_questions_of_training_are_counted(run):
-    found = evaluate_scorer(EvaluateConfig(run / "run", questions="all"))
+    found = evaluate_scorer(EvaluateConfig(run / "run", split="all"))
     split = json.loads((run / "run" / "split.json").read_text())
     assert found["trained_on"] == len(split["train"])
     found = evaluate_scorer(
