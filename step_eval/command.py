@@ -27,7 +27,8 @@ SIMULATE = (
 REPLAY = (
     "Run recorded traces on real engines in the shape of a real model, with random weights: "
     "length, boundaries, scores and answers are the recorded ones, time, preemptions and pruning "
-    "are the engine's. Interrupted? The same command goes on where it stopped."
+    "are the engine's. --sampling.* decides the sampler's work only. Interrupted? The same command "
+    "goes on where it stopped."
 )
 MERGE = (
     "Join directories of step-eval into one, with one report: runs that shared the questions "
