@@ -25,8 +25,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.outputs import ModelRunnerOutput
 
 from step_infer import compat
-from step_infer.row_scorer import ROWS_ATTRIBUTE, StepRows
 from step_infer.scheduler import StepScheduler
+from step_infer.wire import ROWS_ATTRIBUTE, StepRows
 
 # They make the same schedulers.
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "harness"))
@@ -130,7 +130,7 @@ def main() -> None:
     steps = WARM_UP_STEPS + options.steps + 20
     need = options.requests * (steps + PROMPT_TOKENS) // BLOCK_SIZE + 4 * BATCHED_TOKENS
     kinds = (AsyncScheduler, StepScheduler)
-    compat.has_front_end = lambda config: True  # as in a server: with news for its metrics
+    compat.has_front_end = lambda config: True  # as in a server: with counts for its metrics
     sides = [Side(start(kind, options.requests, need)) for kind in kinds]
     gc.collect()
     gc.freeze()  # as vLLM's engine does after start-up

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -12,19 +12,17 @@ from data_gen.questions.load import QuestionSet, load_questions, shard_questions
 from data_gen.summary import print_summary, summarise
 from data_gen.traces.writer import TraceWriter
 from step_infer.client.grading import Grader
+from step_infer.client.llm import StepLLM
 from step_infer.client.prompt import context_length, load_tokenizer, prompt_lengths
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer
 from step_infer.storage.files import sha256_file
 
-if TYPE_CHECKING:
-    from step_infer.client.llm import StepLLM
-
 
 def collect(
     config: CollectConfig,
-    start_engine: Callable[..., "StepLLM"] | None = None,
+    start_engine: Callable[..., StepLLM] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Sample, grade and write the traces of all questions; go on where an earlier run stopped.
@@ -54,7 +52,7 @@ def collect(
         rule = config.boundary.rule(tokenizer)
     context = context_length(config.model, config.engine.get("max_model_len"))
     # A prompt that does not fit is found now, not in the middle of the run.
-    prompt_lengths(tokenizer, questions, config.system, context)
+    prompt_lengths(tokenizer, {q.id: q.question for q in questions}, config.system, context)
     settings = config.deciding() | {
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
@@ -67,8 +65,6 @@ def collect(
         collection.print_start(context)
         if collection.missing:
             if start_engine is None:
-                from step_infer.client.llm import StepLLM
-
                 start_engine = StepLLM
             collection.run(start_engine, rule)
         with Grader(config.grading_workers) as grader:

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -19,13 +19,11 @@ from data_gen.traces.writer import TraceWriter
 from step_infer.cli.command import sigterm_as_interrupt
 from step_infer.cli.progress import TraceProgress
 from step_infer.client.grading import Grader
+from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import ModelIdentity
-
-if TYPE_CHECKING:
-    from step_infer.client.llm import StepLLM
 
 TABLE_BYTES_PER_TOKEN = 4
 """Bytes of the compressed table a generated token, assumed: its id and its text, about 2 each."""
@@ -101,7 +99,7 @@ class Collection:
         )
         return table + states, free
 
-    def run(self, start_engine: Callable[..., "StepLLM"], rule: BoundaryRule) -> None:
+    def run(self, start_engine: Callable[..., StepLLM], rule: BoundaryRule) -> None:
         """Sample what is missing and write it, part by part."""
         config = self.config
         self.console.print("Starting the engine …")
@@ -125,7 +123,7 @@ class Collection:
                 traces = engine.stream(
                     self._plans(engine),
                     max_in_flight=config.max_in_flight,
-                    on_step=lambda: progress.step(engine.stats),
+                    on_step=lambda: progress.step(lambda: engine.stats().generated_tokens),
                 )
                 try:
                     for trace in traces:
@@ -137,7 +135,7 @@ class Collection:
         finally:
             engine.close()
 
-    def _plans(self, engine: "StepLLM") -> Iterator[TracePlan]:
+    def _plans(self, engine: StepLLM) -> Iterator[TracePlan]:
         config = self.config
         for question in self.questions.values():
             plans = engine.plan(

@@ -74,7 +74,7 @@ def load_inputs(config: EvalConfig, note: Callable[[str], None]) -> EvalInputs:
         _, card = load_scorer(config.scorer, identity, config.allow_mismatch)
     lengths = prompt_lengths(
         load_tokenizer(config.model),
-        questions,
+        {question.id: question.question for question in questions},
         config.system,
         context_length(config.model, config.engine.get("max_model_len")),
     )

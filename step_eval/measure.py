@@ -4,18 +4,15 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from data_gen.questions.load import Question
+from step_eval.methods.registry import Sampler
 from step_eval.records import AnswerRecord, KvSeries, QuestionRecord, TraceRecord
 from step_infer.client.answers import vote
+from step_infer.client.engine import EngineStats
 from step_infer.client.grading import Grader
+from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
-
-if TYPE_CHECKING:
-    from step_eval.methods.registry import Sampler
-    from step_infer.client.engine import EngineStats
-    from step_infer.client.llm import StepLLM
 
 SAMPLE_S = 0.05
 """Seconds between two readings of the engine's counters: some 10 engine steps of a small model."""
@@ -57,7 +54,7 @@ class Meter:
 
 
 def measure(
-    llm: "StepLLM",
+    llm: StepLLM,
     method: str,
     repeat: int,
     question: Question,

@@ -197,7 +197,7 @@ class RecordStore:
         return found
 
     def begun(self) -> bool:
-        """Say whether there is any record."""
+        """Return whether there is any record."""
         return any(True for path in self._paths(["*"]) for _ in _whole_lines(path))
 
     def _paths(self, methods: Iterable[str]) -> list[Path]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
@@ -26,12 +26,10 @@ from step_eval.results import write_results
 from step_eval.statistics import outcome, vote_name
 from step_infer.cli.progress import TraceProgress
 from step_infer.client.grading import Grader
+from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Sampling, TracePlan
 from step_infer.errors import InputError
 from step_infer.storage.run_directory import write_manifest
-
-if TYPE_CHECKING:
-    from step_infer.client.llm import StepLLM
 
 _WARM_UP_TOKENS = 16
 _PILOT_QUESTIONS = 2
@@ -186,11 +184,9 @@ class Evaluation:
                 self.store.append(record)
                 progress.question(outcome(record, vote_by).right)
 
-    def _engine(self, options: Mapping[str, Any], kv_budget_tokens: int | None) -> "StepLLM":
+    def _engine(self, options: Mapping[str, Any], kv_budget_tokens: int | None) -> StepLLM:
         start = self._start_engine
         if start is None:
-            from step_infer.client.llm import StepLLM
-
             start = StepLLM
         # The same steps in every method's records, so that pruned traces find their twins.
         arguments = {"kv_budget_tokens": kv_budget_tokens, **options, **self.config.engine}
@@ -199,15 +195,20 @@ class Evaluation:
         return start(self.config.model, **arguments)
 
     def _plans_of(
-        self, name: str, llm: "StepLLM", question: Question, repeat: int
+        self, name: str, llm: StepLLM, question: Question, repeat: int
     ) -> list[TracePlan]:
         """Return the orders for a question's traces under a method."""
         ranks = self.ranks.of(name, repeat, question)
         plans = self._plans(llm, question, repeat)[: METHODS[name].traces]
-        return [dataclasses.replace(p, rank=ranks.get(p.trace_id)) for p in plans]
+        return [
+            dataclasses.replace(plan, options={**plan.options, "rank": ranks[plan.trace_id]})
+            if plan.trace_id in ranks
+            else plan
+            for plan in plans
+        ]
 
     def _plans(
-        self, llm: "StepLLM", question: Question, repeat: int, sampling: Sampling | None = None
+        self, llm: StepLLM, question: Question, repeat: int, sampling: Sampling | None = None
     ) -> list[TracePlan]:
         config = self.config
         return llm.plan(
@@ -219,7 +220,7 @@ class Evaluation:
             config.system,
         )
 
-    def _warm_up(self, llm: "StepLLM") -> None:
+    def _warm_up(self, llm: StepLLM) -> None:
         """Let the engine meet its batch sizes before the clock runs."""
         sampling = Sampling(max_tokens=_WARM_UP_TOKENS)
         plans = self._plans(llm, Question("warm-up", "Warm up.", None), 0, sampling)

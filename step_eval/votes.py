@@ -2,12 +2,9 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
+from step_eval.records import TraceRecord
 from step_infer.errors import InputError
-
-if TYPE_CHECKING:
-    from step_eval.records import TraceRecord
 
 Weights = Callable[[Sequence[float | None]], list[float]]
 """From a number of each trace [N] (None where it has none) to weights [N], none below 0."""
@@ -91,8 +88,8 @@ def vote_rule(name: str) -> Weights:
     return score_power(float(match[1] or 1))
 
 
-def has_signal(vote_by: str, traces: Iterable["TraceRecord"]) -> bool:
-    """Say whether any trace has the number that a rule goes by."""
+def has_signal(vote_by: str, traces: Iterable[TraceRecord]) -> bool:
+    """Return whether any trace has the number that a rule goes by."""
     signal = vote_signal(vote_by)
     return signal is None or any(getattr(trace, signal) is not None for trace in traces)
 

@@ -2,9 +2,6 @@
 
 Found by feature, never by version number. Each piece says why it is here and when it can go.
 
-Hold some waiting requests back for one call of vLLM's scheduler, and leave all others alone.
-
-No vLLM import: a queue is any of vLLM's request queues, first come first served or by priority.
 """
 
 import math
@@ -17,7 +14,7 @@ from vllm.compilation.cuda_graph import CUDAGraphStat
 from vllm.utils.math_utils import cdiv
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
-_NEWS = "step:"
+from step_infer.wire import COUNTS_PREFIX
 
 
 def held_blocks(kv_cache_manager: Any, request_id: str) -> list[int]:
@@ -77,7 +74,7 @@ def growth_blocks(scheduler: Any) -> int:
 
 
 def ends_in_flight(scheduler: Any, request: Any) -> bool:
-    """Say whether a running request's last step is in flight, for its length.
+    """Return whether a running request's last step is in flight, for its length.
 
     The same two conditions as in vLLM's loop over its running requests (see `growth_blocks`). With
     pipeline stages a step may be in flight without async scheduling too: then vLLM counts no
@@ -178,7 +175,7 @@ def most_growth_blocks(scheduler: Any) -> int:
 
 
 def frees_at_once(scheduler: Any, request: Any) -> bool:
-    """Say whether stopping a request would make its blocks free in this very step.
+    """Return whether stopping a request would make its blocks free in this very step.
 
     With a KV connector, vLLM keeps blocks back while a step in flight may still write them; then
     stopping the request makes no room now. Without one this is always so.
@@ -189,7 +186,7 @@ def frees_at_once(scheduler: Any, request: Any) -> bool:
 
 
 def has_front_end(vllm_config: Any) -> bool:
-    """Say whether `send_news` may reach a front end: one in another process, with room for it.
+    """Return whether `send_counts` may reach a front end: one in another process, with room for it.
 
     Within one process nobody listens, and vLLM's statistics stay exactly its own.
     """
@@ -199,27 +196,30 @@ def has_front_end(vllm_config: Any) -> bool:
     return ray or multiprocessing.parent_process() is not None
 
 
-def send_news(stats: Any, text: str) -> None:
+def send_counts(stats: Any, text: str) -> None:
     """Put a text into a step's SchedulerStats, to travel to the front end's stat loggers.
 
     The statistics have no field for plug-ins; this takes one that is empty, and that nobody reads
     unless vLLM's `cudagraph_metrics` are on. Can go when there is such a field.
     """
     if getattr(stats, "cudagraph_stats", text) is None:
-        stats.cudagraph_stats = CUDAGraphStat(0, 0, 0, _NEWS + text)
+        stats.cudagraph_stats = CUDAGraphStat(0, 0, 0, COUNTS_PREFIX + text)
 
 
-def received_news(stats: Any) -> str | None:
-    """Return the text that `send_news` put into a step's SchedulerStats; None without one."""
+def received_counts(stats: Any) -> str | None:
+    """Return the text that `send_counts` put into a step's SchedulerStats; None without one."""
     stat = getattr(stats, "cudagraph_stats", None)
-    if stat is None or not stat.runtime_mode.startswith(_NEWS):
+    if stat is None or not stat.runtime_mode.startswith(COUNTS_PREFIX):
         return None
-    return stat.runtime_mode.removeprefix(_NEWS)
+    return stat.runtime_mode.removeprefix(COUNTS_PREFIX)
 
 
 @contextmanager
 def held_back(queues: Iterable[Any], holds: Callable[[Any], bool]) -> Iterator[int]:
-    """Take requests out of the waiting queues, and put them back in their places afterwards.
+    """Take requests out of the waiting queues for one call of vLLM's scheduler, then put them back.
+
+    A queue is any of vLLM's, first come first served or by priority; every request that was not
+    admitted stands in its old place afterwards, and those preempted meanwhile before them.
 
     Args:
         queues: the scheduler's waiting queues.

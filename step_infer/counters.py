@@ -1,4 +1,4 @@
-"""What the scheduler counts: totals since its start, and what is new since it last told of them.
+"""What the scheduler counts: totals since its start, and how much each grew since it was last sent.
 
 Plain data, no vLLM import.
 """
@@ -34,16 +34,16 @@ class Counters:
     """The totals, a histogram of step scores, and when the next summary line is due."""
 
     def __init__(self, keep_scores: bool = False) -> None:
-        """`keep_scores`: keep each new score until `take_news`."""
+        """`keep_scores`: keep each new score until `take_increments`."""
         self.totals = Totals()
         self.histogram = [0] * BUCKETS
         """Step scores by tenths of [0, 1]."""
         self.score_sum = 0.0
         self.changed = False
-        """Whether there is news that `take_news` has not returned yet."""
+        """Whether something grew since `take_increments` was last called."""
         self._keep_scores = keep_scores
         self._new_scores: list[float] = []
-        self._told = Totals()
+        self._sent = Totals()
         self._summed_up = Totals()
         self._summary_due_s = 0.0
 
@@ -78,15 +78,15 @@ class Counters:
         self.changed = True
         self.totals.disabled = 1
 
-    def take_news(self) -> dict[str, Any]:
+    def take_increments(self) -> dict[str, Any]:
         """Return what each total grew by since the last call, and the new step scores."""
-        news: dict[str, Any] = _difference(self.totals, self._told)
+        increments: dict[str, Any] = _difference(self.totals, self._sent)
         if self._new_scores:
-            news["scores"] = [round(score, 4) for score in self._new_scores]
+            increments["scores"] = [round(score, 4) for score in self._new_scores]
             self._new_scores.clear()
-        self._told = dataclasses.replace(self.totals)
+        self._sent = dataclasses.replace(self.totals)
         self.changed = False
-        return news
+        return increments
 
     def summary(self, now_s: float) -> str | None:
         """Return a line on all totals; None where nothing is new or the last line is too young.

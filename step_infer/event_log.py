@@ -101,7 +101,7 @@ class EventLog:
             file.close()
 
     def _takes_events(self) -> bool:
-        """Say whether the file is new, empty or a log; one of another kind would be spoilt."""
+        """Return whether the file is new, empty or a log; one of another kind would be spoilt."""
         if not self.path.is_file():
             return True
         with self.path.open("rb") as file:
@@ -109,7 +109,7 @@ class EventLog:
         return not begin.strip() or begin.startswith(b'{"time"') or b'"event":' in begin
 
     def _ends_with_newline(self) -> bool:
-        """Say whether the file is empty or its last line is whole, as it is not after a crash."""
+        """Return whether the file is empty or ends with a whole line; after a crash it may not."""
         if not self.path.is_file():
             return True  # a pipe or a device
         with self.path.open("rb") as file:

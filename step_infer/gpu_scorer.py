@@ -1,11 +1,10 @@
-"""The step scorer on a GPU's 16-bit matrix units, with the result of float32.
+"""Two forms of the step scorer for a GPU: on its 16-bit matrix units, and as CUDA graphs.
 
-A product in float32 takes some of the GPU's cores for long. States of 16 bits need none: a float32
-weight is the sum of two 16-bit numbers but for 1 part in 65,000, products of 16-bit numbers are
-exact in float32, and the matrix units add them up in float32. So one product with both halves of
-the weights side by side does it.
-
-The step scorer as CUDA graphs: one launch a step where it would be ten, off the host's path.
+`SplitScorer` gives the result of float32 on the 16-bit units. A product in float32 takes some of
+the GPU's cores for long. States of 16 bits need none: a float32 weight is the sum of two 16-bit
+numbers but for 1 part in 65,000, products of 16-bit numbers are exact in float32, and the matrix
+units add them up in float32. So one product with both halves of the weights side by side does it.
+`CapturedScorer` is one launch a step where it would be ten.
 """
 
 import itertools
@@ -91,7 +90,7 @@ class CapturedScorer:
                 self._graphs.insert(0, (size, graph, scores_B))
 
     def fits(self, hidden_BH: Tensor) -> bool:
-        """Tell whether a call may have these states."""
+        """Return whether a call may have these states."""
         same = hidden_BH.dtype == self._states_BH.dtype
         return same and len(hidden_BH) <= len(self._states_BH)
 

@@ -8,18 +8,16 @@ that was preempted in between computes that row when it resumes, and never a sec
 import math
 import sys
 from collections.abc import Container, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from step_eval.replay.signals import RecordedSteps
 from step_infer.confidence import GroupConfidence
 from step_infer.counters import Counters
 from step_infer.errors import InputError
-from step_infer.row_scorer import StepRows
 from step_infer.scorer.aggregate import RunningScore
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.settings import RequestOptions, StepSettings
+from step_infer.wire import Report, StepRows
 
 
 class LiveTrace:
@@ -40,8 +38,6 @@ class LiveTrace:
         "num_tokens",
         "positions",
         "prune",
-        "rank",
-        "recorded",
         "request_id",
         "scores",
         "stop_below",
@@ -59,11 +55,6 @@ class LiveTrace:
         self.aggregator = options.aggregator or aggregator
         self._score = RunningScore(self.aggregator)
         self.capture = options.capture and settings.capture
-        self.recorded: RecordedSteps | None = None
-        if options.replay is not None:
-            if not settings.replay:
-                raise InputError("Expected step option replay with the engine setting replay only.")
-            self.recorded = RecordedSteps.from_option(options.replay)
         self.groups: GroupConfidence | None = None
         """The sliding window, where the request asked for one."""
         if options.window is not None:
@@ -72,11 +63,6 @@ class LiveTrace:
                     "Expected step option window with the engine setting confidence only."
                 )
             self.groups = GroupConfidence(options.window)
-        if options.rank is not None and settings.victim != "rank":
-            raise InputError(
-                'Expected step option rank with the engine setting victim "rank" only.'
-            )
-        self.rank = options.rank
         self.stop_below = -math.inf if options.stop_below is None else options.stop_below
         self.num_tokens = 0
         self.thinking = True
@@ -114,7 +100,13 @@ class LiveTrace:
 
 
 class LiveTraces:
-    """All running traces that opted in, and the size of their groups."""
+    """All running traces that opted in, and the size of their groups.
+
+    A comparison that takes its signals from elsewhere than the worker's rows is a subclass (see
+    `step_eval.replay.scheduler`).
+    """
+
+    trace_class: type[LiveTrace] = LiveTrace
 
     def __init__(
         self,
@@ -133,7 +125,7 @@ class LiveTraces:
         ends = set() if rule.think_end_id is None else {rule.think_end_id}
         self.marks: Container[int] = rule.token_ids | ends
         """Token ids that `see_tokens` must see; of others it is enough to count them."""
-        if rule.kind == "stride" or settings.replay:
+        if rule.kind == "stride":
             self.marks = range(sys.maxsize)  # every token
         self._live: dict[str, int] = {}
         self.traces: dict[str, LiveTrace] = {}
@@ -145,7 +137,7 @@ class LiveTraces:
 
     def add(self, request_id: str, options: RequestOptions) -> None:
         """Begin to follow a trace."""
-        trace = LiveTrace(request_id, options, self._settings, self._aggregator)
+        trace = self.trace_class(request_id, options, self._settings, self._aggregator)
         self.traces[request_id] = trace
         if trace.group is not None:
             self._live[trace.group] = self._live.get(trace.group, 0) + 1
@@ -164,7 +156,7 @@ class LiveTraces:
             del self._live[trace.group], self.kept[trace.group]
 
     def may_stop(self, trace: LiveTrace) -> bool:
-        """Say whether a trace's group is left with enough traces without it."""
+        """Return whether a trace's group is left with enough traces without it."""
         return trace.group is None or self.kept[trace.group] > trace.min_keep
 
     def clear(self) -> None:
@@ -176,10 +168,6 @@ class LiveTraces:
         """Note a trace's newly sampled tokens, and whether the newest one ends a step."""
         self.pending.pop(trace.request_id, None)
         trace.num_tokens += len(token_ids)
-        if trace.recorded is not None:
-            if trace.recorded.ends_step(trace.num_tokens - 1):
-                self.pending[trace.request_id] = trace
-            return
         if not trace.thinking:
             return
         if self._rule.think_end_id is not None and self._rule.think_end_id in token_ids:
@@ -208,11 +196,7 @@ class LiveTraces:
             trace.positions.append(trace.num_tokens - 1)
             if self.confidence:  # of the tokens up to this one: the step's own comes later
                 trace.confidences.append(trace.confidence)
-            score = math.nan
-            if rows is not None and rows.scores_B is not None:
-                score = float(rows.scores_B[row])
-            if trace.recorded is not None:
-                score = trace.recorded.score(trace.num_tokens - 1)
+            score = self._score(trace, rows, row)
             trace.add_score(score)
             if math.isfinite(score):
                 self._counters.score(score)
@@ -222,15 +206,31 @@ class LiveTraces:
                 self._dtype = rows.dtype
                 trace.hidden.append(rows.hidden_BH[row].copy())
 
+    def _score(self, trace: LiveTrace, rows: StepRows | None, row: int) -> float:
+        """Return the score of a trace's newest boundary; NaN where the worker gave none."""
+        return math.nan if rows is None or rows.scores_B is None else float(rows.scores_B[row])
+
+    def take_confidence(self, trace: LiveTrace, confidence: float) -> bool:
+        """Take in the confidence of a trace's newest token, NaN where unknown.
+
+        Returns:
+            Whether its window is less sure than the request's `stop_below`.
+        """
+        trace.confidence_sum += confidence
+        if trace.groups is None:
+            return False
+        group = trace.groups.add(confidence)
+        return group is not None and group < trace.stop_below
+
     def confidence_of(self, rows: StepRows | None, req_ids: Sequence[str]) -> dict[str, float]:
         """Return the confidence of each request's token of a step, where the worker gave one."""
         if rows is None or rows.confidences_B is None:
             return {}
         return dict(zip(req_ids, rows.confidences_B.tolist(), strict=True))
 
-    def report(self, trace: LiveTrace) -> dict[str, Any]:
-        """Return what the client gets of a trace: positions, scores, confidences, states."""
-        report: dict[str, Any] = {
+    def report(self, trace: LiveTrace) -> Report:
+        """Return what the client gets of a trace."""
+        report: Report = {
             "positions": trace.positions,
             "scores": trace.scores,
             "score": trace.score,

@@ -3,14 +3,10 @@
 The scheduler calls them at every step that would not fit; a simulation can call them as well.
 STEP (arXiv 2601.09093, section 3.3) stops the lowest-scored running trace of all; here the
 choice stays inside one question, and a question never loses its last traces.
-
-For ablations, `victim_rank` puts another number in the place of the score. It changes which trace
-of a group goes, and nothing else: when, from which group, and who may be stopped stay the same.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import inf
 
 
 @dataclass(frozen=True)
@@ -20,7 +16,7 @@ class RunningTrace:
     request_id: str
     group: str
     score: float | None
-    """Trace score so far; None before the first step score."""
+    """Trace score so far, or whatever else the choice goes by; None: it cannot be stopped."""
     steps: int
     """Step scores so far."""
     blocks: int
@@ -31,37 +27,6 @@ class RunningTrace:
     """Step scores it must have before it can be stopped."""
     min_keep: int = 1
     """Traces of its group that must stay."""
-    rank: float | None = None
-    """What stands for the score in the choice between traces that may be stopped; None: nothing
-    does."""
-
-
-VICTIMS = ("score", "youngest", "longest", "least-confident", "rank")
-"""Which trace of a group is stopped: that of the lowest score (STEP), of the fewest tokens, of the
-most, of the lowest mean token confidence, or of the lowest number that came with its request."""
-
-
-def victim_rank(
-    victim: str, tokens: int, confidence: float | None, rank: float | None
-) -> float | None:
-    """Return the number whose lowest is stopped, None for the score itself.
-
-    A trace without the number that is asked for is stopped after all others.
-
-    Args:
-        victim: one of `VICTIMS`.
-        tokens: the trace's tokens so far.
-        confidence: their mean token confidence, if it is known.
-        rank: the number that came with its request, if any.
-    """
-    if victim == "score":
-        return None
-    if victim == "youngest":
-        return tokens
-    if victim == "longest":
-        return -tokens
-    number = confidence if victim == "least-confident" else rank
-    return inf if number is None else number
 
 
 def pick_victim(traces: Iterable[RunningTrace], kept: Mapping[str, int]) -> RunningTrace | None:
@@ -69,8 +34,7 @@ def pick_victim(traces: Iterable[RunningTrace], kept: Mapping[str, int]) -> Runn
 
     Only traces with enough step scores, of groups with more than `min_keep` traces left, can be
     stopped. Of those groups, the one whose running traces hold most blocks loses its lowest-scored
-    trace (by `rank`, where that is set); between equals, the one with fewer steps, then the latest
-    arrival.
+    trace; between equals, the one with fewer steps, then the latest arrival.
 
     Args:
         traces: the running traces that opted in.
@@ -89,18 +53,11 @@ def pick_victim(traces: Iterable[RunningTrace], kept: Mapping[str, int]) -> Runn
     if not candidates:
         return None
     group = max(candidates, key=lambda name: (held[name], name))
-    return min(
-        candidates[group],
-        key=lambda trace: (
-            trace.score if trace.rank is None else trace.rank,
-            trace.steps,
-            -trace.order,
-        ),
-    )
+    return min(candidates[group], key=lambda trace: (trace.score, trace.steps, -trace.order))
 
 
-def admit(free_blocks: int, total_blocks: int, resume_free: float, pressed_running: bool) -> bool:
-    """Say whether waiting traces may start.
+def admit(free_blocks: int, total_blocks: int, resume_free: float, pruned_running: bool) -> bool:
+    """Return whether waiting traces may start.
 
     While a group that lost a trace for want of memory still runs, a newcomer would only cost it
     more of them; it waits until that group is done or enough of the cache is free again.
@@ -109,6 +66,6 @@ def admit(free_blocks: int, total_blocks: int, resume_free: float, pressed_runni
         free_blocks: free KV blocks after this step's growth.
         total_blocks: all KV blocks.
         resume_free: part of the cache that must be free, in [0, 1].
-        pressed_running: whether a group that lost a trace still has running traces.
+        pruned_running: whether a group that lost a trace still has running traces.
     """
-    return not pressed_running or free_blocks >= resume_free * total_blocks
+    return not pruned_running or free_blocks >= resume_free * total_blocks

@@ -13,9 +13,10 @@ request, and no other. That is the trace's last output, with two exceptions that
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 from step_infer.live_traces import LiveTrace
+from step_infer.wire import ChoiceReport, Report
 
 IMPLICIT_GROUP = "\0"
 """First character of the group of one request's children; no group that a client names has it."""
@@ -41,8 +42,8 @@ class _Family:
     def __init__(self, parent: str) -> None:
         self.parent = parent
         self.live: set[int] = set()
-        self.ended: dict[int, dict[str, Any]] = {}
-        self.brief: dict[int, dict[str, Any]] = {}
+        self.ended: dict[int, ChoiceReport] = {}
+        self.brief: dict[int, ChoiceReport] = {}
 
 
 class _Member:
@@ -56,13 +57,13 @@ class _Member:
         self.family = family
         self.stops = stops
         self.num_scores = -1
-        self.report: dict[str, Any] = {}
+        self.report: Report | None = None
 
 
 class Reports:
     """The reports of running traces that have siblings or stop strings."""
 
-    def __init__(self, report: Callable[[LiveTrace], dict[str, Any]]) -> None:
+    def __init__(self, report: Callable[[LiveTrace], Report]) -> None:
         self._report = report
         self._members: dict[str, _Member] = {}
         self.early: set[str] = set()
@@ -88,7 +89,7 @@ class Reports:
         if stops:
             self.early.add(trace.request_id)
 
-    def so_far(self, request_id: str) -> dict[str, Any]:
+    def so_far(self, request_id: str) -> Report:
         """Return the report for an output that does not end the trace, one of `early`."""
         member = self._members[request_id]
         if len(member.trace.scores) != member.num_scores:
@@ -96,14 +97,15 @@ class Reports:
             report = self._report(member.trace)
             member.num_scores = len(member.trace.scores)
             copied = {k: list(v) if isinstance(v, list) else v for k, v in report.items()}
-            member.report = copied
+            member.report = cast(Report, copied)
             if member.family is not None:
                 member.family.brief[member.index]["score"] = report["score"]
+        assert member.report is not None
         if "confidence" in member.report:  # changes with every token
             member.report = {**member.report, "confidence": member.trace.confidence}
         return self._with_choices(member, member.report)
 
-    def end(self, request_id: str, report: dict[str, Any]) -> dict[str, Any]:
+    def end(self, request_id: str, report: Report) -> Report:
         """Note a trace's final report; return it as it goes to the client."""
         member = self._members.pop(request_id, None)
         if member is None:
@@ -112,8 +114,9 @@ class Reports:
         family = member.family
         if family is not None:
             own = {name: value for name, value in report.items() if not name.startswith("hidden")}
-            family.ended[member.index] = {"index": member.index, **own}
-            family.brief[member.index] |= {"score": own["score"], "pruned": own["pruned"]}
+            family.ended[member.index] = cast(ChoiceReport, {"index": member.index, **own})
+            brief = family.brief[member.index]
+            brief["score"], brief["pruned"] = report["score"], report["pruned"]
             family.live.discard(member.index)
             if not family.live and self._families.get(family.parent) is family:
                 self._empty[family.parent] = None
@@ -133,7 +136,7 @@ class Reports:
         for table in (self._members, self.early, self._families, self._empty):
             table.clear()  # type: ignore[attr-defined]
 
-    def _with_choices(self, member: _Member, report: dict[str, Any]) -> dict[str, Any]:
+    def _with_choices(self, member: _Member, report: Report) -> Report:
         family = member.family
         if family is None or len(family.brief) < 2:
             return report

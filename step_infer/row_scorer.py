@@ -1,56 +1,26 @@
 """Scores the hidden rows that the model turns into logits, once a step, off the host's path.
 
-Shapes: B rows (one a scheduled request), H hidden size. No vLLM import: the worker plugs this in.
-
-Token confidence: how sure a model is of its next token (DeepConf, arXiv 2508.15260, eq. 2).
+Shapes: B rows (one a scheduled request), H hidden size, V vocabulary. No vLLM import: the worker
+plugs this in. Where asked for, the logits give the token confidence as well: how sure the model is
+of its next token (DeepConf, arXiv 2508.15260, eq. 2).
 """
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from step_infer.gpu_scorer import CapturedScorer, SplitScorer
 from step_infer.scorer.network import StepScorer
+from step_infer.wire import StepRows
 
 logger = logging.getLogger("vllm.step_infer")
 
 T = TypeVar("T")
 
 HALVES = (torch.bfloat16, torch.float16)
-
-ROWS_ATTRIBUTE = "step_rows"
-"""Attribute of a `ModelRunnerOutput` that carries its `StepRows`."""
-UNSCORED_ATTRIBUTE = "step_unscored"
-"""Attribute, true, of a `SchedulerOutput` whose rows nobody asks for."""
-
-
-@dataclass
-class StepRows:
-    """What a step's `ModelRunnerOutput` carries to the scheduler; rows follow its `req_ids`."""
-
-    scores_B: np.ndarray | None
-    """Step scores float32 [B]; None without a scorer."""
-    hidden_BH: np.ndarray | None = None
-    """Hidden states as 16-bit patterns uint16 [B, H]; None unless captured."""
-    dtype: str = "bfloat16"
-    """Torch type of `hidden_BH`'s patterns."""
-    confidences_B: np.ndarray | None = None
-    """Confidences float32 [B] of the tokens sampled in this step; None unless asked for.
-
-    Mind that a row's score and state belong to its input token, the one before."""
-    failed: bool = False
-    """Scoring failed in the worker, in this step or before; then there are no rows."""
-
-    @property
-    def count(self) -> int:
-        """The number of rows B."""
-        columns = (self.scores_B, self.hidden_BH, self.confidences_B)
-        return next((len(column) for column in columns if column is not None), 0)
 
 
 class HostCopy:
@@ -89,10 +59,12 @@ class SideStream:
             work: queues it, and is called at once.
             read: tensors of the model's stream that it reads; their memory is kept until then.
         """
+        # The host does not wait: it queues "begin once the model's stream has come this far".
         self._ready.record()
         self._stream.wait_event(self._ready)
         for tensor in read:
             if tensor is not None:
+                # Else the allocator could give its memory to the next step while this reads it.
                 tensor.record_stream(self._stream)
         with torch.cuda.stream(self._stream):
             return work()
@@ -107,6 +79,8 @@ class PendingRows:
 
     def __init__(self, scores_B: Tensor | None, hidden_BH: Tensor | None) -> None:
         """Start the copies; the device tensors are kept until the rows are dropped."""
+        # Started now, waited for in `result`: under async scheduling the host asks for a step's
+        # output only after it has queued the next step, so the copies overlap with that.
         self._copies = [HostCopy(scores_B), HostCopy(hidden_BH), HostCopy(None)]
 
     def add_confidences(self, confidences_B: Tensor) -> None:
@@ -159,6 +133,7 @@ class RowScorer:
 
     def __call__(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Do what the model does, and score the rows if a step waits for it."""
+        # Disarmed at once: prompt log-probabilities call again in the same step, with other rows.
         armed, self._armed = self._armed, False
         logits = self._compute_logits(hidden_states, *args, **kwargs)
         if armed:
@@ -207,6 +182,8 @@ class RowScorer:
     def _score(self, hidden_BH: Tensor) -> PendingRows:
         """Copy the rows in the model's stream, for its next step overwrites them; score beside."""
         kept_BH = None
+        # Clones on the model's own stream come before its next step in order; only what they made
+        # is read beside it.
         if self._capture:
             is_half = hidden_BH.dtype in HALVES
             kept_BH = hidden_BH.clone() if is_half else hidden_BH.to(torch.bfloat16)
@@ -222,6 +199,7 @@ class RowScorer:
         return self._beside(hidden_BH.device, lambda: PendingRows(score(), kept_BH), *read)
 
     def _eager(self, hidden_BH: Tensor) -> Tensor:
+        """Return the scores [B] without a graph: on CPU, and where more rows come than captured."""
         assert self._scorer is not None
         is_half = hidden_BH.dtype in HALVES
         if isinstance(self._scorer, StepScorer) and hidden_BH.is_cuda and is_half:

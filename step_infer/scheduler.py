@@ -3,6 +3,16 @@
 A shell around AsyncScheduler: own work, base call, own work. Before a step it asks the policy
 for victims if the running requests' growth does not fit the free KV blocks; after a step it keeps
 the scores of boundaries. What it keeps of a trace lives in `step_infer.live_traces`.
+
+With async scheduling, step k+1 is scheduled while step k runs, before its tokens are known:
+
+    schedule(k+1)   growth counts a placeholder for k's token; victims are chosen by the scores of
+                    the steps up to k-1
+    update(k)       k's tokens arrive, with the rows of k's *input* tokens: the score of a boundary
+                    sampled in k-1 comes now, that of one sampled in k with update(k+1)
+
+So a trace stopped in schedule(k+1) still has a token in flight in k. vLLM discards it: no output
+comes for a request that it no longer knows.
 """
 
 import dataclasses
@@ -26,22 +36,32 @@ from step_infer.errors import InputError, logged_errors
 from step_infer.event_log import EventLog
 from step_infer.live_traces import LiveTrace, LiveTraces
 from step_infer.replies import IMPLICIT_GROUP, Reports, child_of
-from step_infer.row_scorer import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, StepRows
 from step_infer.scorer.boundary import BoundaryRule
-from step_infer.scorer.network import read_card
-from step_infer.settings import CONFIG_KEY, RequestOptions, StepSettings
+from step_infer.scorer.card import read_card
+from step_infer.settings import RequestOptions, StepSettings
+from step_infer.wire import (
+    CONFIDENCE,
+    CONFIG_KEY,
+    PRUNED,
+    ROWS_ATTRIBUTE,
+    UNSCORED_ATTRIBUTE,
+    Report,
+    StepRows,
+)
 
 # In vLLM's own logger tree: its format and level apply.
 logger = init_logger(f"vllm.{__name__}")
 
-PRUNED = "pruned"
-"""The stop reason of a trace that was stopped for its score."""
-CONFIDENCE = "confidence"
-"""The stop reason of a trace whose group confidence fell below the request's `stop_below`."""
-
 
 class StepScheduler(AsyncScheduler):
-    """vLLM's AsyncScheduler that stops the worst trace instead of preempting one."""
+    """vLLM's AsyncScheduler that stops the worst trace instead of preempting one.
+
+    A comparison that differs in one thing is a subclass, chosen by its dotted path like this one:
+    it may know more request options, follow traces otherwise, or choose another victim.
+    """
+
+    options_class: type[RequestOptions] = RequestOptions
+    traces_class: type[LiveTraces] = LiveTraces
 
     _pause_state: PauseState
     following = False
@@ -60,6 +80,7 @@ class StepScheduler(AsyncScheduler):
             self._start()
 
     def _start(self) -> None:
+        # First of all: whatever else runs must find the base class's methods in their place.
         compat.follow_async_setting(self)
         reason = compat.unsupported_features(self.vllm_config)
         if reason is not None:
@@ -73,9 +94,9 @@ class StepScheduler(AsyncScheduler):
             rule = BoundaryRule.from_dict(settings.boundary)
             aggregator = settings.aggregator or "mean"
         self.settings = settings
-        self._sends_news = self.log_stats and compat.has_front_end(self.vllm_config)
-        self.counters = Counters(keep_scores=self._sends_news)
-        self.live = LiveTraces(rule, aggregator, settings, self.counters)
+        self._sends_counts = self.log_stats and compat.has_front_end(self.vllm_config)
+        self.counters = Counters(keep_scores=self._sends_counts)
+        self.live = self.traces_class(rule, aggregator, settings, self.counters)
         self.reports = Reports(self.live.report)
         self.disabled = False
         self.events: EventLog | None = None
@@ -83,16 +104,16 @@ class StepScheduler(AsyncScheduler):
             rank = self.vllm_config.parallel_config.data_parallel_index
             self.events = EventLog(settings.event_log, rank)
         self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
-        self._pressed_groups: set[str] = set()
+        self._pruned_groups: set[str] = set()
         self.following = True
 
     def add_request(self, request: Request) -> None:
         """Take a request in; follow it as a trace if it opted in."""
-        super().add_request(request)
+        super().add_request(request)  # first: scoring may fail, but never the request
         if self.following and not self.disabled:
             try:
                 self._begin(request)
-            except InputError as error:  # the options, or recorded signals that cannot be used
+            except InputError as error:
                 logger.warning("Request %s is not scored. %.300s", request.request_id, error)
             except Exception:  # of this request only: one client must not stop scoring for others
                 logger.exception("Request %s is not scored.", request.request_id)
@@ -100,8 +121,8 @@ class StepScheduler(AsyncScheduler):
     def _begin(self, request: Request) -> None:
         params = request.sampling_params
         if params is None or request.resumable:
-            return
-        options = RequestOptions.from_extra_args(params.extra_args)
+            return  # pooling, or a session whose later turns would count as the same trace
+        options = self.options_class.from_extra_args(params.extra_args)
         if options is None:
             return
         if request.lora_request is not None:
@@ -125,15 +146,17 @@ class StepScheduler(AsyncScheduler):
             return super().schedule(*args, **kwargs)
         output = self._schedule(*args, **kwargs)
         if not self.live.traces:
+            # After scheduling: a request that was added just now is in the step already.
             setattr(output, UNSCORED_ATTRIBUTE, True)
         return output
 
     def _schedule(self, *args: Any, **kwargs: Any) -> Any:
         hold = False
         if not self.live.kept:  # no live group: nothing to prune, nothing to wait for
-            self._pressed_groups.clear()
+            self._pruned_groups.clear()
         elif self.settings.prune and self._pause_state != PauseState.PAUSED_ALL:
             try:
+                # Before the base call, which preempts as soon as a running request does not fit.
                 hold = self._make_room()
             except Exception:
                 self._disable("Pruning")
@@ -152,7 +175,7 @@ class StepScheduler(AsyncScheduler):
         return running, waiting + self._num_held
 
     def _competes(self, request: Request) -> bool:
-        """Say whether a request is a trace that takes part in pruning."""
+        """Return whether a request is a trace that takes part in pruning."""
         trace = self.live.traces.get(request.request_id)
         return trace is not None and trace.group is not None and trace.prune
 
@@ -164,6 +187,8 @@ class StepScheduler(AsyncScheduler):
         if rows is not None and rows.failed and not self.disabled:
             self._disable("Scoring in the worker")
         if self.live.pending:
+            # Before the base call: `pending` holds the boundaries sampled up to the step before,
+            # which are this step's input tokens; the base call brings the next ones.
             if rows is None and self.settings.scorer is not None and model_runner_output.req_ids:
                 logger.warning_once(
                     "A step came without scores. Expected worker_cls "
@@ -185,13 +210,15 @@ class StepScheduler(AsyncScheduler):
             except Exception:
                 self._disable("Scoring")
         if self._pruned_outputs:
+            # Only here: a step's outputs leave together, and a trace pruned while this step ran
+            # must not end for its client before the tokens that it got earlier.
             for client_index, output in self._pruned_outputs:
                 report = output.kv_transfer_params[CONFIG_KEY]
                 _attach(output, self.reports.end(output.request_id, report))
                 outputs.setdefault(client_index, EngineCoreOutputs()).outputs.append(output)
             self._pruned_outputs.clear()
         if self.counters.changed:
-            self._tell(outputs)
+            self._send_counts(outputs)
         return outputs
 
     def finish_requests(
@@ -233,16 +260,12 @@ class StepScheduler(AsyncScheduler):
                 elif tokens:
                     live.see_tokens(trace, tokens)
                 if confidences is not None and tokens:
-                    # One row speaks for one token; of tokens that vLLM discards there is no output.
+                    # A row speaks for one token. The step was sampled before the request was
+                    # stopped, if it was: of tokens that vLLM discards there is no output.
                     known = len(tokens) == 1
                     confidence = confidences.get(request_id, nan) if known else nan
-                    if trace.recorded is not None:
-                        confidence = trace.recorded.confidence(trace.num_tokens - 1)
-                    trace.confidence_sum += confidence
-                    if trace.groups is not None:
-                        group = trace.groups.add(confidence)
-                        if group is not None and group < trace.stop_below:
-                            self._stop(trace, output)
+                    if live.take_confidence(trace, confidence):
+                        self._stop(trace, output)
                 if (reason := output.finish_reason) is not None:
                     if self.events is not None:
                         usage = self.kv_cache_manager.usage
@@ -267,7 +290,7 @@ class StepScheduler(AsyncScheduler):
     def _make_room(self) -> bool:
         """Prune until this step's growth fits; return whether waiting traces stay so."""
         free = compat.free_blocks(self)
-        if free < compat.most_growth_blocks(self):
+        if free < compat.most_growth_blocks(self):  # cheap; in ample memory no request is looked at
             while (needed := compat.growth_blocks(self)) > free:
                 victim = policy.pick_victim(self._prunable(), self.live.kept)
                 if victim is None:
@@ -275,43 +298,45 @@ class StepScheduler(AsyncScheduler):
                 self._prune(self.live.traces[victim.request_id])
                 free = compat.free_blocks(self)
             free -= needed
-        if not self._pressed_groups:
+        if not self._pruned_groups:
             return False
         running = {
             trace.group
             for request in self.running
             if (trace := self.live.traces.get(request.request_id)) is not None
         }
-        self._pressed_groups &= running  # type: ignore[arg-type]
+        self._pruned_groups &= running  # type: ignore[arg-type]
         total = self.kv_cache_manager.block_pool.num_gpu_blocks
-        return not policy.admit(free, total, self.settings.resume_free, bool(self._pressed_groups))
+        return not policy.admit(free, total, self.settings.resume_free, bool(self._pruned_groups))
 
     def _prunable(self) -> list[policy.RunningTrace]:
         traces = []
-        victim, rank = self.settings.victim, None
         for request in self.running:
             if not self._competes(request):
                 continue
+            # The first would end by itself with the step in flight, its answer complete; the second
+            # would make no room now, and a second victim would be stopped for the same need.
             if compat.ends_in_flight(self, request) or not compat.frees_at_once(self, request):
                 continue
             trace = self.live.traces[request.request_id]
             assert trace.group is not None
-            if victim != "score":
-                rank = policy.victim_rank(victim, trace.num_tokens, trace.confidence, trace.rank)
             traces.append(
                 policy.RunningTrace(
                     request.request_id,
                     trace.group,
-                    trace.score,
+                    self._rank(trace),
                     trace.num_scored,
                     sum(compat.held_blocks(self.kv_cache_manager, request.request_id)),
                     request.arrival_time,
                     trace.min_steps,
                     trace.min_keep,
-                    rank,
                 )
             )
         return traces
+
+    def _rank(self, trace: LiveTrace) -> float | None:
+        """Return the number whose lowest is stopped; None for a trace that cannot be stopped."""
+        return trace.score
 
     def _prune(self, trace: LiveTrace) -> None:
         request = self.requests[trace.request_id]
@@ -323,8 +348,10 @@ class StepScheduler(AsyncScheduler):
             events=request.take_events(),
             trace_headers=request.trace_headers,
         )
-        _attach(output, {**self.live.report(trace), "pruned": True})
-        self._pressed_groups.add(trace.group)  # type: ignore[arg-type]
+        report = self.live.report(trace)
+        report["pruned"] = True
+        _attach(output, report)
+        self._pruned_groups.add(trace.group)  # type: ignore[arg-type]
         tokens, free = request.num_computed_tokens, compat.free_blocks(self)
         # Not self.finish_requests: the report ends when its output is sent, in its order.
         super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
@@ -348,13 +375,13 @@ class StepScheduler(AsyncScheduler):
         )
         self.live.remove(trace.request_id, survived=False)
 
-    def _tell(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+    def _send_counts(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Send what is new to the front end's metrics, and sum it up in the log now and then."""
         try:
-            news = self.counters.take_news()
-            for client_outputs in outputs.values() if self._sends_news else ():
+            counts = self.counters.take_increments()
+            for client_outputs in outputs.values() if self._sends_counts else ():
                 if client_outputs.scheduler_stats is not None:
-                    compat.send_news(client_outputs.scheduler_stats, json.dumps(news))
+                    compat.send_counts(client_outputs.scheduler_stats, json.dumps(counts))
                     break
             if (line := self.counters.summary(time.monotonic())) is not None:
                 logger.info(line)
@@ -362,7 +389,7 @@ class StepScheduler(AsyncScheduler):
             logger.exception("Counting failed; scoring and pruning go on.")
 
     def shutdown(self) -> None:
-        """Sum up what the log has not told yet, and end."""
+        """Log a last summary of what is not logged yet, and end."""
         if self.following:
             if (line := self.counters.summary(inf)) is not None:
                 logger.info(line)
@@ -376,7 +403,7 @@ class StepScheduler(AsyncScheduler):
         self.counters.disable()
         self.live.clear()
         self.reports.clear()
-        self._pressed_groups.clear()
+        self._pruned_groups.clear()
         logger.error(
             "%s failed: scoring and pruning are off from now on; generation goes on.",
             what,
@@ -384,5 +411,5 @@ class StepScheduler(AsyncScheduler):
         )
 
 
-def _attach(output: EngineCoreOutput, report: dict[str, Any]) -> None:
+def _attach(output: EngineCoreOutput, report: Report) -> None:
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), CONFIG_KEY: report}

@@ -53,16 +53,16 @@ from step_infer.client.engine import (
     CPU_BATCH_TOKENS,
     CPU_BLOCK_SIZE,
     CPU_KV_BYTES,
-    check_weights,
     cpu_dtype,
 )
 from step_infer.client.prompt import context_length
+from step_infer.client.weights import check_weights
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.scorer.identity import identify
-from step_infer.scorer.network import load_scorer
-from step_infer.settings import CONFIG_KEY, StepSettings
+from step_infer.settings import StepSettings
+from step_infer.wire import CONFIG_KEY
 
 _OURS = ("scheduler-cls", "worker-cls")
 _CONFIG = "additional-config"
@@ -85,6 +85,8 @@ def main() -> None:
 def _main(argv: Sequence[str] | None = None) -> int:
     own, flags = _parse(sys.argv[1:] if argv is None else argv)
     settings = _settings(own)
+    from step_infer.scorer.network import load_scorer  # torch: not for --help
+
     load_scorer(own.scorer, identify(own.model), settings.allow_mismatch)
     if "load-format" not in _values(flags):
         check_weights(own.model)

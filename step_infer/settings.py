@@ -4,14 +4,11 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
+from typing import Any, Self
 
 from step_infer.errors import InputError
-from step_infer.policy import VICTIMS
 from step_infer.scorer.aggregate import AGGREGATORS
-
-CONFIG_KEY = "step"
-"""Key in the engine's `additional_config`, in a request's `extra_args`, and in what comes back."""
+from step_infer.wire import CONFIG_KEY
 
 
 def _check(name: str, value: Any, good: bool, expected: str) -> None:
@@ -27,9 +24,6 @@ class StepSettings:
     """Path of the scorer's safetensors file; None: only `capture` and `confidence` are left."""
     prune: bool = True
     """Stop the worst trace when the KV cache is about to overflow; False scores only."""
-    victim: str = "score"
-    """Which trace of a group that is (`step_infer.policy.VICTIMS`): "score", or, for comparisons,
-    "youngest", "longest", "least-confident" (needs confidence), or "rank" (of the request)."""
     min_keep: int = 1
     """Traces of a group that are always kept, running or finished."""
     min_steps: int = 1
@@ -44,9 +38,6 @@ class StepSettings:
     """Also report each trace's token confidence (see `step_infer.row_scorer`)."""
     event_log: str | None = None
     """File that gets a JSON line for each scored trace that ends (see `step_infer.event_log`)."""
-    replay: bool = False
-    """Take boundaries, scores and confidences from requests that bring recorded ones
-    (`step-eval replay`): for measuring time, where the text means nothing."""
     boundary: dict[str, Any] | None = None
     """Boundary rule (`BoundaryRule.to_dict`) where no scorer card gives one."""
     allow_mismatch: tuple[str, ...] = ()
@@ -63,11 +54,6 @@ class StepSettings:
             self.aggregator is None or self.aggregator in AGGREGATORS,
             f"out of {known}",
         )
-        _check("victim", self.victim, self.victim in VICTIMS, f"out of {', '.join(VICTIMS)}")
-        if self.victim == "least-confident" and not self.confidence:
-            raise InputError(
-                "Expected step setting confidence beside victim least-confident, found none."
-            )
         if self.scorer is None and self.boundary is None:
             raise InputError(
                 "Expected step setting scorer (a safetensors file), found none. "
@@ -138,13 +124,9 @@ class RequestOptions:
     (`step_infer.confidence`); the engine must record confidences."""
     stop_below: float | None = None
     """Stop the trace as soon as a group confidence is lower than this."""
-    replay: dict[str, Any] | None = None
-    """Recorded signals (`RecordedSteps`), for an engine with the setting replay."""
-    rank: float | None = None
-    """The trace of the lowest is stopped first, for an engine with the setting victim "rank"."""
 
     @classmethod
-    def from_extra_args(cls, extra_args: dict[str, Any] | None) -> "RequestOptions | None":
+    def from_extra_args(cls, extra_args: dict[str, Any] | None) -> Self | None:
         """Read a request's options; None where it did not opt in.
 
         The value under "step" is an object, its JSON text, or just the group's name: over HTTP
@@ -173,39 +155,48 @@ class RequestOptions:
                     f"Expected a step option out of {', '.join(fields)}, found {name!r}."
                 )
         options = cls(**value)
-        if options.group is not None and not isinstance(options.group, str):
-            raise InputError(f"Expected step option group to be a text, found {options.group!r}.")
-        if options.group is not None and not options.group.strip():
-            raise InputError("Expected a group name as step option, found a blank one.")
-        if options.group is not None and "\0" in options.group:
-            raise InputError(
-                f"Expected step option group without NUL characters, found {options.group!r}."
-            )
-        if options.capture and as_text:  # over HTTP options are texts, and states are not JSON
-            raise InputError("Expected step option capture in offline requests only.")
-        if options.replay is not None and as_text:
-            raise InputError("Expected step option replay in offline requests only.")
-        for name in ("min_keep", "min_steps", "window"):
-            number = getattr(options, name)
-            good = number is None or _whole(number, 1)
-            _check(name, number, good, "a whole number >= 1")
-        for name in ("stop_below", "rank"):
-            number = getattr(options, name)
-            _check(name, number, number is None or _finite(number), "a finite number")
-        if options.stop_below is not None and options.window is None:
-            raise InputError("Expected step option window beside stop_below, found none.")
-        for name in ("prune", "capture"):
-            flag = getattr(options, name)
-            _check(name, flag, flag is None or isinstance(flag, bool), "true or false")
-        if options.aggregator is not None and options.aggregator not in list(AGGREGATORS):
-            known = ", ".join(AGGREGATORS)
-            raise InputError(
-                f"Expected step option aggregator out of {known}, found {options.aggregator!r}."
-            )
+        options.check(as_text)
         return options
 
+    def check(self, as_text: bool) -> None:
+        """Refuse values that cannot be.
 
-def _finite(value: Any) -> bool:
+        Args:
+            as_text: whether the options came as a text, as they do over HTTP.
+
+        Raises:
+            InputError: an option has a bad value, or cannot come as a text.
+        """
+        if self.group is not None and not isinstance(self.group, str):
+            raise InputError(f"Expected step option group to be a text, found {self.group!r}.")
+        if self.group is not None and not self.group.strip():
+            raise InputError("Expected a group name as step option, found a blank one.")
+        if self.group is not None and "\0" in self.group:
+            raise InputError(
+                f"Expected step option group without NUL characters, found {self.group!r}."
+            )
+        if self.capture and as_text:  # states are not JSON
+            raise InputError("Expected step option capture in offline requests only.")
+        for name in ("min_keep", "min_steps", "window"):
+            number = getattr(self, name)
+            good = number is None or _whole(number, 1)
+            _check(name, number, good, "a whole number >= 1")
+        good = self.stop_below is None or finite(self.stop_below)
+        _check("stop_below", self.stop_below, good, "a finite number")
+        if self.stop_below is not None and self.window is None:
+            raise InputError("Expected step option window beside stop_below, found none.")
+        for name in ("prune", "capture"):
+            flag = getattr(self, name)
+            _check(name, flag, flag is None or isinstance(flag, bool), "true or false")
+        if self.aggregator is not None and self.aggregator not in list(AGGREGATORS):
+            known = ", ".join(AGGREGATORS)
+            raise InputError(
+                f"Expected step option aggregator out of {known}, found {self.aggregator!r}."
+            )
+
+
+def finite(value: Any) -> bool:
+    """Return whether a value from a client is a finite number; a truth value is none."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:

@@ -1,8 +1,8 @@
 """The Prometheus metrics of the adapter, beside vLLM's own, on the OpenAI server's /metrics.
 
 vLLM's server finds the class by the entry point `vllm.stat_logger_plugins` of this package and
-hands it every step's statistics, in which the scheduler sends what is new (`compat.send_news`). So
-each front end counts what it was told, for each engine, over data parallelism and several nodes.
+hands it every step's statistics, in which the scheduler sends what is new (`compat.send_counts`).
+So each front end counts what it was sent, for each engine, over data parallelism and several nodes.
 """
 
 import functools
@@ -15,7 +15,7 @@ from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from step_infer import compat
 from step_infer.counters import BUCKETS
-from step_infer.settings import CONFIG_KEY
+from step_infer.wire import CONFIG_KEY
 
 _COUNTERS = {
     "pruned": "Traces stopped for their score.",
@@ -47,16 +47,16 @@ class StepStatLogger(AggregateStatLoggerBase):
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        """Count the news of one engine step."""
-        if not self._active or (text := compat.received_news(scheduler_stats)) is None:
+        """Add one engine step's new counts."""
+        if not self._active or (text := compat.received_counts(scheduler_stats)) is None:
             return
         metrics, labels = _metrics(), (self._model, str(engine_idx))
-        news = json.loads(text)
-        for score in news.pop("scores", ()):
+        counts = json.loads(text)
+        for score in counts.pop("scores", ()):
             metrics["score"].labels(*labels).observe(score)
-        if news.pop("disabled", 0):
+        if counts.pop("disabled", 0):
             metrics["disabled"].labels(*labels).set(1)
-        for name, grown in news.items():
+        for name, grown in counts.items():
             metrics[name].labels(*labels).inc(grown)
 
     def log_engine_initialized(self) -> None:

@@ -15,16 +15,11 @@ from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from step_infer import compat
 from step_infer.errors import InputError, logged_errors
-from step_infer.row_scorer import (
-    ROWS_ATTRIBUTE,
-    UNSCORED_ATTRIBUTE,
-    FailedRows,
-    PendingRows,
-    RowScorer,
-)
+from step_infer.row_scorer import FailedRows, PendingRows, RowScorer
 from step_infer.scorer.identity import identify
 from step_infer.scorer.network import StepScorer, load_scorer
 from step_infer.settings import StepSettings
+from step_infer.wire import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE
 
 if current_platform.is_cpu():
     from vllm.v1.worker.cpu_worker import CPUWorker as PlatformWorker

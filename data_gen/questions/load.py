@@ -14,6 +14,7 @@ from data_gen.questions.benchmarks import (
     multiple_choice,
 )
 from data_gen.questions.rows import Row, RowSource, short
+from step_infer.client.prompt import lone_surrogate
 from step_infer.errors import InputError
 
 
@@ -246,18 +247,6 @@ def unicode_text(text: str, names: Sequence[str]) -> str:
             f"Expected Unicode text under {_or(names)}, found the lone surrogate {found!a}."
         )
     return text
-
-
-def lone_surrogate(text: str) -> str | None:
-    """Return the first half of a surrogate pair that stands alone; None without one.
-
-    JSON can write such a half, and no file or tokenizer takes it.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return text[error.start]
-    return None
 
 
 def _value(row: Row, names: Sequence[str]) -> Any:

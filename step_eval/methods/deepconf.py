@@ -9,16 +9,13 @@ ends a question early when its votes agree, is left out.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
 from step_infer.confidence import WINDOW
 from step_infer.errors import InputError
-
-if TYPE_CHECKING:
-    from step_infer.client.llm import StepLLM
 
 WARMUP = 16
 """Warm-up traces in the paper."""
@@ -59,7 +56,7 @@ class DeepConf:
 
     def stream(
         self,
-        llm: "StepLLM",
+        llm: StepLLM,
         plans: Sequence[TracePlan],
         on_step: Callable[[], None] | None = None,
     ) -> Iterator[Trace]:
@@ -72,7 +69,7 @@ class DeepConf:
             plans: the question's orders; the first are the warm-up.
             on_step: called after every engine step.
         """
-        first = [replace(plan, window=self.window) for plan in plans[: self.warmup]]
+        first = [_asking(plan, window=self.window) for plan in plans[: self.warmup]]
         ended = []
         for trace in llm.stream(first, max_in_flight=len(first), on_step=on_step):
             ended.append(trace)
@@ -80,10 +77,15 @@ class DeepConf:
         bar = self.threshold(ended)
         for trace in ended:
             trace.filtered = _is_below(trace, bar)
-        rest = [replace(plan, window=self.window, stop_below=bar) for plan in plans[self.warmup :]]
+        stop = {} if bar is None else {"stop_below": bar}
+        rest = [_asking(plan, window=self.window, **stop) for plan in plans[self.warmup :]]
         for trace in llm.stream(rest, max_in_flight=len(rest), on_step=on_step) if rest else ():
             trace.filtered = _is_below(trace, bar)
             yield trace
+
+
+def _asking(plan: TracePlan, **options: float) -> TracePlan:
+    return replace(plan, options={**plan.options, **options})
 
 
 def _is_below(trace: Trace, bar: float | None) -> bool:

@@ -3,18 +3,40 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from step_eval.methods.deepconf import HIGH, LOW, DeepConf
-from step_eval.methods.victims import ABLATIONS
+from step_eval.methods.slim_sc import SlimSC
+from step_eval.methods.victims import ABLATIONS, VICTIM_SCHEDULER
+from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
 from step_infer.errors import InputError
 
-if TYPE_CHECKING:
-    from step_eval.config import EvalConfig
-    from step_infer.client.llm import StepLLM
 
-Sampler = Callable[["StepLLM", Sequence[TracePlan], Callable[[], None]], Iterator[Trace]]
+class MethodSettings(Protocol):
+    """What methods take from the settings of an evaluation or a replay."""
+
+    @property
+    def scorer(self) -> str | None: ...  # noqa: D102
+    @property
+    def aggregator(self) -> str | None: ...  # noqa: D102
+    @property
+    def min_keep(self) -> int: ...  # noqa: D102
+    @property
+    def min_steps(self) -> int: ...  # noqa: D102
+    @property
+    def confidence(self) -> bool: ...  # noqa: D102
+    @property
+    def allow_mismatch(self) -> list[str]: ...  # noqa: D102
+    @property
+    def warmup(self) -> int: ...  # noqa: D102
+    @property
+    def window(self) -> int: ...  # noqa: D102
+    @property
+    def slim(self) -> SlimSC: ...  # noqa: D102
+
+
+Sampler = Callable[[StepLLM, Sequence[TracePlan], Callable[[], None]], Iterator[Trace]]
 """Samples the traces of one question: the engine, their orders, what to call after each step."""
 
 
@@ -28,13 +50,13 @@ class Method:
     """What it does, one line."""
     vote: str
     """Vote rule, where the user names none."""
-    engine_options: Callable[["EvalConfig"], dict[str, Any]]
+    engine_options: Callable[[MethodSettings], dict[str, Any]]
     """Arguments of `StepLLM` beyond model, KV budget and the user's engine arguments."""
     needs_scorer: bool = False
-    sampler: "Callable[[EvalConfig], Sampler] | None" = None
+    sampler: Callable[[MethodSettings], Sampler] | None = None
     """How a question's traces are sampled; None hands all of them to the engine at once."""
     settings: tuple[str, ...] = ()
-    """Settings of `EvalConfig` that decide its records, beside those of every method."""
+    """Settings that decide its records, beside those of every method."""
     needs_text: bool = False
     """Whether it looks at what traces say: then a replay without text cannot run it."""
     needs_confidence: bool = False
@@ -43,11 +65,11 @@ class Method:
     """Traces of a question, the first ones of `num_traces`; None takes all."""
 
 
-def _stock(config: "EvalConfig") -> dict[str, Any]:
+def _stock(config: MethodSettings) -> dict[str, Any]:
     return {"plain": True}
 
 
-def _step(config: "EvalConfig") -> dict[str, Any]:
+def _step(config: MethodSettings) -> dict[str, Any]:
     return {
         "scorer": config.scorer,
         "prune": True,
@@ -59,21 +81,25 @@ def _step(config: "EvalConfig") -> dict[str, Any]:
     }
 
 
-def _ablation(victim: str) -> "Callable[[EvalConfig], dict[str, Any]]":
+def _ablation(victim: str) -> Callable[[MethodSettings], dict[str, Any]]:
     # The choice by confidence has to record it.
     confidence = {"confidence": True} if victim == "least-confident" else {}
-    return lambda config: _step(config) | {"victim": victim} | confidence
+    engine = {
+        "scheduler_cls": VICTIM_SCHEDULER,
+        "additional_config": {"step_eval": {"victim": victim}},
+    }
+    return lambda config: _step(config) | engine | confidence
 
 
-def _confidence(config: "EvalConfig") -> dict[str, Any]:
+def _confidence(config: MethodSettings) -> dict[str, Any]:
     return {"confidence": True, "min_keep": config.min_keep}
 
 
-def _slim_sc(config: "EvalConfig") -> Sampler:
+def _slim_sc(config: MethodSettings) -> Sampler:
     return partial(config.slim.stream, min_keep=config.min_keep)
 
 
-def _deepconf(percentile: float) -> "Callable[[EvalConfig], Sampler]":
+def _deepconf(percentile: float) -> Callable[[MethodSettings], Sampler]:
     return lambda config: DeepConf(percentile, config.warmup, config.window).stream
 
 

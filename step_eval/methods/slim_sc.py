@@ -16,17 +16,14 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TraceKey, TracePlan
 from step_infer.errors import InputError
-
-if TYPE_CHECKING:
-    from step_infer.client.llm import StepLLM
-    from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.boundary import BoundaryRule
 
 Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
 """From N texts to unit vectors [N, D]."""
@@ -71,7 +68,7 @@ class SlimSC:
 
     def stream(
         self,
-        llm: "StepLLM",
+        llm: StepLLM,
         plans: Sequence[TracePlan],
         on_step: Callable[[], None] | None = None,
         min_keep: int = 1,
@@ -122,7 +119,7 @@ class Rivals:
         self,
         settings: SlimSC,
         encode: Encoder,
-        rule: "BoundaryRule",
+        rule: BoundaryRule,
         decode: Callable[[list[int]], str],
         plans: Sequence[TracePlan],
         min_keep: int = 1,

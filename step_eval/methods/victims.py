@@ -2,12 +2,13 @@
 
 Their trigger, the group that loses a trace, the traces that may be stopped and the vote are STEP's,
 so that a difference to STEP is what the score's choice is worth. `step-eval` runs them in the real
-engine, `step-eval simulate` in the simulated one.
+engine (`victim_scheduler`), `step-eval simulate` in the simulated one.
 """
 
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Ablation:
     about: str
     """Which trace is stopped, to stand in a sentence."""
     victim: str
-    """The engine's choice, one of `step_infer.policy.VICTIMS`."""
+    """What decides it, one of `VICTIMS`."""
 
 
 ABLATIONS = {
@@ -32,6 +33,31 @@ ABLATIONS = {
     "oracle": Ablation("oracle victim", "a trace that comes out wrong, while there is one", "rank"),
 }
 """By the name of the method."""
+
+
+VICTIM_SCHEDULER = "step_eval.methods.victim_scheduler.VictimScheduler"
+"""The dotted path of the scheduler that they run on."""
+
+VICTIMS = ("score", "youngest", "longest", "least-confident", "rank")
+"""Which trace of a group is stopped: that of the lowest score (STEP), of the fewest tokens, of the
+most, of the lowest mean token confidence, or of the lowest number that came with its request."""
+
+
+def victim_rank(victim: str, tokens: int, confidence: float | None, rank: float | None) -> float:
+    """Return the number whose lowest is stopped; a trace without it is stopped after all others.
+
+    Args:
+        victim: one of `VICTIMS`, but for "score".
+        tokens: the trace's tokens so far.
+        confidence: their mean token confidence, if it is known.
+        rank: the number that came with its request, if any.
+    """
+    if victim == "youngest":
+        return tokens
+    if victim == "longest":
+        return -tokens
+    number = confidence if victim == "least-confident" else rank
+    return inf if number is None else number
 
 
 def random_ranks(seed: int, question_id: str, count: int) -> list[float]:

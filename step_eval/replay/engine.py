@@ -7,18 +7,17 @@ noise. What the engine does in which time is its own.
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from step_eval.recorded.traces import PoolQuestion, PoolTrace, World, pick
 from step_eval.replay.shapes import kv_bytes_per_token
 from step_eval.replay.signals import signals
+from step_infer.client.engine import EngineStats
+from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Sampling, Trace, TracePlan, trace_seed
 from step_infer.settings import AdapterConfig
 
-if TYPE_CHECKING:
-    from step_infer.client.engine import EngineStats
-    from step_infer.client.llm import StepLLM
-
+_SCHEDULER = "step_eval.replay.scheduler.ReplayScheduler"
 _WARM_UP_PROMPT = 32
 _KV_ROOM = 1.1
 """Memory for the KV cache over that of its budget: whole blocks, and vLLM's own."""
@@ -27,11 +26,11 @@ _KV_ROOM = 1.1
 class ReplayEngine:
     """What an evaluation uses of a `StepLLM`, on recorded traces."""
 
-    def __init__(self, llm: "StepLLM", world: World, vocabulary: int, first_seed: int) -> None:
+    def __init__(self, llm: StepLLM, world: World, vocabulary: int, first_seed: int) -> None:
         """Take over a running engine.
 
         Args:
-            llm: the engine, started with `replay`, or a plain one.
+            llm: the engine, with a ReplayScheduler, or a plain one.
             world: the recorded traces, scaled.
             vocabulary: tokens of the model's vocabulary.
             first_seed: seed of the first repeat; each further repeat has the next.
@@ -49,7 +48,7 @@ class ReplayEngine:
     def __exit__(self, *_: object) -> None:
         self._llm.close()
 
-    def stats(self) -> "EngineStats":
+    def stats(self) -> EngineStats:
         """Return vLLM's own counters as of the last step."""
         return self._llm.stats()
 
@@ -79,9 +78,9 @@ class ReplayEngine:
             trace = traces[number]
             self._chosen[question_id, number] = trace, trace_seed(seed, question_id, number)
             length = dataclasses.replace(sampling, max_tokens=trace.tokens)
-            plans.append(
-                TracePlan(question_id, number, prompt, None, length, question_id, signals(trace))
-            )
+            found_signals = signals(trace)
+            options = {} if found_signals is None else {"replay": found_signals}
+            plans.append(TracePlan(question_id, number, prompt, None, length, question_id, options))
         return plans
 
     def _prompt(self, question_id: str, tokens: int) -> tuple[int, ...]:
@@ -157,8 +156,6 @@ def starter(shape: dict[str, Any], world: World, first_seed: int) -> Callable[..
     bytes_per_token = kv_bytes_per_token(shape)
 
     def start(model: str, **options: Any) -> ReplayEngine:
-        from step_infer.client.llm import StepLLM
-
         tokens = options.get("kv_budget_tokens")
         if tokens is not None and bytes_per_token is not None:
             # Without it, vLLM measures free memory while other engines start beside it.
@@ -168,7 +165,7 @@ def starter(shape: dict[str, Any], world: World, first_seed: int) -> Callable[..
             # The same key as the other engines', whose compiled model it can then use.
             options["additional_config"] = AdapterConfig({})
         else:
-            options["replay"] = True
+            options["scheduler_cls"] = _SCHEDULER
         return ReplayEngine(StepLLM(model, **options), world, vocabulary, first_seed)
 
     return start

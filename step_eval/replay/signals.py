@@ -6,12 +6,10 @@ recorded score counts in the place of the one that the worker has just computed.
 
 import math
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from step_eval.recorded.traces import PoolTrace
 from step_infer.errors import InputError
-
-if TYPE_CHECKING:
-    from step_eval.recorded.traces import PoolTrace
 
 
 class RecordedSteps:
@@ -75,7 +73,7 @@ class RecordedSteps:
             ) from error
 
     def ends_step(self, position: int) -> bool:
-        """Say whether the generated token at a position ended a step."""
+        """Return whether the generated token at a position ended a step."""
         return position in self._score_at
 
     def score(self, position: int) -> float:
@@ -89,7 +87,7 @@ class RecordedSteps:
         return self._confidences[position]
 
 
-def signals(trace: "PoolTrace") -> dict[str, Any] | None:
+def signals(trace: PoolTrace) -> dict[str, Any] | None:
     """Return a recorded trace's signals as the scheduler takes them; None without scores.
 
     Confidences are recorded as means from the first token on; each step's own follows from two.

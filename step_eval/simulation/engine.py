@@ -4,7 +4,7 @@ Follows `Scheduler.schedule` and `update_from_output` of vLLM 0.32 (first come f
 full-attention cache group, prefix caching) and `StepScheduler` on top of it; who is stopped and who
 waits is decided by `step_infer.policy` itself. Between two events (a trace ends, memory runs short,
 a trace is admitted) every running trace makes one token a step, so only the events are computed;
-`tests/test_simulate_engine.py` holds the result against the real scheduler classes step by step.
+`test_simulate_engine.py` holds the result against the real scheduler classes step by step.
 
 Times: a step's cost is taken to be linear in (1, rows, KV tokens read, prefill tokens); the
 simulation returns these sums (`Work`), and `step_eval.simulation.timing` turns them into seconds.

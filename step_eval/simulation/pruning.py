@@ -3,6 +3,7 @@
 from itertools import accumulate
 from math import isfinite
 
+from step_eval.methods.victims import victim_rank
 from step_eval.simulation.batch import Batch
 from step_eval.simulation.schedule import Pruning, Schedule, Work
 from step_infer import policy
@@ -28,7 +29,7 @@ class Pruner:
         """Traces of each group that run, wait or have finished."""
         for trace in batch.traces:
             self.kept[trace.group] = self.kept.get(trace.group, 0) + 1
-        self.pressed: set[str] = set()
+        self.pruned_groups: set[str] = set()
         """Groups that have lost traces since memory was last ample."""
 
     def make_room(self, work: Work) -> bool:
@@ -51,11 +52,11 @@ class Pruner:
                     break
                 self._prune(int(victim.request_id), work)
             free = batch.pool.free - needed
-        if not self.pressed:
+        if not self.pruned_groups:
             return False
-        self.pressed &= {batch.traces[trace].group for trace in batch.running}
+        self.pruned_groups &= {batch.traces[trace].group for trace in batch.running}
         total = shape.kv_blocks + 1
-        return not policy.admit(free, total, self.pruning.resume_free, bool(self.pressed))
+        return not policy.admit(free, total, self.pruning.resume_free, bool(self.pruned_groups))
 
     def _prunable(self) -> list[policy.RunningTrace]:
         batch, pruning = self.batch, self.pruning
@@ -63,18 +64,12 @@ class Pruner:
             policy.RunningTrace(
                 str(trace),
                 batch.traces[trace].group,
-                self._score(trace),
+                self._rank(trace),
                 self._scored(trace),
                 batch.held(trace),
                 trace,
                 pruning.min_steps,
                 pruning.min_keep,
-                policy.victim_rank(
-                    pruning.victim,
-                    batch.tokens(trace),
-                    self._confidence(trace),
-                    batch.traces[trace].rank,
-                ),
             )
             for trace in batch.running
             if not batch.done_in_flight(trace)
@@ -90,13 +85,19 @@ class Pruner:
         self.result.scored[trace] = count
         return count
 
-    def _score(self, trace: int) -> float | None:
-        count = self._scored(trace)
+    def _rank(self, trace: int) -> float | None:
+        """Return the number whose lowest is stopped; None before the first step score."""
+        batch, count = self.batch, self._scored(trace)
         if count == 0:
             return None
-        if self.pruning.victim != "score":
-            return 0.0  # it only says that there is one
-        return self.aggregate(self.batch.traces[trace].scores[:count])
+        if self.pruning.victim == "score":
+            return self.aggregate(batch.traces[trace].scores[:count])
+        return victim_rank(
+            self.pruning.victim,
+            batch.tokens(trace),
+            self._confidence(trace),
+            batch.traces[trace].rank,
+        )
 
     def _confidence(self, trace: int) -> float | None:
         tokens = self.batch.tokens(trace)
@@ -112,6 +113,6 @@ class Pruner:
         batch.leave(trace, batch.computed(trace), tokens)
         group = batch.traces[trace].group
         self.kept[group] -= 1
-        self.pressed.add(group)
+        self.pruned_groups.add(group)
         self.result.pruned.append(trace)
         self.result.end(trace, tokens, work)

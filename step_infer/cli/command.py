@@ -50,15 +50,15 @@ def sigterm_as_interrupt() -> Iterator[None]:
     Raises:
         Terminated: there was a SIGTERM.
     """
-    told: list[int] = []
+    received: list[int] = []
     owner = os.getpid()
 
     def end(number: int, frame: object) -> None:
         if os.getpid() != owner:  # a fork of ours, which has nothing to put in order
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif not told:  # `timeout` sends it twice: the second must not end what the first began
-            told.append(number)
+        elif not received:  # `timeout` sends it twice: the second must not end what the first began
+            received.append(number)
             raise Terminated
 
     if threading.current_thread() is not threading.main_thread():

@@ -6,14 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
-
-if TYPE_CHECKING:
-    from step_infer.client.engine import EngineStats
 
 T = TypeVar("T")
 
@@ -158,12 +155,12 @@ class TraceProgress(Progress):
         self._questions += 1
         self._right += right
 
-    def step(self, stats: "Callable[[], EngineStats] | None" = None) -> None:
-        """Refresh the display when it is time; `stats` is only called then."""
+    def step(self, generated_tokens: Callable[[], int] | None = None) -> None:
+        """Refresh the display when it is time; `generated_tokens` is only called then."""
         if not self._is_due():
             return
-        if stats is not None:
-            self._tokens = stats().generated_tokens
+        if generated_tokens is not None:
+            self._tokens = generated_tokens()
         self._show()
 
     def rates(self) -> str:

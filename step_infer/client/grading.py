@@ -76,7 +76,7 @@ class Grader:
         return self.equal_many([(first, second)])[0]
 
     def grade(self, answer: str | None, truth: str | None) -> bool | None:
-        """Say whether an answer is right: None without an answer, a truth or a verdict."""
+        """Return whether an answer is right: None without an answer, a truth or a verdict."""
         return None if answer is None or truth is None else self.equal(truth, answer)
 
     def grade_many(self, pairs: Iterable[tuple[str | None, str | None]]) -> list[bool | None]:

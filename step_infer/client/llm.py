@@ -26,8 +26,8 @@ from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import identify
-from step_infer.scorer.network import load_scorer
-from step_infer.settings import CONFIG_KEY, AdapterConfig, StepSettings
+from step_infer.settings import AdapterConfig, StepSettings
+from step_infer.wire import CONFIG_KEY
 
 Sampler = Callable[["StepLLM", Sequence[TracePlan]], Iterator[Trace]]
 """Samples the traces of one question."""
@@ -60,7 +60,6 @@ class StepLLM:
         scorer: str | Path | None = None,
         *,
         prune: bool = True,
-        victim: str = "score",
         min_keep: int = 1,
         min_steps: int = 1,
         aggregator: str | None = None,
@@ -71,7 +70,6 @@ class StepLLM:
         kv_budget_tokens: int | None = None,
         allow_mismatch: Collection[str] = (),
         plain: bool = False,
-        replay: bool = False,
         **engine_args: Any,
     ) -> None:
         """Check the model and the scorer, then start the engine.
@@ -80,8 +78,6 @@ class StepLLM:
             model: Hugging Face folder or hub id.
             scorer: scorer file; without one nothing is scored or pruned.
             prune: stop traces when memory is short; False scores only.
-            victim: which trace that is; others than "score" are for comparisons
-                (`StepSettings.victim`).
             min_keep: traces of a question that are always kept.
             min_steps: step scores that a trace must have before it can be stopped.
             aggregator: trace aggregator; None takes the scorer card's.
@@ -92,9 +88,9 @@ class StepLLM:
             kv_budget_tokens: size of the KV cache in tokens; None takes what memory gives.
             allow_mismatch: scorer card fields that may differ from the model.
             plain: start stock vLLM, without the adapter; the baseline of comparisons.
-            replay: take the signals of traces from their orders (`TracePlan.replay`), not from the
-                model; for measuring time.
-            engine_args: passed on to `vllm.LLM`.
+            engine_args: passed on to `vllm.LLM`. A `scheduler_cls` among them takes the place of
+                `StepScheduler`, of which it must be a subclass, and an `additional_config` (a
+                dict) is kept beside the adapter's settings.
 
         Raises:
             InputError: model, scorer or budget cannot be used; the engine has not been started.
@@ -102,20 +98,18 @@ class StepLLM:
         identity = identify(model)
         if plain and (scorer is not None or capture or confidence):
             raise InputError("Expected neither scorer, capture nor confidence with plain=True.")
-        card = load_scorer(scorer, identity, allow_mismatch)[1] if scorer is not None else None
+        card = None
+        if scorer is not None:
+            from step_infer.scorer.network import load_scorer
+
+            card = load_scorer(scorer, identity, allow_mismatch)[1]
         self.model = model
         self.identity = identity
         self.plain = plain or (scorer is None and not capture and not confidence)
         if self.plain and event_log is not None:
             raise InputError("Expected a scorer with event_log, found none: nothing is scored.")
         self.capture = capture
-        if victim != "score" and (scorer is None or not prune):
-            raise InputError(
-                f"Expected a scorer, and prune=True, with victim {victim!r}: unscored traces are "
-                "never stopped."
-            )
         self.confidence = confidence
-        self.victim = victim
         self.tokenizer = load_tokenizer(model)
         self.rule = (
             card.boundary_rule
@@ -129,22 +123,19 @@ class StepLLM:
                 settings = StepSettings(
                     scorer=None if scorer is None else str(Path(scorer).resolve()),
                     prune=prune and scorer is not None,
-                    victim=victim,
                     min_keep=min_keep,
                     min_steps=min_steps,
                     aggregator=aggregator,
                     capture=capture,
                     confidence=confidence,
                     event_log=None if event_log is None else event_log_path(event_log),
-                    replay=replay,
                     boundary=self.rule.to_dict() if scorer is None else None,
                     allow_mismatch=tuple(allow_mismatch),
                 )
-                arguments |= {
-                    "scheduler_cls": "step_infer.scheduler.StepScheduler",
-                    "worker_cls": "step_infer.worker.StepWorker",
-                    "additional_config": AdapterConfig({CONFIG_KEY: settings.to_dict()}),
-                }
+                config = {**arguments.get("additional_config", {}), CONFIG_KEY: settings.to_dict()}
+                arguments.setdefault("scheduler_cls", "step_infer.scheduler.StepScheduler")
+                arguments["worker_cls"] = "step_infer.worker.StepWorker"
+                arguments["additional_config"] = AdapterConfig(config)
             before = multiprocessing.active_children()
             self._llm = start_engine(arguments)
         self._give_back_core = leave_a_core(arguments)
@@ -336,14 +327,10 @@ class StepLLM:
                 "Expected traces without a seed on a CPU engine with chunked prefill (vLLM's CPU "
                 "runner cannot do both), found one. Hint: leave enable_chunked_prefill off."
             )
-        if order.window is not None and not self.confidence:
+        if "window" in order.options and not self.confidence:
             raise InputError(
                 "Expected an engine with confidence=True for windows of token confidences, found "
                 "one without."
-            )
-        if order.rank is not None and self.victim != "rank":
-            raise InputError(
-                'Expected an engine with victim="rank" for traces with a rank, found one without.'
             )
         room = self.max_model_len - len(order.prompt_token_ids)
         options = None if self.plain else {"capture": self.capture}

@@ -1,9 +1,8 @@
 """Tokenizers and chat prompts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from data_gen.questions.load import Question, lone_surrogate
 from step_infer.errors import InputError
 from step_infer.scorer.identity import model_file
 from step_infer.storage.files import read_json
@@ -40,6 +39,18 @@ def chat_prompt(tokenizer: Any, question: str, system: str = SYSTEM_PROMPT) -> l
     return list(tokenizer.encode(text, add_special_tokens=False))
 
 
+def lone_surrogate(text: str) -> str | None:
+    """Return the first half of a surrogate pair that stands alone; None without one.
+
+    JSON can write such a half, and no file or tokenizer takes it.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return text[error.start]
+    return None
+
+
 def load_tokenizer(model: str) -> Any:
     """Load a model's Hugging Face tokenizer.
 
@@ -69,20 +80,26 @@ def context_length(model: str, limit: int | None = None) -> int | None:
 
 
 def prompt_lengths(
-    tokenizer: Any, questions: Sequence[Question], system: str, context: int | None
+    tokenizer: Any, questions: Mapping[str, str], system: str, context: int | None
 ) -> list[int]:
     """Return each question's prompt length in tokens.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer with a chat template.
+        questions: each question's text by its id.
+        system: the system turn; an empty text leaves it out.
+        context: longest prompt and response together, in tokens; None where unknown.
 
     Raises:
         InputError: a prompt leaves no room for a response in the context.
     """
     lengths = []
-    for question in questions:
-        length = len(chat_prompt(tokenizer, question.question, system))
+    for name, question in questions.items():
+        length = len(chat_prompt(tokenizer, question, system))
         if context is not None and length >= context:
             raise InputError(
                 f"Expected prompts shorter than the context ({context} tokens), "
-                f"found {length} tokens for question {question.id}. Hint: shorten or remove it."
+                f"found {length} tokens for question {name}. Hint: shorten or remove it."
             )
         lengths.append(length)
     return lengths

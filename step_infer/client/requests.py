@@ -4,12 +4,11 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from step_infer.client.answers import extract_boxed
 from step_infer.client.trace import STOPPED, Trace, TraceKey, TracePlan
 from step_infer.scorer.boundary import BoundaryRule
-from step_infer.settings import CONFIG_KEY
+from step_infer.wire import CONFIG_KEY
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -37,11 +36,7 @@ def sampling_params(
     sampling = order.sampling
     extra_args = None
     if options is not None:
-        options = {"group": order.group} | options
-        for name in ("window", "stop_below", "replay", "rank"):
-            if (value := getattr(order, name)) is not None:
-                options[name] = value
-        extra_args = {CONFIG_KEY: options}
+        extra_args = {CONFIG_KEY: {"group": order.group, **options, **order.options}}
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -103,6 +98,8 @@ def ended_trace(
         finished_s=time.monotonic(),
     )
     if "hidden" in report:
+        import torch
+
         dtype = getattr(torch, report["hidden_dtype"])
         bits = np.frombuffer(report["hidden"], np.uint16).reshape(-1, hidden_size)
         trace.hidden_SH = torch.from_numpy(bits.copy()).view(dtype)

@@ -1,9 +1,7 @@
-"""One sampled response, and the order for one.
-
-How traces are sampled.
-"""
+"""One sampled response, the order for one, and how it is sampled."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -65,14 +63,9 @@ class TracePlan:
     sampling: Sampling
     group: str | None = None
     """Traces of one group compete with each other when memory is short; None is not prunable."""
-    replay: dict[str, Any] | None = None
-    """Recorded signals that stand for the engine's own (`step_eval.replay.signals`)."""
-    window: int | None = None
-    """Tokens of a sliding window of token confidences; None does not look at windows."""
-    stop_below: float | None = None
-    """Stop the trace as soon as the mean confidence of a window is lower than this."""
-    rank: float | None = None
-    """The trace of the lowest is stopped first, on an engine whose victims go by rank."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What else its request asks of the adapter (`step_infer.settings.RequestOptions`), such as
+    `window` and `stop_below`; stock vLLM gets none of it."""
 
     @property
     def key(self) -> TraceKey:
@@ -109,7 +102,7 @@ class Trace:
     mean_token_confidence: float | None = None
     """Mean token confidence of all generated tokens; None where not recorded."""
     lowest_group_confidence: float | None = None
-    """Mean token confidence of its least sure window (`TracePlan.window`); None without one."""
+    """Mean token confidence of its least sure window (option `window`); None without one."""
     filtered: bool = False
     """Whether it ended by itself but does not vote: its lowest group confidence is too low."""
     hidden_SH: "torch.Tensor | None" = None

@@ -12,10 +12,8 @@ from pathlib import Path
 from step_infer.cli.command import run
 from step_infer.cli.options import parse_config
 from step_infer.doctor.coupling import COUPLING_POINTS, missing_points
-from step_infer.doctor.live_check import live_checks
 from step_infer.errors import InputError
 from step_infer.scorer.identity import identify
-from step_infer.scorer.network import load_scorer
 from step_infer.storage.run_directory import package_versions
 
 DEMO_MODEL = Path(__file__).parents[2] / "checkpoints" / "ledger-5m"
@@ -56,6 +54,8 @@ def doctor(config: DoctorConfig) -> int:
         print(f"{mark:8} {point.name}: {point.reason}")
     identity = identify(model) if model is not None else None
     if scorer is not None:
+        from step_infer.scorer.network import load_scorer  # torch: not for --help
+
         _, card = load_scorer(scorer, identity)
         card.check_layers()
         print(f"ok       scorer {scorer}: for {card.base_model}, H={card.hidden_size}")
@@ -64,6 +64,8 @@ def doctor(config: DoctorConfig) -> int:
         print(f"supported: {SUPPORTED}.")
         return 1
     if config.live and model is not None and scorer is not None:
+        from step_infer.doctor.live_check import live_checks  # torch: not for --help
+
         failed = 0
         for passed, text in live_checks(model, scorer):
             print(f"{'ok' if passed else 'FAILED':8} {text}", flush=True)

@@ -12,7 +12,7 @@ _HOMES = {
     "ScorerCard": "card",
     "StepScorer": "network",
     "load_scorer": "network",
-    "read_card": "network",
+    "read_card": "card",
     "save_scorer": "network",
 }
 

@@ -136,7 +136,7 @@ class BoundaryRule:
         return cls(kind, ids, think_end_id, pattern, 0)
 
     def is_boundary(self, token_id: int, position: int) -> bool:
-        """Say whether a token generated inside the reasoning at `position` (from 0) ends a step."""
+        """Return whether a token generated while thinking, at `position` (from 0), ends a step."""
         if self.stride:
             return (position + 1) % self.stride == 0 and token_id != self.think_end_id
         return token_id in self.token_ids

@@ -1,10 +1,14 @@
 """The scorer card: what a step scorer is, for which model, and how far to trust it."""
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
@@ -141,6 +145,53 @@ class ScorerCard:
                 f"shows, found layer {self.layer!r} (scorer card). Hint: train one on features of "
                 "step-collect or step-train extract."
             )
+
+    def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
+        """Refuse tensors that are not a scorer of this card; `source` names their file in errors.
+
+        Raises:
+            InputError: a tensor is missing, unknown or of another shape.
+        """
+        expected: dict[str, tuple[int, ...]] = {}
+        sizes = [self.hidden_size, *[self.width] * self.depth, 1]
+        for number, (inputs, units) in enumerate(itertools.pairwise(sizes)):
+            expected[f"net.{2 * number}.weight"] = (units, inputs)
+            expected[f"net.{2 * number}.bias"] = (units,)
+        for name in sorted(expected.keys() | shapes.keys()):
+            if expected.get(name) != shapes.get(name):
+                raise InputError(
+                    f"Expected tensor {name} of shape {expected.get(name)} (scorer card), "
+                    f"found {shapes.get(name)} in {source}. Hint: export the scorer again."
+                )
+
+
+def read_card(path: Path | str) -> ScorerCard:
+    """Read a scorer file's card, and see that its tensors fit it; they are not loaded, nor torch.
+
+    Raises:
+        InputError: the file is missing, is not safetensors, or holds no valid card.
+    """
+    if not Path(path).is_file():
+        raise InputError(
+            f"Expected a scorer file at {path}, found none. Hint: make one with scorer-export."
+        )
+    try:
+        with safe_open(str(path), framework="np") as file:
+            metadata = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"Expected a safetensors file at {path}, found: {error}. "
+            "Hint: export the scorer again; the file may be truncated."
+        ) from error
+    if CARD_KEY not in metadata:
+        raise InputError(
+            f"Expected a scorer card in the metadata of {path}, found none. "
+            "Hint: make the file with scorer-export."
+        )
+    card = ScorerCard.from_json(metadata[CARD_KEY], str(path))
+    card.check_shapes(shapes, str(path))
+    return card
 
 
 def _short(value: Any) -> str:

@@ -5,12 +5,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from step_infer.errors import InputError
-from step_infer.scorer.card import CARD_KEY, ScorerCard
+from step_infer.scorer.card import CARD_KEY, ScorerCard, read_card
 from step_infer.scorer.identity import ModelIdentity
 from step_infer.storage.files import atomic_write
 
@@ -56,18 +55,9 @@ def save_scorer(path: Path | str, scorer: StepScorer, card: ScorerCard) -> None:
         name: tensor.detach().to("cpu", torch.float32).contiguous()
         for name, tensor in scorer.state_dict().items()
     }
-    _check_tensors({name: tuple(t.shape) for name, t in tensors.items()}, card, str(path))
+    card.check_shapes({name: tuple(t.shape) for name, t in tensors.items()}, str(path))
     with atomic_write(path) as file:
         file.write(save(tensors, metadata={"format": "pt", CARD_KEY: card.to_json()}))
-
-
-def read_card(path: Path | str) -> ScorerCard:
-    """Read a scorer's card alone.
-
-    Raises:
-        InputError: the file is missing, is not safetensors, or holds no valid card.
-    """
-    return _read(path)[0]
 
 
 def load_scorer(
@@ -85,7 +75,8 @@ def load_scorer(
     Raises:
         InputError: the file cannot be used, or does not belong to the model; one line says why.
     """
-    card, tensors = _read(path)
+    card = read_card(path)
+    tensors = {name: tensor.float() for name, tensor in load_file(str(path)).items()}
     if expect is not None:
         card.check_model(expect, allow_mismatch)
         card.check_layers()
@@ -98,41 +89,3 @@ def load_scorer(
     scorer = StepScorer(card.hidden_size, card.width, card.depth)
     scorer.load_state_dict(tensors)
     return scorer.eval(), card
-
-
-def _read(path: Path | str) -> tuple[ScorerCard, dict[str, Tensor]]:
-    if not Path(path).is_file():
-        raise InputError(
-            f"Expected a scorer file at {path}, found none. Hint: make one with scorer-export."
-        )
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"Expected a safetensors file at {path}, found: {error}. "
-            "Hint: export the scorer again; the file may be truncated."
-        ) from error
-    if CARD_KEY not in metadata:
-        raise InputError(
-            f"Expected a scorer card in the metadata of {path}, found none. "
-            "Hint: make the file with scorer-export."
-        )
-    card = ScorerCard.from_json(metadata[CARD_KEY], str(path))
-    _check_tensors({name: tuple(t.shape) for name, t in tensors.items()}, card, str(path))
-    return card, tensors
-
-
-def _check_tensors(shapes: dict[str, tuple[int, ...]], card: ScorerCard, source: str) -> None:
-    expected: dict[str, tuple[int, ...]] = {}
-    sizes = [card.hidden_size, *[card.width] * card.depth, 1]
-    for number, (inputs, units) in enumerate(itertools.pairwise(sizes)):
-        expected[f"net.{2 * number}.weight"] = (units, inputs)
-        expected[f"net.{2 * number}.bias"] = (units,)
-    for name in sorted(expected.keys() | shapes.keys()):
-        if expected.get(name) != shapes.get(name):
-            raise InputError(
-                f"Expected tensor {name} of shape {expected.get(name)} (scorer card), "
-                f"found {shapes.get(name)} in {source}. Hint: export the scorer again."
-            )

@@ -17,10 +17,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from data_gen.traces.directory import TraceDirectory
 from step_infer.scorer.network import StepScorer
 from step_infer.storage.files import atomic_write
+from step_train.data.datamodule import StepDataModule
 from step_train.data.normaliser import Normaliser
 from step_train.data.projection import Projection
 from step_train.data.subspace import require_components
-from step_train.data.training_data import StepDataModule, TrainingData, read_training_data
+from step_train.data.training_data import TrainingData, read_training_data
 from step_train.export.run import export
 from step_train.fit.calibration import calibrate
 from step_train.fit.config import FitConfig

@@ -12,7 +12,7 @@ GATE = "50%"
 
 
 def earned(metrics: dict[str, Any], aggregator: str, force: bool = False) -> bool:
-    """Say whether a scorer ranks the traces of a question better than chance, half-way.
+    """Return whether a scorer ranks the traces of a question better than chance, half-way.
 
     That is so where the 95 % interval of within-question AUROC on the test questions lies above
     0.5, for the trace score after 50 % of the steps.

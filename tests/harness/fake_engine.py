@@ -9,9 +9,9 @@ import json
 import random
 from dataclasses import dataclass, field
 
+from step_eval.methods.victims import victim_rank
 from step_infer.client.engine import EngineStats
 from step_infer.client.trace import Trace, TracePlan, trace_seed
-from step_infer.policy import victim_rank
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import identify
@@ -47,7 +47,7 @@ class FakeEngine:
         self.model = model
         self.options = options
         self.plain = plain
-        self.victim = options.get("victim", "score")
+        self.victim = options.get("additional_config", {}).get("step_eval", {}).get("victim")
         self.kv_capacity_tokens = kv_budget_tokens or 1_000_000
         self.time_s = 0.0
         self.preemptions = 0
@@ -107,8 +107,10 @@ class FakeEngine:
                 yield self._trace(run, "pruned")
 
     def _value(self, run):
-        rank = victim_rank(self.victim, run.done, self._confidence(run), run.plan.rank)
-        return self._scores(run, 1)[-1] if rank is None else rank
+        if self.victim is None:
+            return self._scores(run, 1)[-1]
+        rank = run.plan.options.get("rank")
+        return victim_rank(self.victim, run.done, self._confidence(run), rank)
 
     def _confidence(self, run):
         return 10 * run.fate.scores[0] if self.options.get("confidence") else None

@@ -31,10 +31,10 @@ from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from step_infer.row_scorer import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, FailedRows, StepRows
+from step_infer.row_scorer import FailedRows
 from step_infer.scheduler import StepScheduler
 from step_infer.scorer.boundary import BoundaryRule
-from step_infer.settings import CONFIG_KEY
+from step_infer.wire import CONFIG_KEY, ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, StepRows
 
 MODEL = CHECKPOINT
 EOS, THINK_END, BOUNDARY, WORD = 2, 4, 6, 10
@@ -76,13 +76,14 @@ def make_scheduler(
     asynchronous: bool = True,
     stages: int | None = None,
     has_settings: bool = True,
+    victim: str | None = None,
     **settings: object,
 ) -> Scheduler:
     """Return a scheduler as EngineCore builds it, with `num_blocks` usable KV blocks.
 
     Not `asynchronous`: as for two pipeline stages (or `stages`) with the V1 runner. Their steps
     overlap, and the scheduler sends the tokens back to the first stage. Not `has_settings`: as for
-    a user who gives the class alone.
+    a user who gives the class alone. `victim`: the setting of a VictimScheduler.
     """
     config = copy.copy(
         _config(max_num_seqs, max_num_batched_tokens, policy, block_size, max_model_len)
@@ -98,6 +99,8 @@ def make_scheduler(
     if has_settings:
         step = {"aggregator": "mean", "boundary": RULE.to_dict(), **settings}
         config.additional_config[CONFIG_KEY] = step
+    if victim is not None:
+        config.additional_config["step_eval"] = {"victim": victim}
     spec = FullAttentionSpec(
         block_size=block_size, num_kv_heads=2, head_size=64, dtype=torch.bfloat16
     )

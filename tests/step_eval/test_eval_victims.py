@@ -10,7 +10,7 @@ from step_eval import measure
 from step_eval.config import EvalConfig
 from step_eval.merge import merge
 from step_eval.methods.registry import METHODS, method_names
-from step_eval.methods.victims import ABLATIONS
+from step_eval.methods.victims import ABLATIONS, VICTIMS
 from step_eval.records import RecordStore
 from step_eval.replay.config import ReplayConfig
 from step_eval.report.html import render_report
@@ -20,7 +20,6 @@ from step_eval.run import evaluate
 from step_eval.simulation.config import METHODS as SIMULATED
 from step_eval.statistics import outcome
 from step_infer.errors import InputError
-from step_infer.policy import VICTIMS
 
 QUESTIONS, TRACES = 6, 12
 VICTIM_METHODS = "sc,step,single," + ",".join(ABLATIONS)
@@ -78,9 +77,11 @@ def test_the_ablations_differ_from_step_by_the_victim_only(run):
     for name, ablation in ABLATIONS.items():
         options = METHODS[name].engine_options(settings)
         changed = {key for key, value in options.items() if value != step.get(key)}
-        expected = {"victim"} | ({"confidence"} if name == "least-confident" else set())
+        expected = {"scheduler_cls", "additional_config"} | (
+            {"confidence"} if name == "least-confident" else set()
+        )
         assert changed == expected, name
-        assert options["victim"] == ablation.victim
+        assert options["additional_config"] == {"step_eval": {"victim": ablation.victim}}
         assert (METHODS[name].vote, results["methods"][name]["vote"]) == ("score", "score")
 
 

@@ -6,10 +6,11 @@ import math
 import pytest
 from scheduler_harness import BOUNDARY, WORD, Engine, Script, make_scheduler
 
+from step_eval.methods.victim_scheduler import VictimScheduler
+from step_eval.replay.scheduler import ReplayOptions, ReplayScheduler
 from step_eval.replay.signals import RecordedSteps
 from step_infer.errors import InputError
 from step_infer.scheduler import StepScheduler
-from step_infer.settings import RequestOptions
 
 
 def trace(name, positions, scores, tokens=40, **recorded):
@@ -19,8 +20,8 @@ def trace(name, positions, scores, tokens=40, **recorded):
     return Script(name, (WORD,) * 3, text, tokens, {"group": "g", "replay": replay})
 
 
-def run(scripts, num_blocks=200, **settings):
-    engine = Engine(make_scheduler(StepScheduler, num_blocks, **{"replay": True, **settings}), 1)
+def run(scripts, num_blocks=200, kind=ReplayScheduler, **settings):
+    engine = Engine(make_scheduler(kind, num_blocks, **settings), 1)
     for script in scripts:
         engine.add(script)
     engine.run()
@@ -65,9 +66,19 @@ def test_a_trace_is_stopped_where_a_window_of_recorded_confidences_falls_too_low
     assert report["positions"] == [9]
 
 
-def test_without_the_engine_setting_recorded_signals_are_not_taken():
-    engine = run([trace("a", [4], [0.5])], replay=False)
-    assert engine.ended["a"].kv_transfer_params is None
+def test_the_schedulers_of_every_day_take_no_recorded_signals():
+    for kind in (StepScheduler, VictimScheduler):
+        engine = run([trace("a", [4], [0.5])], kind=kind)
+        assert engine.ended["a"].kv_transfer_params is None
+
+
+def test_a_replay_can_have_another_victim():
+    scores = {"low": 0.1, "middle": 0.5, "high": 0.9}
+    traces = [trace(n, [2, 20], [s, s], tokens=80) for n, s in scores.items()]
+    ranks = dict(zip(scores, (2.0, 1.0, 3.0), strict=True))
+    traces = [dataclasses.replace(t, options={**t.options, "rank": ranks[t.name]}) for t in traces]
+    engine = run(traces, num_blocks=45, victim="rank")
+    assert [name for name in scores if engine.pruned(name)] == ["middle"]
 
 
 @pytest.mark.parametrize(
@@ -87,7 +98,7 @@ def test_signals_that_cannot_be_used_are_refused(option, words):
 
 def test_over_http_nobody_brings_signals():
     with pytest.raises(InputError, match="offline requests only"):
-        RequestOptions.from_extra_args({"step": '{"group": "g", "replay": {"positions": []}}'})
+        ReplayOptions.from_extra_args({"step": '{"group": "g", "replay": {"positions": []}}'})
 
 
 def test_a_token_past_the_recorded_ones_has_an_unknown_confidence():

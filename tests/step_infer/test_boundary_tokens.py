@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from step_infer.errors import InputError
 from step_infer.live_traces import LiveTraces
-from step_infer.row_scorer import StepRows
 from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.settings import RequestOptions, StepSettings
+from step_infer.wire import StepRows
 
 PAIRS = (
     ("\n", "\n"),

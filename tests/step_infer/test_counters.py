@@ -1,4 +1,4 @@
-"""What the adapter counts, and how it tells: the log's summary, and news for the metrics."""
+"""What the adapter counts, the summary in the log, and the counts for the metrics."""
 
 import copy
 import dataclasses
@@ -186,7 +186,7 @@ def test_the_log_has_a_line_for_each_pruned_trace_and_few_summaries(caplog):
         assert float(fields["score"]) == pytest.approx(engine.report(name)["score"], abs=1e-4)
         assert int(fields["freed_kv_blocks"]) > 0
     sums = [r for r in caplog.records if r.getMessage().startswith("Step scoring: ")]
-    assert len(sums) == 2, "the first news, and what is left at the end"
+    assert len(sums) == 2, "the first counts, and what is left at the end"
     assert f"{len(pruned):,} traces pruned" in sums[-1].getMessage()
 
 
@@ -214,8 +214,8 @@ def test_news_travel_with_vllms_statistics_and_become_metrics(monkeypatch):
         _, outputs = engine.step(rows_failed=steps == 36)
         steps += 1
         for client in (outputs or {}).values():
-            told = decoder.decode(encoder.encode(client)).scheduler_stats
-            stat_logger.record(told, None, engine_idx=1)
+            received = decoder.decode(encoder.encode(client)).scheduler_stats
+            stat_logger.record(received, None, engine_idx=1)
     after = [samples(model, index) for index in (0, 1)]
     assert after[0] == before[0], "another engine's"
     grown = {name: value - before[1][name] for name, value in after[1].items()}
@@ -243,17 +243,17 @@ def test_in_one_process_vllms_statistics_stay_its_own():
 def test_vllms_own_statistic_is_never_replaced():
     own = CUDAGraphStat(1, 2, 1, "FULL")
     stats = SchedulerStats(cudagraph_stats=own)
-    compat.send_news(stats, "{}")
+    compat.send_counts(stats, "{}")
     assert stats.cudagraph_stats is own
-    assert compat.received_news(stats) is None
-    assert compat.received_news(None) is None
+    assert compat.received_counts(stats) is None
+    assert compat.received_counts(None) is None
 
 
 def test_a_server_without_the_adapter_counts_nothing():
     config = copy.copy(start(40, count=0).scheduler.vllm_config)
     config.additional_config = {}
     stat_logger, stats = StepStatLogger(config, [7]), SchedulerStats()
-    compat.send_news(stats, '{"pruned": 3}')
+    compat.send_counts(stats, '{"pruned": 3}')
     stat_logger.record(stats, None, engine_idx=7)
     assert samples(config.model_config.served_model_name, 7) == {}
 

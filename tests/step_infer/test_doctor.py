@@ -7,9 +7,9 @@ import pytest
 from command_harness import run_command
 from places import CHECKPOINT, SCORER
 
+from step_infer.doctor import command as doctor
 from step_infer.doctor import coupling
 from step_infer.doctor.command import DoctorConfig
-from step_infer.doctor.command import command as doctor
 from step_infer.doctor.coupling import CouplingPoint
 from step_infer.errors import InputError
 from step_infer.scorer.network import StepScorer, load_scorer, save_scorer

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from step_infer.live_traces import LiveTraces
-from step_infer.row_scorer import StepRows
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.settings import RequestOptions, StepSettings
+from step_infer.wire import StepRows
 
 BOUNDARY, THINK_END, WORD = 1, 2, 3
 RULE = BoundaryRule("blank_line", frozenset({BOUNDARY}), THINK_END, r"\n\n")

@@ -213,7 +213,7 @@ def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkey
         }
         assert engines == {"0", "1"}, "all requests went to one engine"
         assert server.gauge("num_preemptions_total") == 0
-        for number in range(4):  # both engines step once more, and their last news come
+        for number in range(4):  # both engines step once more, and their last counts come
             server.chat(None, max_tokens=20, seed=number)
         metrics = server.step_metrics()
         logs = [server.events, server.events.with_suffix(".1.jsonl")]

@@ -6,7 +6,6 @@ import pytest
 from rich.console import Console
 
 from step_infer.cli.progress import TraceProgress
-from step_infer.client.engine import EngineStats
 
 
 class Clock:
@@ -30,7 +29,7 @@ def test_rates_and_time_left_count_tokens_of_unfinished_traces_too(clock: Clock)
     assert progress.rates() == "0.00 traces/s, 0 tokens/s"
     for _ in range(4):
         progress.finished(100)
-    progress.step(lambda: EngineStats(20.0, generated_tokens=600))
+    progress.step(lambda: 600)
     # 10 traces of 100 tokens: 600 of 1,000 are made, at 30 a second.
     assert progress.rates() == "0.20 traces/s, 30 tokens/s, 0:00:13 left"
 
@@ -39,14 +38,14 @@ def test_without_a_terminal_a_line_appears_now_and_then(clock: Clock) -> None:
     printed = io.StringIO()
     asked = []
 
-    def stats() -> EngineStats:
+    def generated_tokens() -> int:
         asked.append(clock.time_s)
-        return EngineStats(clock.time_s, generated_tokens=50)
+        return 50
 
     with TraceProgress(3, 1, console=Console(file=printed)) as progress:
         for second in range(40):
             clock.time_s = float(second)
-            progress.step(stats)
+            progress.step(generated_tokens)
         progress.finished(50)
         progress.finished(50)
     assert asked == [15.0, 30.0]

@@ -21,8 +21,8 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from step_infer import compat
-from step_infer.row_scorer import UNSCORED_ATTRIBUTE
 from step_infer.scheduler import StepScheduler
+from step_infer.wire import UNSCORED_ATTRIBUTE
 
 PREFIXES = [tuple(random.Random(n).choices(range(WORD, 90), k=30)) for n in range(3)]
 

@@ -26,7 +26,8 @@ from scheduler_harness import (
 )
 from vllm.v1.engine import FinishReason
 
-from step_infer.policy import VICTIMS
+from step_eval.methods.victim_scheduler import VictimScheduler
+from step_eval.methods.victims import VICTIMS
 from step_infer.replies import IMPLICIT_GROUP
 from step_infer.scheduler import StepScheduler
 from step_infer.scorer.aggregate import AGGREGATORS
@@ -71,7 +72,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     )
     def start(self, in_flight, asynchronous, policy, v2_runner, budget, long_prefill, victim):
         scheduler = make_scheduler(
-            StepScheduler,
+            StepScheduler if victim == "score" else VictimScheduler,
             NUM_BLOCKS,
             max_num_batched_tokens=budget,
             policy=policy,

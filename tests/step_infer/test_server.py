@@ -152,7 +152,7 @@ def test_a_stream_of_one_trace_ends_as_without_scores(server, kind, step):
     ends = [choice for choice in choices if choice.finish_reason]
     assert [(end.finish_reason, end.stop_reason) for end in ends] == [("length", None)]
     assert sum(len(getattr(choice, "token_ids", None) or ()) for choice in choices) == 200
-    server.chat(None, max_tokens=50)  # a step later, the last one's news have come
+    server.chat(None, max_tokens=50)  # a step later, the last one's counts have come
     after = server.step_metrics()
     grown = after["step_scored_steps_total"] - before["step_scored_steps_total"]
     assert (grown > 0) == (step is not None)
@@ -186,7 +186,7 @@ def test_every_choice_has_its_score_with_stop_strings_too(server):
         ('{"capture": true}', "capture in offline requests only"),
         ('{"group": "\\u00007_x"}', "without NUL"),
         ('{"group":' * 20_000, "Expected JSON"),
-        (f'{{"rank": 1{"0" * 400}}}', "Expected step setting rank a finite number"),
+        (f'{{"window": 5, "stop_below": 1{"0" * 400}}}', "stop_below a finite number"),
         (7, "Expected an object"),
     ],
 )
@@ -233,7 +233,7 @@ def test_metrics_stand_beside_vllms_own(server):
     generated = server.gauge("generation_tokens_total")
     response = server.chat("{}", n=12, max_tokens=1300)
     choices = report(response)["choices"]
-    server.chat(None, max_tokens=50)  # a step later, the last one's news have come
+    server.chat(None, max_tokens=50)  # a step later, the last one's counts have come
     after = server.step_metrics()
     assert server.gauge("generation_tokens_total") > generated
     grown = {name: after[name] - before[name] for name in after}

@@ -11,8 +11,9 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, AsyncModelRunnerOutput, ModelRunnerOutput
 
 from step_infer import worker
-from step_infer.row_scorer import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, RowScorer
+from step_infer.row_scorer import RowScorer
 from step_infer.scorer.network import StepScorer
+from step_infer.wire import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE
 
 ROWS_BH = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 

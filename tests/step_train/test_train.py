@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_weights(trained, separable, tmp_path):
 
 
 def test_little_memory_changes_the_order_but_not_what_is_learned(separable, tmp_path, monkeypatch):
-    monkeypatch.setattr("step_train.data.training_data.MEBIBYTE", 2**14)
+    monkeypatch.setattr("step_train.data.datamodule.MEBIBYTE", 2**14)
     result = fit(config(separable, tmp_path / "run", memory_mib=1))
     assert result.metrics["steps"]["auroc"]["value"] > 0.95
 
