@@ -98,8 +98,8 @@ class CollectConfig(QuestionOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_counts(self, "num_traces", "max_in_flight", "part_traces", "steps_per_trace")
-        _check_counts(self, "grading_workers")
+        counts = ("num_traces", "max_in_flight", "part_traces", "steps_per_trace")
+        _check_counts(self, *counts, "grading_workers")
         if self.scorer is not None and self.boundary != BoundaryOptions():
             raise InputError(
                 "Expected no --boundary beside --scorer, which brings its own rule, "

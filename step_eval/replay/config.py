@@ -40,7 +40,7 @@ class ReplayConfig(MethodOptions):
     units. Its scores are computed and then replaced by the recorded ones."""
     limit: int | None = None
     """Use only so many questions from the start."""
-    scale: float = 1.0
+    length_scale: float = 1.0
     """Factor on the length of every response; boundaries move in proportion."""
     mean_tokens: float | None = None
     """Mean response length in tokens that all lengths are scaled to; sets the factor."""
@@ -59,13 +59,13 @@ class ReplayConfig(MethodOptions):
                 )
         super().__post_init__()
         self._at_least(1, "limit")
-        if self.scale <= 0:
-            raise InputError(f"Expected --scale above 0, found {self.scale}.")
+        if self.length_scale <= 0:
+            raise InputError(f"Expected --length-scale above 0, found {self.length_scale}.")
         if self.mean_tokens is not None:
             if self.mean_tokens <= 0:
                 raise InputError(f"Expected --mean-tokens above 0, found {self.mean_tokens}.")
-            if self.scale != 1:
-                raise InputError("Expected either --scale or --mean-tokens, found both.")
+            if self.length_scale != 1:
+                raise InputError("Expected either --length-scale or --mean-tokens, found both.")
 
     @property
     def method_names(self) -> list[str]:

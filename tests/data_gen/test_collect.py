@@ -290,7 +290,7 @@ def test_the_command_says_in_one_line_what_is_wrong(
 
 def test_the_commands_help_and_configuration(config: CollectConfig, tmp_path: Path) -> None:
     text = command("--help").stdout
-    assert "Traces N sampled for each question." in text
+    assert "Traces N for each question." in text
     assert "default: 64" in text
     (tmp_path / "c.yaml").write_text(f"model: {config.model}\nquestions: q\nout: o\nseed: 7\n")
     printed = command("--config", str(tmp_path / "c.yaml"), "--print-config").stdout

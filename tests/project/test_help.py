@@ -39,6 +39,7 @@ SEVERAL_MEANINGS = {
     "--jobs": "a sweep's need memory each",
     "--kv-budget": "a simulation takes several",
     "--learning-rate": "the scorer's is constant, the demo model's has a schedule",
+    "--length-scale": "a simulation takes several",
     "--methods": "a simulation has others",
     "--model": "whose model it is",
     "--num-traces": "a simulation takes several",

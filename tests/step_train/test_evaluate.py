@@ -158,7 +158,7 @@ def test_states_that_are_not_finite_are_named(run, tmp_path):
         ([], "either --run or --scorer, found none"),
         (["--run", "r", "--scorer", "s"], "either --run or --scorer, found both"),
         (["--scorer", "s"], "Expected --traces with --scorer"),
-        (["--scorer", "s", "--traces", "t", "--questions", "test"], "knows no split"),
+        (["--scorer", "s", "--traces", "t", "--split", "test"], "knows no split"),
         (["--run", "/none"], "/none"),
     ],
 )
