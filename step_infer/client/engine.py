@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import multiprocessing
 import os
 import subprocess
 import time
@@ -14,6 +15,8 @@ from typing import Any
 from step_infer.client.prompt import context_length
 from step_infer.client.weights import check_weights
 from step_infer.errors import InputError
+from step_infer.settings import AdapterConfig, StepSettings
+from step_infer.wire import CONFIG_KEY
 
 CPU_BLOCK_SIZE = 32
 CUDA_BLOCK_SIZE = 16
@@ -111,16 +114,37 @@ def _on_cpu() -> bool:
     return current_platform.is_cpu()
 
 
-def start_engine(arguments: dict[str, Any]) -> Any:
-    """Return a started `vllm.LLM`.
+def with_adapter(arguments: dict[str, Any], settings: StepSettings) -> dict[str, Any]:
+    """Return an engine's arguments with the adapter's classes and settings.
+
+    A scheduler class among the arguments, and what else its `additional_config` holds, stay.
+    """
+    config = {**arguments.get("additional_config", {}), CONFIG_KEY: settings.to_dict()}
+    return {
+        "scheduler_cls": "step_infer.scheduler.StepScheduler",
+        **arguments,
+        "worker_cls": "step_infer.worker.StepWorker",
+        "additional_config": AdapterConfig(config),
+    }
+
+
+def start_engine(arguments: dict[str, Any]) -> "tuple[Any, EngineGuard]":
+    """Return a started `vllm.LLM`, and the guard of its processes.
 
     Raises:
         InputError: an argument is unknown, or refused; the model folder lacks weights.
     """
-    from vllm import LLM
-
     if "load_format" not in arguments:
         check_weights(arguments["model"])
+    before = multiprocessing.active_children()
+    with engine_environment(arguments):
+        llm = _start(arguments)
+    started = [child for child in multiprocessing.active_children() if child not in before]
+    return llm, EngineGuard(child.pid for child in started if child.pid is not None)
+
+
+def _start(arguments: dict[str, Any]) -> Any:
+    from vllm import LLM
 
     try:
         return LLM(**arguments)

@@ -1,6 +1,5 @@
 """The offline client: sample, score, prune and vote with a few lines of Python."""
 
-import multiprocessing
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +8,13 @@ from typing import Any
 
 from step_infer.client.answers import Vote, vote
 from step_infer.client.engine import (
-    EngineGuard,
     EngineStats,
     engine_arguments,
-    engine_environment,
     engine_stats,
     leave_a_core,
     start_engine,
     takes_seeds,
+    with_adapter,
 )
 from step_infer.client.grading import Grader
 from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer
@@ -26,8 +24,7 @@ from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import identify
-from step_infer.settings import AdapterConfig, StepSettings
-from step_infer.wire import CONFIG_KEY
+from step_infer.settings import StepSettings
 
 Sampler = Callable[["StepLLM", Sequence[TracePlan]], Iterator[Trace]]
 """Samples the traces of one question."""
@@ -118,30 +115,23 @@ class StepLLM:
         )
         arguments = engine_arguments(model, engine_args, kv_budget_tokens)
         self._takes_seeds = takes_seeds(arguments)
-        with engine_environment(arguments):
-            if not self.plain:
-                settings = StepSettings(
-                    scorer=None if scorer is None else str(Path(scorer).resolve()),
-                    prune=prune and scorer is not None,
-                    min_keep=min_keep,
-                    min_steps=min_steps,
-                    aggregator=aggregator,
-                    capture=capture,
-                    confidence=confidence,
-                    event_log=None if event_log is None else event_log_path(event_log),
-                    boundary=self.rule.to_dict() if scorer is None else None,
-                    allow_mismatch=tuple(allow_mismatch),
-                )
-                config = {**arguments.get("additional_config", {}), CONFIG_KEY: settings.to_dict()}
-                arguments.setdefault("scheduler_cls", "step_infer.scheduler.StepScheduler")
-                arguments["worker_cls"] = "step_infer.worker.StepWorker"
-                arguments["additional_config"] = AdapterConfig(config)
-            before = multiprocessing.active_children()
-            self._llm = start_engine(arguments)
+        if not self.plain:
+            settings = StepSettings(
+                scorer=None if scorer is None else str(Path(scorer).resolve()),
+                prune=prune and scorer is not None,
+                min_keep=min_keep,
+                min_steps=min_steps,
+                aggregator=aggregator,
+                capture=capture,
+                confidence=confidence,
+                event_log=None if event_log is None else event_log_path(event_log),
+                boundary=self.rule.to_dict() if scorer is None else None,
+                allow_mismatch=tuple(allow_mismatch),
+            )
+            arguments = with_adapter(arguments, settings)
+        self._llm, self._guard = start_engine(arguments)
         self._give_back_core = leave_a_core(arguments)
         self._closed = False
-        children = multiprocessing.active_children()
-        self._guard = EngineGuard(p.pid for p in children if p not in before and p.pid is not None)
         self._engine = self._llm.llm_engine
         config = self._engine.vllm_config
         self.max_model_len = int(config.model_config.max_model_len)
