@@ -16,8 +16,8 @@ wrong ones.
 Reported: training rows a second over whole epochs, with all that ours does before the first one
 (reading the table, subspace, projection) spread over them; the time of everything, validation
 included; seconds to plain's best validation AUROC; AUROC within question on the test questions with
-a paired bootstrap over questions; processor seconds, which depend less on what else runs; and the
-most anonymous memory. Plain's loading into memory is not counted.
+a paired bootstrap over questions; and processor seconds, which depend less on what else runs.
+Plain's loading into memory is not counted.
 
 usage: python benchmarks/scorer_throughput.py [--rounds 3] [--world interaction] [--json FILE]
 """
@@ -49,7 +49,6 @@ from step_train.data.training_data import TrainingData, read_training_data
 from step_train.export.run import export
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
-from step_train.peak_memory import PeakMemory
 
 RANK = 64
 SPLIT: dict[str, Any] = {"val_fraction": 0.15, "test_fraction": 0.15, "seed": 0}
@@ -265,8 +264,7 @@ SIDES = {"plain": train_plain, "ours": train_ours}
 def one_side(side: str, traces: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Train one side in this process."""
     torch.set_num_threads(options.threads)
-    with PeakMemory() as memory:
-        outcome = SIDES[side](traces, options)
+    outcome = SIDES[side](traces, options)
     table = read_training_data(traces, max_traces_per_class=None, **SPLIT).splits["train"]
     # What ours does before the first epoch counts as training; on the clock, and of the processor.
     spent = np.sum([outcome["before"], *outcome["training"]], axis=0)
@@ -276,7 +274,7 @@ def one_side(side: str, traces: Path, options: argparse.Namespace) -> dict[str, 
         "whole_s": outcome["elapsed"][-1][0],
         "whole_cpu_s": outcome["elapsed"][-1][1],
     }
-    return outcome | seconds | {"train_rows": table.num_steps, "peak_mib": memory.peak_mib}
+    return outcome | seconds | {"train_rows": table.num_steps}
 
 
 def ratio_interval(ratios: list[float]) -> tuple[float, float, float]:
@@ -386,7 +384,7 @@ def main() -> None:
         print(f"{name}, ours / plain: {middle:.1f} [{low:.1f}, {high:.1f}] (95 %)")
     for side in SIDES:
         seen = [one[side] for one in outcome["rounds"]]
-        names = ("rows_per_s", "rows_per_cpu_s", "whole_s", "peak_mib")
+        names = ("rows_per_s", "rows_per_cpu_s", "whole_s")
         values = {name: np.mean([one[name] for one in seen]) for name in names}
         aurocs = ", ".join(f"{np.mean(one['test_auroc']):.4f}" for one in seen)
         times = [one["seconds_to_goal"][side] for one in outcome["rounds"]]
@@ -396,7 +394,7 @@ def main() -> None:
             f"{np.mean([one['before'][0] for one in seen]):.1f} s of them before the first epoch, "
             f"to plain's best validation AUROC "
             f"{', '.join('never' if one is None else f'{one:.1f} s' for one in times)}, "
-            f"test AUROC within question {aurocs}, anonymous memory {values['peak_mib']:,.0f} MiB"
+            f"test AUROC within question {aurocs}"
         )
     middle, low, high = outcome["difference"]
     print(f"test AUROC within question, ours - plain: {middle:+.4f} [{low:+.4f}, {high:+.4f}]")

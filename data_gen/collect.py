@@ -67,7 +67,7 @@ def collect(
             if start_engine is None:
                 start_engine = StepLLM
             collection.run(start_engine, rule)
-        with Grader(config.grading_workers, config.grading_timeout_s) as grader:
+        with Grader(config.grading_workers) as grader:
             summary = summarise(out.read(), grader)
         summary["skipped_lines"] = len(found.skipped)
         out.finish(summary=summary)

@@ -83,7 +83,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
         "system": config.system,
         "responses": config.responses,
     }
-    with Grader(config.grading_workers, config.grading_timeout_s) as grader:
+    with Grader(config.grading_workers) as grader:
         rows, bad = check_rows(config, source, grader)
         with TraceWriter(config.out, settings, **described) as out:
             imported = _write(config, rows, maker, grader, out)

@@ -77,7 +77,7 @@ def merge(config: CollectMergeConfig, console: Console | None = None) -> dict[st
             seconds = sum(found["seconds"] for found in manifests)
             out.update(parts=_write_parts(shards, out), seconds=seconds)
         if not out.manifest["complete"]:
-            with Grader(timeout_s=config.grading_timeout_s) as grader:
+            with Grader() as grader:
                 summary = summarise(out.read(), grader)
             summary["skipped_lines"] = manifests[0]["summary"]["skipped_lines"]
             out.finish(summary=summary)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from step_eval.recorded.traces import World, pick
-from step_eval.simulation.config import SimulateConfig
+from step_eval.simulation.config import AUROC_AT, SimulateConfig
 from step_eval.simulation.question import FIGURES, Setting, figures, run_question
 from step_eval.simulation.schedule import EngineShape, Pruning
 from step_eval.simulation.scores import tuned_scores, within_auroc
@@ -96,10 +96,10 @@ def run_task(config: SimulateConfig, world: World, timing: Timing, task: Task) -
     aggregator = config.aggregator or world.aggregator or "mean"
     scores, reached = None, None
     if isinstance(scorer, float):
-        scores, reached = tuned_scores(world, scorer, config.auroc_at, aggregator, config.seed)
+        scores, reached = tuned_scores(world, scorer, AUROC_AT, aggregator, config.seed)
     elif scorer == RECORDED:
         recorded = [[trace.scores for trace in q.traces] for q in world.questions]
-        reached = within_auroc(world, recorded.__getitem__, config.auroc_at, aggregator)
+        reached = within_auroc(world, recorded.__getitem__, AUROC_AT, aggregator)
     methods = ["sc"] if scorer is None else config.method_names[1:]
     cells = []
     for count, budget in itertools.product(config.num_traces, config.kv_budget):

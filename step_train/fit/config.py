@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from step_infer.errors import InputError
 
@@ -28,6 +28,19 @@ _FREE_TO_CHANGE = (
 class FitConfig:
     """Everything that `step-train fit` can be told."""
 
+    MAIN_OPTIONS: ClassVar = (
+        "traces",
+        "out",
+        "seed",
+        "val_fraction",
+        "test_fraction",
+        "max_epochs",
+        "components",
+        "baselines",
+        "memory_mib",
+        "accelerator",
+    )
+
     traces: Path
     """Traces directory with features, of step-collect or step-train extract."""
     out: Path
@@ -38,7 +51,8 @@ class FitConfig:
     """Of the choice of test questions alone, so that runs of several seeds share them; null: as
     the seed says."""
     val_fraction: float = 0.15
-    """Part of the questions for early stopping and for the choice of the trace aggregator."""
+    """Part of the questions by which the best epoch, the trace aggregator and, in a sweep, the best
+    variant are chosen."""
     test_fraction: float = 0.15
     """Part of the questions for the final metrics; used for nothing else."""
     max_traces_per_class: int | None = None
@@ -88,7 +102,7 @@ class FitConfig:
     verify_checksums: bool = False
     """Compare every file of the traces directory with its checksum first; reads all of it once."""
     accelerator: str = "auto"
-    """Where to train: auto, cpu, gpu, …"""
+    """Where to run: auto, cpu, gpu, …"""
     devices: int = 1
     """Devices to train on; a scorer is small, so one is mostly the fastest."""
     baselines: Literal["all", "cheap", "none"] = "all"

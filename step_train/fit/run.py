@@ -29,13 +29,12 @@ from step_train.fit.config import FitConfig
 from step_train.fit.loss import StepLoss
 from step_train.fit.module import MONITOR, ScorerModule
 from step_train.fit.run_directory import RECORD_KEY, RECORD_SCHEMA_VERSION, REPORT, FitDirectory
-from step_train.fit.trainer import EpochLines, RunCheckpoint, lightning_run, make_trainer
+from step_train.fit.trainer import EpochProgress, RunCheckpoint, lightning_run, make_trainer
 from step_train.judge.baselines import compare
 from step_train.judge.baselines_trained import run_baselines
 from step_train.judge.held_out import choose_aggregator, evaluate
 from step_train.judge.report import write_report
 from step_train.judge.votes import judge_votes
-from step_train.peak_memory import PeakMemory
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,6 @@ class FitResult:
     """Summary of the data (`TrainingData.summary`)."""
     seconds: float
     """Wall time of this call."""
-    peak_memory_mib: float | None
-    """Most anonymous memory of the (first) process that trained, MiB; mapped files left out."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +116,7 @@ def _fit(
     started: float,
 ) -> dict[str, Any]:
     """Train, judge and finish a run that is not complete; return its outcome."""
-    with PeakMemory() as memory, lightning_run():
+    with lightning_run():
         module, trainer = train(config, data, run, callbacks)
         best = best_epoch(config, data, run, module, trainer)
         # Once, and last of all: nothing is chosen by the test questions.
@@ -132,11 +129,7 @@ def _fit(
         with tempfile.TemporaryDirectory() as folder:
             card = export(run.best, Path(folder) / "scorer.safetensors", force=True)
         write_report(run.path / REPORT, data, best.test_score_S, outcome, card, config.seed)
-        run.finish_fit(
-            outcome,
-            seconds=round(time.monotonic() - started, 1),
-            peak_memory_mib=memory.peak_mib and round(memory.peak_mib, 1),
-        )
+        run.finish_fit(outcome, seconds=round(time.monotonic() - started, 1))
     return outcome
 
 
@@ -159,7 +152,7 @@ def train(
         logger=[csv_logger, TensorBoardLogger(run.path, name="", version="tensorboard")],
         callbacks=[
             stopping,
-            *([EpochLines()] if config.progress else []),
+            *([EpochProgress()] if config.progress else []),
             *callbacks,
             RunCheckpoint(filename=run.best.stem, monitor=MONITOR, mode="max", **files),
             # After the best one, whose state it holds as well.
@@ -219,7 +212,6 @@ def _module(config: FitConfig, data: TrainingData) -> ScorerModule:
             "schema_version": RECORD_SCHEMA_VERSION,
             "model": asdict(data.model),
             "boundary": data.boundary,
-            "layers": list(data.layers),
             "width": config.width,
             "depth": config.depth,
             "settings": config.result_settings(),
@@ -314,5 +306,4 @@ def _result(run: FitDirectory, outcome: dict[str, Any], started: float) -> FitRe
         history=outcome["history"],
         data=outcome["data"],
         seconds=time.monotonic() - started,
-        peak_memory_mib=run.peak_memory_mib,
     )

@@ -57,12 +57,6 @@ class FitDirectory(RunDirectory):
         """Return the result of a complete run, as `finish_fit` took it."""
         return dict(read_json(self.path / METRICS))
 
-    @property
-    def peak_memory_mib(self) -> float | None:
-        """Most anonymous memory of the process that trained, MiB; None before the run's end."""
-        found = self.manifest.get("peak_memory_mib")
-        return None if found is None else float(found)
-
     def start(self, settings: dict[str, Any], split: dict[str, list[str]], **manifest: Any) -> None:
         """Claim the directory, and begin a run or go on with one of the same settings.
 

@@ -3,7 +3,6 @@
 import csv
 import multiprocessing
 import re
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from step_eval.statistics import Floats, auroc_by_question
+from step_infer.cli.progress import track
 from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write, write_json
 from step_train.data.subspace import require_components
@@ -93,18 +93,9 @@ def _fit_all(config: SweepConfig, variants: dict[str, Changes]) -> dict[str, lis
                     f"{tasks[out][0]!r}."
                 )
             tasks[out] = (name, config.fit(changes, seed, out))
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
     found: dict[str, list[Scores]] = {name: [] for name in variants}
-    bar = tqdm(
-        _outcomes(list(tasks.values()), config.jobs),
-        total=len(tasks),
-        unit="fit",
-        desc="sweep",
-        disable=not config.progress,
-        mininterval=0.5 if sys.stderr.isatty() else 15.0,
-    )
-    for name, outcome in bar:
+    outcomes = _outcomes(list(tasks.values()), config.jobs)
+    for name, outcome in track(outcomes, len(tasks), "fits", shown=config.progress):
         found[name].append(outcome)
     for scores in found.values():
         scores.sort(key=lambda outcome: int(outcome["seed"]))

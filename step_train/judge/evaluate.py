@@ -17,7 +17,7 @@ from step_infer.storage.files import check_output, write_json
 from step_infer.storage.run_directory import MANIFEST_NAME, run_manifest
 from step_train.data.feature_blocks import EvaluationBatches, FeatureRows
 from step_train.data.trace_table import TraceTable, read_traces, require_both_classes
-from step_train.data.training_data import identity_of, layers_of
+from step_train.data.training_data import identity_of
 from step_train.export.run import export
 from step_train.fit.run_directory import OWN_FILES as FIT_FILES
 from step_train.fit.run_directory import FitDirectory
@@ -29,6 +29,9 @@ from step_train.judge.votes import judge_votes
 
 KIND = "scorer evaluation"
 """What the JSON calls itself."""
+
+_SEED = 0
+"""Of the bootstrap and of the drawn votes."""
 
 
 def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
@@ -49,12 +52,6 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         held += [config.run / name for name in FIT_FILES] if config.run is not None else []
         check_output(config.out, config.scorer, *held)
     card.check_model(identity_of(directory))
-    layers = ",".join(layers_of(directory))
-    if layers != card.layer:
-        raise InputError(
-            f"Expected features of layer {card.layer!r} (scorer card), found {layers!r} in "
-            f"{directory.path}. Hint: see step-train extract --layers."
-        )
     if directory.manifest.get("boundary") != card.boundary:
         raise InputError(
             f"Expected traces with the scorer's boundary rule, found another one in "
@@ -63,7 +60,7 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
     table, skipped = read_traces(directory)
     own = directory.fingerprint == card.training.get("traces_fingerprint")
     split = FitDirectory(config.run).split() if config.run is not None else None
-    questions = config.questions
+    questions = config.split
     if questions == "auto":
         questions = "test" if own and split is not None else "all"
     if split is not None and questions != "all":
@@ -80,14 +77,14 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         questions=questions,
         trained_on=_trained_on(table, split, own),
         aggregator=card.aggregator,
-        metrics=evaluate(table, score_S, seed=config.seed)
-        | {"votes": judge_votes(directory, table, score_S, card.aggregator, config.seed)},
+        metrics=evaluate(table, score_S, seed=_SEED)
+        | {"votes": judge_votes(directory, table, score_S, card.aggregator, _SEED)},
         baselines=compare(
             table,
             score_S,
             card.aggregator,
             known_baselines(table, read_step_facts(directory, table)),
-            seed=config.seed,
+            seed=_SEED,
         ),
     )
     if config.out is not None:
@@ -120,7 +117,7 @@ def _only(table: TraceTable, ids: list[str], name: str) -> TraceTable:
     if not len(chosen):
         raise InputError(
             f"Expected traces of the run's {name} questions, found none with these ids. "
-            "Hint: use --questions all for other traces."
+            "Hint: use --split all for other traces."
         )
     return chosen
 

@@ -95,7 +95,7 @@ def print_card(card: ScorerCard, source: str, console: Console) -> None:
 
 
 def _network(card: ScorerCard) -> str:
-    sizes = [card.state_size, *[card.width] * card.depth, 1]
+    sizes = [card.hidden_size, *[card.width] * card.depth, 1]
     return ", ReLU, ".join(f"Linear({a}, {b})" for a, b in itertools.pairwise(sizes))
 
 

@@ -120,7 +120,7 @@ def test_a_terminated_run_keeps_all_traces_that_were_finished(
     write_questions(LedgerConfig(questions, "test", 4, seed=5))
     out = tmp_path / "out"
     options = ["--model", CHECKPOINT, "--questions", questions, "--out", out]
-    options += ["--num-traces", "500", "--part-traces", "2000", "--part-seconds", "9999"]
+    options += ["--num-traces", "500", "--part-traces", "2000"]
     options += ["--sampling.max-tokens", "200"]
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen(

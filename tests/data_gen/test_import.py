@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers import AutoModel
 
 from data_gen import commands
-from data_gen.commands import _main
+from data_gen.commands import import_command
 from data_gen.config import ImportConfig
 from data_gen.importer import import_traces
 from data_gen.ledger.questions import iter_questions
@@ -255,7 +255,7 @@ def test_bad_input_is_named_in_one_line(tmp_path: Path, options: list[str], mess
         "--out": str(tmp_path / "traces"),
     } | {options[0]: options[1].format(**files)}
     with pytest.raises(InputError, match=message) as caught:
-        _main(["import", *itertools.chain(*given.items())])
+        import_command(list(itertools.chain(*given.items())))
     assert len(str(caught.value).splitlines()) == 1
 
 

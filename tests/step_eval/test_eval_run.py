@@ -11,6 +11,7 @@ import pytest
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from rich.console import Console
 
+from step_eval import measure
 from step_eval.budget import mean_response_tokens
 from step_eval.config import EvalConfig
 from step_eval.measure import prefix_hashes
@@ -33,6 +34,13 @@ from step_infer.storage.run_directory import (
 QUESTIONS = 8
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _a_reading_at_every_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "SAMPLE_S", 1e-9)
+        yield
+
+
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
@@ -49,7 +57,7 @@ def config(inputs):
     """Return a function that makes settings for an output directory."""
 
     def make(out, **changes):
-        values = {"num_traces": 12, "kv_budget_tokens": 3000, "system": "", "sample_seconds": 1e-9}
+        values = {"num_traces": 12, "kv_budget_tokens": 3000, "system": ""}
         return EvalConfig(**{**inputs, **values, "out": str(out), **changes})
 
     return make

@@ -6,6 +6,7 @@ import pytest
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from rich.console import Console
 
+from step_eval import measure
 from step_eval.comparison import outcome
 from step_eval.config import EvalConfig
 from step_eval.merge import merge
@@ -26,6 +27,13 @@ QUESTIONS, TRACES = 6, 12
 VICTIM_METHODS = "sc,step,single," + ",".join(ABLATIONS)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _a_reading_at_every_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "SAMPLE_S", 1e-9)
+        yield
+
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """Return a function that makes settings for an output directory."""
@@ -39,7 +47,7 @@ def config(tmp_path_factory):
 
     def make(out, **changes):
         values = {"num_traces": TRACES, "kv_budget_tokens": 3000, "system": "", "repeats": 2}
-        values |= {"sample_seconds": 1e-9, "out": str(out)}
+        values["out"] = str(out)
         return EvalConfig(**{**inputs, **values, **changes})
 
     return make

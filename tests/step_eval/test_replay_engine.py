@@ -29,7 +29,7 @@ METHODS = ("sc", "step", "oracle", "least-confident")
 def run(tmp_path_factory):
     """Return the directory of a replay that was killed in its second method, and went on."""
     out = tmp_path_factory.mktemp("replay") / "out"
-    options = ["--shape", CHECKPOINT / "config.json", "--scale", "0.4"]
+    options = ["--shape", CHECKPOINT / "config.json", "--length-scale", "0.4"]
     options += ["--traces", RECORDED, "--out", out, "--limit", QUESTIONS, "--kv-budget", "0.4"]
     options += ["--num-traces", NUM_TRACES, "--methods", ",".join(METHODS)]
     cache = str(tmp_path_factory.getbasetemp() / "cache")

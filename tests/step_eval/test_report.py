@@ -9,6 +9,7 @@ import pytest
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from rich.console import Console
 
+from step_eval import measure
 from step_eval.config import EvalConfig
 from step_eval.report.figures import fitting_columns
 from step_eval.report.html import render_report
@@ -18,6 +19,13 @@ from step_eval.results import build_results, read_run
 from step_eval.run import evaluate
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_reading_at_every_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "SAMPLE_S", 1e-9)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +41,6 @@ def run(tmp_path_factory):
         num_traces=10,
         kv_budget_tokens=2500,
         repeats=2,
-        sample_seconds=1e-9,
     )
     evaluate(config, FakeEngine, Console(quiet=True))
     return read_run(config.out)

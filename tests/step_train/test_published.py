@@ -76,7 +76,7 @@ def test_layers_of_any_names_and_half_precision_are_taken_in_order(command, tmp_
     net = network(width=64).half()
     new = {"0": "fc1", "2": "out"}
     state = {f"{new[name[0]]}{name[1:]}": tensor for name, tensor in net.state_dict().items()}
-    status, output, _ = command(state, "--boundary", "newline", "--aggregator", "last")
+    status, output, _ = command(state, "--boundary.kind", "newline", "--aggregator", "last")
     assert status == 0
     assert "net.2.bias from out.bias" in output
     scorer, card = load_scorer(tmp_path / "scorer.safetensors")
@@ -154,7 +154,7 @@ def test_a_damaged_safetensors_file_is_refused_as_well(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["run", "--out", "s", "--boundary", "newline"], "--boundary with --from-pt only"),
+        (["run", "--out", "s", "--boundary.kind", "newline"], "--boundary with --from-pt only"),
         (["run", "--out", "s", "--model", "m"], "--model with --from-pt and only there"),
         (["--from-pt", "f", "--out", "s"], "--model with --from-pt and only there"),
         (["run", "--from-pt", "f", "--out", "s"], "found 2 of them"),
