@@ -102,7 +102,7 @@ class CollectConfig(QuestionOptions):
         _check_counts(self, *counts, "grading_workers")
         if self.scorer is not None and self.boundary != BoundaryOptions():
             raise InputError(
-                "Expected no --boundary beside --scorer, which brings its own rule, "
+                "Expected no --boundary.kind beside --scorer, which brings its own rule, "
                 f"found {self.boundary.kind!r}."
             )
         if self.allow_mismatch and self.scorer is None:

@@ -67,8 +67,8 @@ def tuned_scores(
         if value is None:
             raise InputError(
                 "Expected a question with right and wrong traces that have a step boundary in "
-                f"their first {at:.0%}, found none. Hint: a later --auroc-at or other traces, "
-                "or leave out made-up scorers (--auroc '[]')."
+                f"their first {at:.0%}, found none. Hint: take other traces, or leave out made-up "
+                "scorers (--auroc '[]')."
             )
         return value
 

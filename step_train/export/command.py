@@ -61,11 +61,14 @@ class ExportConfig:
             raise InputError(
                 f"Expected --model with --from-pt and only there, found model {self.model!r}."
             )
-        for name, default in (("aggregator", "mean"), ("boundary", BoundaryOptions())):
-            if self.from_pt is None and getattr(self, name) != default:
+        for option, value, default in (
+            ("--aggregator", self.aggregator, ExportConfig.aggregator),
+            ("--boundary.kind", self.boundary.kind, BoundaryOptions.kind),
+        ):
+            if self.from_pt is None and value != default:
                 raise InputError(
-                    f"Expected --{name} with --from-pt only, found "
-                    f"{getattr(self, name)!r} without. Hint: a run of step-train fit knows its own."
+                    f"Expected {option} with --from-pt only, found {value!r} without. "
+                    "Hint: a run of step-train fit knows its own."
                 )
 
 
