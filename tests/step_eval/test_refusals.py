@@ -34,6 +34,7 @@ from step_eval.run import turn
 from step_eval.simulation.config import SimulateConfig
 from step_eval.simulation.run import simulate_all
 from step_eval.simulation.schedule import EngineShape, SimulatedTrace, check_fit
+from step_eval.simulation.scores import tuned_scores
 from step_eval.simulation.timing import read_timing
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.storage.run_directory import RunDirectory, run_manifest, write_manifest
@@ -492,6 +493,16 @@ def test_victims_by_confidence_need_recorded_ones():
         "Expected recorded traces with confidences (--traces) for the method least-confident, "
         "found none in 2 questions drawn from distributions: on average 50% of traces right, "
         "median 1,000 tokens (right) and 1,300 (wrong), a step every 60 tokens."
+    )
+
+
+def test_a_made_up_scorer_needs_an_early_step():
+    late = replace(world().questions[0].traces[0], right=False)
+    [question] = world().questions
+    two = World((replace(question, traces=(*question.traces, late)),), "a test")
+    assert refusal(lambda: tuned_scores(two, 0.7, 0.1, "mean", seed=0)) == (
+        "Expected a question with right and wrong traces that have a step boundary in their first "
+        "10%, found none. Hint: take other traces, or leave out made-up scorers (--auroc '[]')."
     )
 
 

@@ -674,6 +674,12 @@ def configured(folder, text):
             "Hint: step-serve --event-log FILE writes them when scored requests end.",
         ),
         (
+            lambda tmp: serve._main(
+                [MODEL, "--scorer", str(SCORER), "--config", str(file(tmp, "- 1"))]
+            ),
+            "a YAML file of flags and values after --config, found [1] in TMP/x.",
+        ),
+        (
             lambda tmp: configured(tmp, "[1"),
             "YAML in UTF-8 as --config, found TMP/x: while parsing a flow sequence in "
             '"<unicode string>", line 1, column 1: [1 ^ '

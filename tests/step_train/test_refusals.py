@@ -221,6 +221,12 @@ def changed(folder, **fields):
     return TraceDirectory(directory.path)
 
 
+def unlabelled(folder):
+    """Make a traces directory of two traces without an answer."""
+    changes = {0: {"extracted_answer": None}, 1: {"extracted_answer": None}}
+    return write_traces(folder, "label", questions=1, traces=2, changes=changes)
+
+
 def table_of(right):
     """Return a table of one trace with one step for each question."""
     count = np.arange(len(right))
@@ -330,6 +336,10 @@ WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
         (
             lambda tmp: read_traces(changed(tmp, parts=[])),
             "traces in TMP, found none.",
+        ),
+        (
+            lambda tmp: read_traces(unlabelled(tmp)),
+            "traces with boundaries, an answer and a label in TMP, found none (2 no answer).",
         ),
         (
             lambda tmp: extract(ExtractConfig("m", changed(tmp, parts=[]).path, Path("out"))),
