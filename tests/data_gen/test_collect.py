@@ -250,7 +250,10 @@ def test_a_prompt_that_is_too_long_is_found_before_the_engine_starts(
         ({"num_traces": 0}, "--num-traces of at least 1, found 0"),
         ({"grading_workers": 0}, "--grading-workers of at least 1, found 0"),
         ({"steps_per_trace": 0}, "--steps-per-trace of at least 1, found 0"),
-        ({"scorer": "s", "boundary": BoundaryOptions("newline")}, "no --boundary beside --scorer"),
+        (
+            {"scorer": "s", "boundary": BoundaryOptions("newline")},
+            "no --boundary.kind beside --scorer",
+        ),
         ({"allow_mismatch": ["tokenizer_hash"]}, "--scorer beside --allow-mismatch"),
     ],
 )

@@ -46,7 +46,7 @@ def test_a_made_up_scorer_has_the_auroc_asked_for(target, aggregator):
 
 
 def test_without_an_early_boundary_no_scorer_can_be_tuned(world):
-    with pytest.raises(InputError, match=r"first 0%, found none. Hint: a later --auroc-at or o"):
+    with pytest.raises(InputError, match=r"first 0%, found none. Hint: take other traces"):
         tuned_scores(world, 0.7, 0.001, "mean", seed=1)
 
 
