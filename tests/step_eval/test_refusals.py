@@ -20,8 +20,8 @@ from step_eval.merge import _check_same, _paired, merge
 from step_eval.methods.deepconf import DeepConf
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.methods.victim_scheduler import RankedOptions
-from step_eval.recorded.files import read_table, read_world, sc_records, write_table
-from step_eval.recorded.traces import Distributions, PoolQuestion, PoolTrace, World
+from step_eval.recorded.files import read_pool, read_table, sc_records, write_table
+from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
 from step_eval.records import RecordStore, locked
 from step_eval.replay.config import ReplayConfig
 from step_eval.replay.run import prepare, read_traces
@@ -32,6 +32,7 @@ from step_eval.report.events import write_event_report
 from step_eval.results import read_run
 from step_eval.run import turn
 from step_eval.simulation.config import SimulateConfig
+from step_eval.simulation.drawn import DrawnTraces
 from step_eval.simulation.run import simulate_all
 from step_eval.simulation.schedule import EngineShape, SimulatedTrace, check_fit
 from step_eval.simulation.timing import read_timing
@@ -158,9 +159,9 @@ def test_settings_of_a_simulation(changes, text):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        *at_least(1, "questions", "prompt_tokens", "max_tokens", prefix="--world."),
+        *at_least(1, "questions", "prompt_tokens", "max_tokens", prefix="--drawn."),
         *(
-            ({name: -0.5}, f"--world.{name.replace('_', '-')} {bound}, found -0.5.")
+            ({name: -0.5}, f"--drawn.{name.replace('_', '-')} {bound}, found -0.5.")
             for bound, names in {
                 "in (0, 1)": ["right_share"],
                 "above 0": ["right_spread", "right_tokens", "wrong_tokens", "step_tokens"],
@@ -171,7 +172,7 @@ def test_settings_of_a_simulation(changes, text):
     ],
 )
 def test_settings_of_a_made_up_world(changes, text):
-    assert refusal(lambda: Distributions(**changes)) == f"Expected {text}"
+    assert refusal(lambda: DrawnTraces(**changes)) == f"Expected {text}"
 
 
 @pytest.mark.parametrize(
@@ -272,14 +273,14 @@ def test_a_rank_and_recorded_signals_of_a_request():
     )
 
 
-def world(**changes):
+def pool(**changes):
     trace = PoolTrace(20, (4, 9), "2", True, **{"scores": (0.5, 0.6), **changes})
-    return World((PoolQuestion("q", 3, (trace,), "2"),), "a test")
+    return TracePool((PoolQuestion("q", 3, (trace,), "2"),), "a test")
 
 
 def table(folder, truth="2", **changes):
-    [question] = world(**changes).questions
-    write_table(folder / "table.parquet", World((replace(question, truth=truth),), "a test"))
+    [question] = pool(**changes).questions
+    write_table(folder / "table.parquet", TracePool((replace(question, truth=truth),), "a test"))
     return folder / "table.parquet"
 
 
@@ -322,43 +323,43 @@ def narrow(folder):
         ),
         (
             lambda tmp: (
-                write_table(tmp / "x", World((), "a test")),
+                write_table(tmp / "x", TracePool((), "a test")),
                 read_table(tmp / "x"),
             ),
             "recorded traces in TMP/x, found none.",
         ),
         (
-            lambda tmp: read_world(table(tmp), SCORER),
+            lambda tmp: read_pool(table(tmp), SCORER),
             "a directory of step-collect for --scorer, found the file TMP/table.parquet, which "
             "holds no hidden states.",
         ),
         (
-            lambda tmp: read_world(manifest(tmp, "step-eval"), SCORER),
+            lambda tmp: read_pool(manifest(tmp, "step-eval"), SCORER),
             "a directory of step-collect for --scorer, found TMP of step-eval, which keeps no "
             "hidden states.",
         ),
         (
-            lambda tmp: read_world(manifest(tmp, parts=[])),
+            lambda tmp: read_pool(manifest(tmp, parts=[])),
             "traces of step-collect or step-eval in TMP, found none. "
             "Hint: make them with step-collect.",
         ),
         (
-            lambda tmp: (parquet(collected(tmp) / "part.parquet", x=[1]), read_world(tmp)),
+            lambda tmp: (parquet(collected(tmp) / "part.parquet", x=[1]), read_pool(tmp)),
             "a part of a traces table at TMP/part.parquet, found: No match for "
             "FieldRef.Name(question_id) in x: int64",
         ),
         (
-            lambda tmp: read_world(collected(tmp), SCORER),
+            lambda tmp: read_pool(collected(tmp), SCORER),
             "hidden states in TMP for --scorer, found none. "
             "Hint: collect with --features true, or leave --scorer out.",
         ),
         (
-            lambda tmp: read_world(collected(tmp, "none.safetensors"), SCORER),
+            lambda tmp: read_pool(collected(tmp, "none.safetensors"), SCORER),
             "a feature shard at TMP/none.safetensors, found: No such file or directory: "
             "TMP/none.safetensors.",
         ),
         (
-            lambda tmp: read_world(narrow(tmp), SCORER),
+            lambda tmp: read_pool(narrow(tmp), SCORER),
             "states of width 256 (scorer) in TMP/shard.safetensors, found 8.",
         ),
         (
@@ -484,7 +485,7 @@ def test_costs_of_a_step(given, text):
 
 
 def test_victims_by_confidence_need_recorded_ones():
-    settings = simulation(methods="sc,least-confident", world=Distributions(questions=2))
+    settings = simulation(methods="sc,least-confident", drawn=DrawnTraces(questions=2))
     assert refusal(lambda: simulate_all(settings)) == (
         "Expected recorded traces with confidences (--traces) for the method least-confident, "
         "found none in 2 questions drawn from distributions: on average 50% of traces right, "
