@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from step_eval.recorded.files import record_traces, sc_records
-from step_eval.recorded.traces import block_contents, simulated_traces
 from step_eval.records import QuestionRecord
 from step_eval.results import read_run
 from step_eval.simulation.engine import simulate
 from step_eval.simulation.schedule import EngineShape
+from step_eval.simulation.traces import block_contents, simulated_traces
 from step_infer.errors import InputError
 
 _CPU_BLOCK, _CUDA_BLOCK = 32, 16

@@ -16,7 +16,7 @@ from step_eval.budget import mean_response_tokens
 from step_eval.config import EvalConfig
 from step_eval.measure import prefix_hashes
 from step_eval.merge import merge
-from step_eval.recorded.traces import World
+from step_eval.recorded.traces import TracePool
 from step_eval.records import RecordStore
 from step_eval.report.table import print_results
 from step_eval.results import write_results
@@ -271,7 +271,7 @@ def test_records_without_times_give_no_costs_of_a_step(run, tmp_path):
 
 def test_a_run_of_other_questions_checks_nothing(run):
     with pytest.raises(InputError, match=r"with as many traces in .*, found none\."):
-        check(run[0].out, World((), "nothing"), Timing())
+        check(run[0].out, TracePool((), "nothing"), Timing())
 
 
 def test_an_incomplete_run_says_so(config, tmp_path, capsys):

@@ -10,8 +10,8 @@ import torch
 from command_harness import run_command
 from places import ROOT, SCORER
 from refusals import refusal
-from safetensors.torch import save_file
 
+from data_gen.traces.features import write_shard
 from step_eval.budget import mean_response_tokens
 from step_eval.command import main
 from step_eval.config import EvalConfig
@@ -20,8 +20,8 @@ from step_eval.merge import _check_same, _paired, merge
 from step_eval.methods.deepconf import DeepConf
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.methods.victim_scheduler import RankedOptions
-from step_eval.recorded.files import read_table, read_world, sc_records, write_table
-from step_eval.recorded.traces import Distributions, PoolQuestion, PoolTrace, World
+from step_eval.recorded.files import read_pool, read_table, sc_records, write_table
+from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
 from step_eval.records import QuestionRecord, RecordStore
 from step_eval.replay.config import ReplayConfig
 from step_eval.replay.run import prepare, read_traces
@@ -32,6 +32,7 @@ from step_eval.report.events import write_event_report
 from step_eval.results import KIND, read_run
 from step_eval.run import turn
 from step_eval.simulation.config import SimulateConfig
+from step_eval.simulation.drawn import DrawnTraces
 from step_eval.simulation.run import simulate_all
 from step_eval.simulation.schedule import EngineShape, SimulatedTrace, check_fit
 from step_eval.simulation.scores import tuned_scores
@@ -163,9 +164,9 @@ def test_settings_of_a_simulation(changes, text):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        *at_least(1, "prompt_tokens", "max_tokens", prefix="--world."),
+        *at_least(1, "prompt_tokens", "max_tokens", prefix="--drawn."),
         *(
-            ({name: -0.5}, f"--world.{name.replace('_', '-')} {bound}, found -0.5.")
+            ({name: -0.5}, f"--drawn.{name.replace('_', '-')} {bound}, found -0.5.")
             for bound, names in {
                 "in (0, 1)": ["right_share"],
                 "above 0": ["right_tokens", "wrong_tokens", "step_tokens"],
@@ -175,7 +176,7 @@ def test_settings_of_a_simulation(changes, text):
     ],
 )
 def test_settings_of_a_made_up_world(changes, text):
-    assert refusal(lambda: Distributions(**changes)) == f"Expected {text}"
+    assert refusal(lambda: DrawnTraces(**changes)) == f"Expected {text}"
 
 
 @pytest.mark.parametrize(
@@ -276,14 +277,14 @@ def test_a_rank_and_recorded_signals_of_a_request():
     )
 
 
-def world(**changes):
+def pool(**changes):
     trace = PoolTrace(20, (4, 9), "2", True, **{"scores": (0.5, 0.6), **changes})
-    return World((PoolQuestion("q", 3, (trace,), "2"),), "a test")
+    return TracePool((PoolQuestion("q", 3, (trace,), "2"),), "a test")
 
 
 def table(folder, truth="2", **changes):
-    [question] = world(**changes).questions
-    write_table(folder / "table.parquet", World((replace(question, truth=truth),), "a test"))
+    [question] = pool(**changes).questions
+    write_table(folder / "table.parquet", TracePool((replace(question, truth=truth),), "a test"))
     return folder / "table.parquet"
 
 
@@ -306,12 +307,15 @@ def collected(folder, features=None):
         "num_steps": 3,
     }
     parquet(folder / "part.parquet", **{name: [value] for name, value in trace.items()})
-    part = {"traces": {"file": "part.parquet"}, "features": features and {"file": features}}
-    return manifest(folder, parts=[part])
+    listed = None
+    if features is not None:
+        file = folder / features
+        listed = {"file": features, "rows": 3, "bytes": file.stat().st_size if file.exists() else 0}
+    return manifest(folder, parts=[{"traces": {"file": "part.parquet"}, "features": listed}])
 
 
 def narrow(folder):
-    save_file({"hidden": torch.zeros(3, 8)}, folder / "shard.safetensors")
+    write_shard(folder / "shard.safetensors", [torch.zeros(3, 8)], [[0, 1, 2]])
     return collected(folder, "shard.safetensors")
 
 
@@ -326,43 +330,42 @@ def narrow(folder):
         ),
         (
             lambda tmp: (
-                write_table(tmp / "x", World((), "a test")),
+                write_table(tmp / "x", TracePool((), "a test")),
                 read_table(tmp / "x"),
             ),
             "recorded traces in TMP/x, found none.",
         ),
         (
-            lambda tmp: read_world(table(tmp), SCORER),
+            lambda tmp: read_pool(table(tmp), SCORER),
             "a directory of step-collect for --scorer, found the file TMP/table.parquet, which "
             "holds no hidden states.",
         ),
         (
-            lambda tmp: read_world(manifest(tmp, "step-eval"), SCORER),
+            lambda tmp: read_pool(manifest(tmp, "step-eval"), SCORER),
             "a directory of step-collect for --scorer, found TMP of step-eval, which keeps no "
             "hidden states.",
         ),
         (
-            lambda tmp: read_world(manifest(tmp, parts=[])),
+            lambda tmp: read_pool(manifest(tmp, parts=[])),
             "traces of step-collect or step-eval in TMP, found none. "
             "Hint: make them with step-collect.",
         ),
         (
-            lambda tmp: (parquet(collected(tmp) / "part.parquet", x=[1]), read_world(tmp)),
-            "a part of a traces table at TMP/part.parquet, found: No match for "
-            "FieldRef.Name(question_id) in x: int64",
+            lambda tmp: (parquet(collected(tmp) / "part.parquet", x=[1]), read_pool(tmp)),
+            "column 'question_id' in TMP/part.parquet, found none.",
         ),
         (
-            lambda tmp: read_world(collected(tmp), SCORER),
-            "hidden states in TMP for --scorer, found none. "
-            "Hint: collect with --features true, or leave --scorer out.",
+            lambda tmp: read_pool(collected(tmp), SCORER),
+            "features in TMP, found none. "
+            "Hint: collect with --features true, or add them with step-train extract.",
         ),
         (
-            lambda tmp: read_world(collected(tmp, "none.safetensors"), SCORER),
+            lambda tmp: read_pool(collected(tmp, "none.safetensors"), SCORER),
             "a feature shard at TMP/none.safetensors, found: No such file or directory: "
-            "TMP/none.safetensors.",
+            "TMP/none.safetensors. Hint: collect or extract again.",
         ),
         (
-            lambda tmp: read_world(narrow(tmp), SCORER),
+            lambda tmp: read_pool(narrow(tmp), SCORER),
             "states of width 256 (scorer) in TMP/shard.safetensors, found 8.",
         ),
         (
@@ -497,9 +500,9 @@ def test_victims_by_confidence_need_recorded_ones():
 
 
 def test_a_made_up_scorer_needs_an_early_step():
-    late = replace(world().questions[0].traces[0], right=False)
-    [question] = world().questions
-    two = World((replace(question, traces=(*question.traces, late)),), "a test")
+    late = replace(pool().questions[0].traces[0], right=False)
+    [question] = pool().questions
+    two = TracePool((replace(question, traces=(*question.traces, late)),), "a test")
     assert refusal(lambda: tuned_scores(two, 0.7, 0.1, "mean", seed=0)) == (
         "Expected a question with right and wrong traces that have a step boundary in their first "
         "10%, found none. Hint: take other traces, or leave out made-up scorers (--auroc '[]')."
