@@ -86,7 +86,7 @@ def _main() -> None:
     console = Console(soft_wrap=not sys.stdout.isatty())
     if config.inspect is not None:
         from step_infer.scorer.network import read_card
-        from step_train.judge.view import print_card
+        from step_train.evaluation.view import print_card
 
         print_card(read_card(config.inspect), str(config.inspect), console)
     elif config.from_pt is not None:
@@ -121,8 +121,8 @@ def _import(config: ExportConfig, console: "Console") -> None:
 
 
 def _export(config: ExportConfig, console: "Console") -> None:
+    from step_train.evaluation.view import NOT_EARNED
     from step_train.export.run import export
-    from step_train.judge.view import NOT_EARNED
 
     assert config.checkpoint is not None
     assert config.out is not None

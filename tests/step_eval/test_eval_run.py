@@ -115,7 +115,7 @@ def test_both_methods_answer_every_question_with_the_same_seeds(run):
     assert metrics["preemptions"]["value"] == 0
     assert results["methods"]["sc"]["metrics"]["preemptions"]["value"] > 0
     assert results["methods"]["sc"]["metrics"]["waiting_share"]["value"] > 0
-    assert results["methods"]["step"]["fates"]["known"] == sum(
+    assert results["methods"]["step"]["stop_totals"]["known"] == sum(
         t.pruned for r in records["step"] for t in r.traces
     )
 

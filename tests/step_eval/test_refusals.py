@@ -30,7 +30,7 @@ from step_eval.replay.shapes import read_shape, write_model, write_scorer
 from step_eval.replay.signals import RecordedSteps
 from step_eval.report.events import write_event_report
 from step_eval.results import KIND, read_run
-from step_eval.run import turn
+from step_eval.run import device_lock
 from step_eval.simulation.config import SimulateConfig
 from step_eval.simulation.drawn import DrawnTraces
 from step_eval.simulation.run import simulate_all
@@ -584,7 +584,7 @@ def answered(folder):
             "Methods: sc, step.",
         ),
         (
-            lambda tmp: turn(tmp / "none" / "lock", alone=True).__enter__(),
+            lambda tmp: device_lock(tmp / "none" / "lock", alone=True).__enter__(),
             "Expected a writable lock file at TMP/none/lock, found: No such file or directory.",
         ),
     ],

@@ -154,7 +154,7 @@ def test_the_recording_tells_the_oracle_which_traces_a_repeat_has(tmp_path):
     chosen = chosen_traces(question, 32, 1, inputs.config.seed)
     assert again == [trace.right for trace in chosen]
     assert again != first
-    ranks = Ranks(inputs).of("oracle", 1, inputs.mine[0])
+    ranks = Ranks(inputs).for_question("oracle", 1, inputs.mine[0])
     assert ranks == {number: float(right) for number, right in enumerate(again)}
 
 
