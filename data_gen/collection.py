@@ -22,7 +22,7 @@ from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
 from step_infer.errors import InputError
-from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.boundary import NO_BOUNDARY, BoundaryRule
 from step_infer.scorer.identity import ModelIdentity
 
 TABLE_BYTES_PER_TOKEN = 4
@@ -182,6 +182,8 @@ class Collection:
         hidden = self._hidden() if self.config.features else None
         now = time.monotonic()
         seconds = self.out.manifest["seconds"] + now - self.clock
+        if not self.out.manifest["parts"] and not any(row["boundary_positions"] for row in rows):
+            self.console.print(f"[bold]warning:[/] {NO_BOUNDARY}", highlight=False)
         try:
             self.out.add_part(rows, hidden, seconds=seconds)
         except (OSError, SafetensorError) as error:

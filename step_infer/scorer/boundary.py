@@ -24,6 +24,13 @@ from step_infer.storage.files import check_types
 SENTENCE_END = r"[.!?][\"')\]]*(\s|$)"
 """The rule "sentence": a token whose own text matches it ends a step."""
 
+NO_BOUNDARY = (
+    "no trace of the first part has a step boundary, so that none can be scored or learnt from. "
+    "Hint: choose what ends a step with --boundary.kind, such as newline, sentence or stride; a "
+    "scorer brings its own rule."
+)
+"""What the commands that find boundaries say of a first part without any."""
+
 KINDS = (*LINE_RULES, "sentence", "regex", "stride")
 
 _NO_TEXT = "\ufffd"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from step_infer.cli.command import run
 from step_infer.errors import InputError
+from step_infer.scorer.think_end import THINK_END
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,6 +43,8 @@ class ExportConfig:
     """With from_pt and the boundary regex: expression that a token's text is searched for."""
     boundary_stride: int = 0
     """With from_pt and the boundary stride: tokens in a step."""
+    boundary_think_end: str = THINK_END
+    """With from_pt: text that ends the thinking; empty where nothing does."""
 
     def __post_init__(self) -> None:
         sources = (self.checkpoint, self.inspect, self.from_pt)
@@ -60,7 +63,8 @@ class ExportConfig:
             raise InputError(
                 f"Expected --model with --from-pt and only there, found model {self.model!r}."
             )
-        for name in ("aggregator", "boundary", "boundary_pattern", "boundary_stride"):
+        rule = ("boundary", "boundary_pattern", "boundary_stride", "boundary_think_end")
+        for name in ("aggregator", *rule):
             default = ExportConfig.__dataclass_fields__[name].default
             if self.from_pt is None and getattr(self, name) != default:
                 raise InputError(
@@ -114,6 +118,7 @@ def _import(config: ExportConfig, console: "Console") -> None:
         boundary=config.boundary,
         pattern=config.boundary_pattern,
         stride=config.boundary_stride,
+        think_end=config.boundary_think_end,
         aggregator=config.aggregator,
     )
     taken = ", ".join(

@@ -12,6 +12,7 @@ from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import identify
 from step_infer.scorer.network import StepScorer, save_scorer
+from step_infer.scorer.think_end import THINK_END
 from step_infer.storage.files import check_output, sha256_file
 from step_infer.storage.run_directory import package_versions
 from step_train.fit.run_directory import IMPORTED, load_plain
@@ -30,6 +31,7 @@ def import_scorer(
     boundary: str = "blank_line",
     pattern: str | None = None,
     stride: int = 0,
+    think_end: str = THINK_END,
     aggregator: Literal["mean", "last", "min", "ema"] = "mean",
 ) -> ScorerCard:
     """Write a published scorer (STEP, arXiv 2601.09093) as a scorer file.
@@ -41,6 +43,7 @@ def import_scorer(
         boundary: kind of boundary rule that it was trained with; pattern and stride as there.
         pattern: regular expression of the boundary rule "regex".
         stride: tokens in a step of the boundary rule "stride".
+        think_end: text that ends the thinking; empty where nothing does.
         aggregator: trace aggregator for the card.
 
     Returns:
@@ -60,7 +63,11 @@ def import_scorer(
             f"{path}. Hint: give the model whose hidden states the scorer was trained on."
         )
     rule = BoundaryRule.for_tokenizer(
-        load_tokenizer(model), boundary, pattern=pattern, stride=stride
+        load_tokenizer(model),
+        boundary,
+        pattern=pattern,
+        stride=stride,
+        think_end=think_end or None,
     )
     card = ScorerCard(
         base_model=model,

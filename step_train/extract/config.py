@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
 from step_infer.scorer.card import LAST_LAYER
+from step_infer.scorer.think_end import THINK_END
 
 KEEP = "traces"
 """The kind of boundary that the traces directory says."""
@@ -20,6 +21,14 @@ class ExtractBoundary(BoundaryOptions):
     """traces (as their directory says), blank_line, newline, sentence, regex or stride."""
 
     kinds: ClassVar[tuple[str, ...]] = (KEEP, *BoundaryOptions.kinds)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == KEEP and self.think_end != THINK_END:
+            raise InputError(
+                "Expected --boundary.kind beside --boundary.think-end, found none: the kind "
+                f"{KEEP!r} keeps the rule of the traces, end of thinking included."
+            )
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from data_gen.traces.features import FeatureShard, write_shard
 from data_gen.traces.writer import TraceWriter
 from step_infer.client.prompt import load_tokenizer
 from step_infer.errors import InputError
-from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.boundary import NO_BOUNDARY, BoundaryRule
 from step_infer.scorer.card import LAST_LAYER
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_train.extract.batches import PartBatches, TraceBatch, with_positions
@@ -268,6 +268,8 @@ class PartWriter(Callback):
         hidden = [self._states.get(index, nothing) for index in range(len(rows))]
         self._bar.update(len(rows) - len(self._states))
         self._states = {}
+        if batch.part == 0 and not batch.rows:
+            self._bar.write(f"warning: {NO_BOUNDARY}", file=sys.stderr)
         if self.writer is not None and len(self.writer.manifest["parts"]) == batch.part:
             self.writer.add_part(rows, hidden)
         else:

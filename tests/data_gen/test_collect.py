@@ -17,7 +17,7 @@ from data_gen.collect import collect
 from data_gen.commands import main
 from data_gen.config import CollectConfig
 from data_gen.traces.directory import TraceDirectory
-from step_infer.client.trace import Sampling
+from step_infer.client.trace import Sampling, Trace, TracePlan
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
 
@@ -115,6 +115,31 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert_whole(config, len(QUESTIONS))
     assert "18 traces, 7 of them done" in printed
     assert not set(first.yielded) & set(second.yielded)
+
+
+class StepsFromPart(CollectEngine):
+    """Its traces have no step boundary before this part; those after have one each."""
+
+    def __init__(self, part: int) -> None:
+        super().__init__()
+        self.part = part
+
+    def trace(self, plan: TracePlan) -> Trace:
+        trace = super().trace(plan)
+        trace.boundary_positions = [5] if len(self.yielded) > 4 * self.part else []
+        trace.hidden_SH = torch.zeros(len(trace.boundary_positions), self.H).bfloat16()
+        return trace
+
+
+def test_a_first_part_without_any_boundary_is_told_once(config: CollectConfig) -> None:
+    _, printed = run(config, StepsFromPart(99))
+    assert printed.count("no trace of the first part has a step boundary") == 1
+    assert "--boundary.kind" in printed
+    assert printed.index("first part") < printed.index("Traces:")
+    small = dataclasses.replace(config, out=config.out + "-2", part_traces=1000)
+    assert run(small, StepsFromPart(99))[1].count("has a step boundary") == 1
+    other = dataclasses.replace(config, out=config.out + "-3")
+    assert "has a step boundary" not in run(other, StepsFromPart(0))[1]
 
 
 def test_a_finished_run_needs_no_engine(config: CollectConfig) -> None:

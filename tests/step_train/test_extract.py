@@ -220,6 +220,23 @@ def test_other_boundaries_can_be_chosen(model, source, tmp_path):
     assert row["boundary_positions"][:2] == [49, 99]
 
 
+def test_traces_without_any_boundary_are_told(model, source, extracted, tmp_path, capsys):
+    rule = {"kind": "regex", "pattern": "@"}
+    directory = extract(config(model, source, tmp_path / "out", boundary=ExtractBoundary(**rule)))
+    assert directory.num_steps == 0
+    told = capsys.readouterr().err
+    assert told.count("no trace of the first part has a step boundary") == 1
+    assert "--boundary.kind" in told
+    extract(config(model, source, tmp_path / "other"))
+    assert "has a step boundary" not in capsys.readouterr().err
+
+
+def test_another_end_of_thinking_wants_a_rule_of_its_own():
+    with pytest.raises(InputError, match=r"Expected --boundary.kind beside --boundary.think-end"):
+        ExtractBoundary(think_end="[/THINK]")
+    assert ExtractBoundary("blank_line", think_end="[/THINK]").think_end == "[/THINK]"
+
+
 def test_an_interrupted_extraction_goes_on(model, source, extracted, tmp_path, monkeypatch):
     options = {"dtype": "float32", "batch_tokens": 1500}
     add_part = TraceWriter.add_part
