@@ -21,6 +21,7 @@ DECIDING_FIELDS = (
     "num_traces",
     "seed",
     "system",
+    "chat_template_kwargs",
     "no_answers",
     "skip_bad_lines",
     "limit",
@@ -51,6 +52,9 @@ class CollectConfig(QuestionOptions):
     """Each trace's own seed follows from this one, its question and its number."""
     system: str = SYSTEM_PROMPT
     """System text of the chat prompt; an empty text leaves it out."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """More arguments of the model's chat template, as --chat-template-kwargs.NAME VALUE: those
+    that its author gave it, such as enable_thinking or reasoning_effort."""
     no_answers: bool = False
     """Accept questions without an answer; their traces are not graded."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
@@ -148,6 +152,9 @@ class ImportConfig:
     """Field of the right answer."""
     system: str = SYSTEM_PROMPT
     """System text of the chat prompt that was used; an empty text leaves it out."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """More arguments of the model's chat template that were used, as
+    --chat-template-kwargs.NAME VALUE."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
     """What ends a step."""
     skip_bad_lines: bool = False
@@ -167,4 +174,5 @@ class ImportConfig:
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the content, flat and JSON-ready."""
         names = ("question_field", "response_field", "answer_field", "system", "skip_bad_lines")
+        names += ("chat_template_kwargs",)
         return {name: getattr(self, name) for name in names}

@@ -80,6 +80,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
         },
         "boundary": maker.rule.to_dict(),
         "system": config.system,
+        "chat_template_kwargs": config.chat_template_kwargs,
         "responses": config.responses,
     }
     with Grader(config.grading_workers, config.grading_timeout_s) as grader:
@@ -169,6 +170,7 @@ class TraceMaker:
 
     def __init__(self, config: ImportConfig) -> None:
         self.system = config.system
+        self.template_kwargs = config.chat_template_kwargs
         self.tokenizer = load_tokenizer(config.model)
         self.rule = config.boundary.rule(self.tokenizer)
         self.context = context_length(config.model)
@@ -207,7 +209,7 @@ class TraceMaker:
     def _prompt(self, question: str) -> tuple[list[int], bool]:
         """Return a question's prompt, and whether it ends by opening the thinking."""
         if self._asked is None or self._asked[0] != question:
-            token_ids = chat_prompt(self.tokenizer, question, self.system)
+            token_ids = chat_prompt(self.tokenizer, question, self.system, self.template_kwargs)
             prompt_end = self.tokenizer.decode(token_ids[-64:])
             end = self.rule.think_end
             thinks = end is not None and opens_thinking(prompt_end, end)

@@ -48,6 +48,9 @@ class EvalConfig(QuestionOptions):
     """Each trace's own seed follows from this one, the repeat, its question and its number."""
     system: str = SYSTEM_PROMPT
     """System text of the chat prompt; an empty text leaves it out."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """More arguments of the model's chat template, as --chat-template-kwargs.NAME VALUE: those
+    that its author gave it, such as enable_thinking or reasoning_effort."""
     kv_budget: float = 1.0
     """KV cache for every method, as a part of what all traces of a question need together:
     N x (prompt + mean response tokens). 1.0 sets no limit but the machine's memory."""
@@ -159,7 +162,8 @@ class EvalConfig(QuestionOptions):
         Methods, repeats, limit and vote are left out: a run may go on with more of them. Files are
         left to the caller, who adds their checksums.
         """
-        names = ["num_traces", "seed", "system", "kv_budget", "kv_budget_tokens"]
+        names = ["num_traces", "seed", "system", "chat_template_kwargs"]
+        names += ["kv_budget", "kv_budget_tokens"]
         names += sorted({s for name in self.method_names for s in METHODS[name].settings})
         settings = self.reading()
         for name in (*names, "sampling"):
