@@ -173,6 +173,6 @@ class ImportConfig:
 
     def deciding(self) -> dict[str, Any]:
         """Return the settings that decide the content, flat and JSON-ready."""
-        names = ("question_field", "response_field", "answer_field", "system", "skip_bad_lines")
-        names += ("chat_template_kwargs",)
+        names = ["question_field", "response_field", "answer_field", "skip_bad_lines"]
+        names += ["system", "chat_template_kwargs"]
         return {name: getattr(self, name) for name in names}

@@ -309,11 +309,16 @@ class StepLLM:
 
         if isinstance(questions, str) or not questions:
             raise InputError(f"Expected a list of questions, found {questions!r}.")
+
+        def plans_of(number: int, question: str) -> list[TracePlan]:
+            name = str(number)
+            return self.plan(
+                name, question, n, sampling, seed, system, chat_template_kwargs=chat_template_kwargs
+            )
+
         # All before the first is sampled: a bad one must not cost the answers of the others.
-        asking = {"system": system, "chat_template_kwargs": chat_template_kwargs}
         orders = [
-            (question, self.plan(str(number), question, n, sampling, seed, **asking))
-            for number, question in enumerate(questions)
+            (question, plans_of(number, question)) for number, question in enumerate(questions)
         ]
         note = system_note(self.tokenizer, questions[0], system, chat_template_kwargs)
         if note is not None:

@@ -43,6 +43,9 @@ class ExtractConfig:
     """Traces directory to make, or to go on with: the same traces, with features."""
     boundary: ExtractBoundary = field(default_factory=ExtractBoundary)
     """What ends a step; the kind traces takes the rule of the traces directory."""
+    revision: str | None = None
+    """Branch, tag or commit of a model from the hub; none given, the one that made the traces,
+    where this is the same model."""
     layers: str = LAST_LAYER
     """Layers whose states to store, one after the other, by commas: numbers of blocks from 1 (the
     state after that block), and "last" (after the final norm, what an engine shows). A scorer of

@@ -47,7 +47,7 @@ def extract(config: ExtractConfig) -> TraceDirectory:
         raise InputError(f"Expected traces in {config.traces}, found none.")
     if config.out.resolve() == config.traces.resolve():
         raise InputError("Expected another directory as --out than as --traces, found the same.")
-    identity = identify(config.model)
+    identity = identify(config.model, _revision(config, source))
     rule = _rule(config, source, identity)
     writer = _writer(config, source, identity, rule) if _first() else None
     try:
@@ -67,6 +67,12 @@ def _first() -> bool:
     return rank_zero_only.rank in (None, 0)
 
 
+def _revision(config: ExtractConfig, source: TraceDirectory) -> str | None:
+    made_by = source.manifest.get("identity") or {}
+    same = source.manifest.get("model") == config.model
+    return config.revision or (made_by.get("revision") if same else None)
+
+
 def _rule(config: ExtractConfig, source: TraceDirectory, identity: ModelIdentity) -> BoundaryRule:
     made_by = source.manifest.get("identity") or {}
     if made_by.get("tokenizer_hash") not in (None, identity.tokenizer_hash):
@@ -76,10 +82,10 @@ def _rule(config: ExtractConfig, source: TraceDirectory, identity: ModelIdentity
             "Hint: extract with the model that made the traces."
         )
     if config.boundary.kind != KEEP:
-        return config.boundary.rule(load_tokenizer(config.model))
+        return config.boundary.rule(load_tokenizer(config.model, identity.revision))
     if source.manifest.get("boundary"):
         return BoundaryRule.from_dict(source.manifest["boundary"])
-    return BoundaryRule.for_tokenizer(load_tokenizer(config.model))
+    return BoundaryRule.for_tokenizer(load_tokenizer(config.model, identity.revision))
 
 
 def _writer(
@@ -93,7 +99,8 @@ def _writer(
         "layers": list(config.layer_names),
         "boundary": rule.to_dict(),
     }
-    kept = {name: source.manifest[name] for name in ("sampling", "seed") if name in source.manifest}
+    names = ("sampling", "seed", "system", "chat_template_kwargs", "prompt_date")
+    kept = {name: source.manifest[name] for name in names if name in source.manifest}
     return TraceWriter(
         config.out,
         settings,
@@ -102,6 +109,7 @@ def _writer(
             "config_hash": identity.config_hash,
             "tokenizer_hash": identity.tokenizer_hash,
             "hidden_size": identity.hidden_size,
+            "revision": identity.revision,
         },
         layers=list(config.layer_names),
         boundary=rule.to_dict(),
@@ -110,8 +118,13 @@ def _writer(
     )
 
 
-def load_model(model: str, dtype: str) -> "PreTrainedModel":
+def load_model(model: str, dtype: str, revision: str | None = None) -> "PreTrainedModel":
     """Load a Hugging Face model without its head; its output is the final-normed last layer.
+
+    Args:
+        model: model folder or Hugging Face id.
+        dtype: number format; "auto" takes the model's own.
+        revision: branch, tag or commit of a hub id; None is the main one.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -122,7 +135,8 @@ def load_model(model: str, dtype: str) -> "PreTrainedModel":
     # Its bar stands for seconds, and would come between lines of ours.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return AutoModel.from_pretrained(model, dtype=dtype).eval()
+        found = AutoModel.from_pretrained(model, dtype=dtype, revision=revision or "main")
+        return found.eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"Expected a Hugging Face model in {model}, found: {str(error).splitlines()[0]}"
@@ -135,7 +149,7 @@ def _run(
     rule: BoundaryRule,
     writer: TraceWriter | None,
 ) -> None:
-    model = load_model(config.model, config.dtype)
+    model = load_model(config.model, config.dtype, _revision(config, source))
     blocks = int(model.config.get_text_config().num_hidden_layers)
     for name in config.layer_names:
         if name != LAST_LAYER and int(name) >= blocks:

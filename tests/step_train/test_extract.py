@@ -18,6 +18,7 @@ from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import identify
 from step_infer.scorer.network import load_scorer
+from step_infer.storage.run_directory import read_manifest, write_manifest
 from step_train.commands import main
 from step_train.demo_model.export import export_model, new_model
 from step_train.export.run import export
@@ -229,6 +230,21 @@ def test_traces_without_any_boundary_are_told(model, source, extracted, tmp_path
     assert "--boundary.kind" in told
     extract(config(model, source, tmp_path / "other"))
     assert "has a step boundary" not in capsys.readouterr().err
+
+
+def test_a_hub_model_is_read_at_the_revision_that_made_the_traces(source, tmp_path):
+    copy = tmp_path / "traces"
+    shutil.copytree(source, copy)
+    manifest = read_manifest(copy)
+    made_by = manifest["identity"] | {"revision": "v1"}
+    write_manifest(copy, manifest | {"model": "org/name", "identity": made_by})
+    for model, options, named in (
+        ("org/name", {}, "'org/name' at revision 'v1'"),
+        ("org/name", {"revision": "v2"}, "'org/name' at revision 'v2'"),
+        ("org/other", {}, r"'org/other' \("),
+    ):
+        with pytest.raises(InputError, match=f"reachable hub id, found {named}"):
+            extract(config(model, copy, tmp_path / "out", **options))
 
 
 def test_another_end_of_thinking_wants_a_rule_of_its_own():
