@@ -9,16 +9,22 @@ matter how a tokenizer cuts them into tokens. The rule says once for each token 
 what its text does; then it reads a trace one token at a time and remembers a few small numbers.
 """
 
-import re
 import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from step_infer.errors import InputError
 from step_infer.scorer.line_ends import LINE_RULES, WORD_END, Moves, group_by_shape, shape_moves
 from step_infer.scorer.think_end import THINK_END, Steps, end_steps
+from step_infer.scorer.vocabulary import (
+    TokenizerLike,
+    compiled,
+    matching_tokens,
+    single_token_id,
+    token_texts,
+)
 from step_infer.storage.files import check_types
 
 SENTENCE_END = r"[.!?][\"')\]]*(\s|$)"
@@ -32,9 +38,6 @@ NO_BOUNDARY = (
 """What the commands that find boundaries say of a first part without any."""
 
 KINDS = (*LINE_RULES, "sentence", "regex", "stride")
-
-_NO_TEXT = "\ufffd"
-"""What a tokenizer makes of bytes that are only a part of a character."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,11 @@ class BoundaryOptions:
                     f"found {getattr(self, option)!r} with the kind {self.kind}."
                 )
         if self.pattern:
-            _compiled(self.pattern)
+            compiled(self.pattern)
         if self.stride < 0:
             raise InputError(f"Expected --boundary.stride of at least 1, found {self.stride}.")
 
-    def rule(self, tokenizer: "TokenizerLike") -> "BoundaryRule":
+    def rule(self, tokenizer: TokenizerLike) -> "BoundaryRule":
         """Return the rule for a tokenizer; see `BoundaryRule.for_tokenizer`."""
         return BoundaryRule.for_tokenizer(
             tokenizer,
@@ -78,18 +81,6 @@ class BoundaryOptions:
             stride=self.stride,
             think_end=self.think_end or None,
         )
-
-
-class TokenizerLike(Protocol):
-    """The part of a Hugging Face tokenizer that the rule needs."""
-
-    def __len__(self) -> int: ...
-
-    def decode(self, token_ids: list[int], **kwargs: Any) -> str:
-        """Return the text of some tokens."""
-
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        """Return the id of a token given by its text."""
 
 
 class BoundaryState:
@@ -159,11 +150,11 @@ class BoundaryRule:
             raise InputError("Expected a pattern for the boundary rule 'regex', found none.")
         if kind != "regex":
             pattern = SENTENCE_END if kind == "sentence" else None
-        texts = _texts(tokenizer)
+        texts = token_texts(tokenizer)
         rule = cls(
             kind,
-            _matching(pattern, texts, think_end) if pattern else frozenset(),
-            _single_token_id(tokenizer, think_end) if think_end else None,
+            matching_tokens(pattern, texts, think_end) if pattern else frozenset(),
+            single_token_id(tokenizer, think_end) if think_end else None,
             pattern,
             stride if kind == "stride" else 0,
             group_by_shape(texts) if kind in LINE_RULES else {},
@@ -173,7 +164,7 @@ class BoundaryRule:
         if not (rule.stride or rule.token_ids or any("\n" in shape for shape in rule.line_ends)):
             wanted = f"whose text matches {pattern!r}" if pattern else "with a newline"
             others = "the rule stride needs no such tokens"
-            if _matching(SENTENCE_END, texts, think_end):
+            if matching_tokens(SENTENCE_END, texts, think_end):
                 others = f"the rule sentence fits this vocabulary, {others}"
             raise InputError(
                 f"Expected tokens {wanted} for the boundary rule {kind!r}, found none in the "
@@ -305,51 +296,5 @@ class BoundaryRule:
                 raise ValueError(f"think_steps from {before} to {after} of {length} characters")
 
 
-def _texts(tokenizer: TokenizerLike) -> list[str]:
-    """Return the text of each token of a vocabulary, in the order of the ids."""
-
-    def text(*token_ids: int) -> str:
-        return tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False)
-
-    count = len(tokenizer)
-    # SentencePiece drops a text's first space, so that a token alone seems to have none.
-    some = range(0, count, max(1, count // 500))
-    drops_space = any(text(i, i) != 2 * text(i) for i in some if _NO_TEXT not in text(i))
-    if not drops_space:
-        return [text(i) for i in range(count)]
-    return [text(i, i)[len(text(i)) :] for i in range(count)]
-
-
 def _ids(values: Iterable[int]) -> frozenset[int]:
     return frozenset(int(value) for value in values)
-
-
-def _matching(pattern: str, texts: Sequence[str], think_end: str | None) -> frozenset[int]:
-    """Return the tokens whose text a pattern is found in, but for those with the end of thinking.
-
-    Raises:
-        InputError: the pattern is no regular expression.
-    """
-    search = _compiled(pattern).search
-    shown = (text.replace(_NO_TEXT, "") for text in texts)
-    return frozenset(
-        i
-        for i, text in enumerate(shown)
-        if text and search(text) and not (think_end and think_end in text)
-    )
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(
-            f"Expected a regular expression as --boundary.pattern, found {pattern!r} ({error}). "
-            "Hint: a backslash before a character stands for the character itself."
-        ) from error
-
-
-def _single_token_id(tokenizer: TokenizerLike, text: str) -> int | None:
-    token_id = tokenizer.convert_tokens_to_ids(text)
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    return None if token_id is None or token_id == unknown else int(token_id)

@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 import tiktoken
+from places import CHECKPOINT
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -134,7 +135,7 @@ def _deepseek() -> Any:
 
 
 VOCABULARIES = {
-    "demo": lambda: load_tokenizer("checkpoints/ledger-5m"),
+    "demo": lambda: load_tokenizer(str(CHECKPOINT)),
     "byte_level": byte_level_tokenizer,
     "gpt2_like": lambda: byte_level_tokenizer(cut_like_gpt2=True),
     "qwen2": lambda: _qwen(new=False),

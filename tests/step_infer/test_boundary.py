@@ -120,6 +120,12 @@ def test_a_vocabulary_without_newlines_is_refused_with_a_rule_that_fits() -> Non
         BoundaryRule.for_tokenizer(WordTokenizer(["a", "b"]), "newline")
 
 
+def test_tokens_that_a_rule_does_not_name_do_nothing() -> None:
+    data = {"kind": "blank_line", "pattern": None, "stride": 0}
+    rule = BoundaryRule.from_dict(data | {"think_end_id": 4, "token_ids": [2, 3]})
+    assert rule.positions([0, 2, 2, 1, 1, 4, 2, 0]) == [1, 2]
+
+
 def test_stride_counts_generated_tokens() -> None:
     rule = BoundaryRule.for_tokenizer(WordTokenizer(), "stride", stride=2)
     assert rule.positions([0] * 7) == [1, 3, 5]

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import CHECKPOINT
 from vocabularies import MERGED, VOCABULARIES, vocabulary
 
 from step_infer.errors import InputError
 from step_infer.live_traces import LiveTraces
 from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
+from step_infer.scorer.card import read_card
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.wire import StepRows
 
@@ -177,6 +179,11 @@ def test_a_text_with_82_blank_lines_has_82_boundaries_in_every_vocabulary() -> N
     for name in VOCABULARIES:
         token_ids = vocabulary(name).encode(text, add_special_tokens=False)
         assert len(cached_rule(name, "blank_line", "</think>").positions(token_ids)) == 82, name
+
+
+def test_the_shipped_scorer_has_the_rule_of_its_models_vocabulary() -> None:
+    rule = read_card(CHECKPOINT / "scorer" / "scorer.safetensors").boundary_rule
+    assert rule == BoundaryRule.for_tokenizer(vocabulary("demo"))
 
 
 def test_most_tokens_of_a_text_are_only_counted() -> None:
