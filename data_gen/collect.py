@@ -56,6 +56,7 @@ def collect(
     if config.scorer is not None:
         card = load_scorer(config.scorer, identity, config.allow_mismatch)[1]
         rule = card.boundary_rule
+        config.boundary.check_scorer(rule)
     else:
         rule = config.boundary.rule(tokenizer)
     context = context_length(config.model, config.engine.get("max_model_len"), revision)

@@ -58,7 +58,7 @@ class CollectConfig(QuestionOptions):
     no_answers: bool = False
     """Accept questions without an answer; their traces are not graded."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
-    """What ends a step. A scorer brings its own rule."""
+    """What ends a step. A scorer brings its own rule, which must be the same."""
     features: bool = True
     """Also write the hidden state at every step boundary, for training a scorer."""
     feature_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
@@ -95,11 +95,6 @@ class CollectConfig(QuestionOptions):
         check_grading(self.grading_timeout_s, self.grading_workers)
         if self.part_seconds <= 0:
             raise InputError(f"Expected --part-seconds above 0, found {self.part_seconds}.")
-        if self.scorer is not None and self.boundary != BoundaryOptions():
-            raise InputError(
-                "Expected no --boundary beside --scorer, which brings its own rule, "
-                f"found {self.boundary.kind!r}."
-            )
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")
 

@@ -15,6 +15,7 @@ from step_infer.client.trace import Sampling
 from step_infer.confidence import WINDOW
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.boundary import BoundaryOptions
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class EvalConfig(QuestionOptions):
     random, youngest, longest, least-confident, oracle. all: every method."""
     scorer: str | None = None
     """Scorer file; the method step needs it, and those that differ from it by the victim only."""
+    boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
+    """What ends a step, and the thinking. A scorer brings its own rule, which must be the same."""
     oracle_from: str | None = None
     """Directory of step-eval whose records of the method sc say which traces come out right, for
     the method oracle; none given, --out itself. Questions that are missing there are left
@@ -166,7 +169,7 @@ class EvalConfig(QuestionOptions):
         names += ["kv_budget", "kv_budget_tokens"]
         names += sorted({s for name in self.method_names for s in METHODS[name].settings})
         settings = self.reading()
-        for name in (*names, "sampling"):
+        for name in (*names, "sampling", "boundary"):
             value = getattr(self, name)
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 parts = dataclasses.asdict(value).items()

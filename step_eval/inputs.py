@@ -14,6 +14,7 @@ from step_infer.client.prompt import (
     prompt_lengths,
     system_note,
 )
+from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer
@@ -29,6 +30,8 @@ class EvalInputs:
     """All questions of the source, up to the limit; a shard asks only its part of them."""
     identity: ModelIdentity
     card: ScorerCard | None
+    rule: BoundaryRule | None
+    """What ends a step, for every method; None where recorded signals say it."""
     mean_prompt_tokens: float
     mean_response_tokens: float | None
     """Of earlier traces, where the settings name any and the KV budget depends on it."""
@@ -79,7 +82,9 @@ def load_inputs(config: EvalConfig, note: Callable[[str], None]) -> EvalInputs:
     card = None
     if config.scorer is not None:
         _, card = load_scorer(config.scorer, identity, config.allow_mismatch)
+        config.boundary.check_scorer(card.boundary_rule)
     tokenizer = load_tokenizer(config.model, revision)
+    rule = card.boundary_rule if card is not None else config.boundary.rule(tokenizer)
     lengths = prompt_lengths(
         tokenizer,
         {question.id: question.question for question in questions},
@@ -98,6 +103,7 @@ def load_inputs(config: EvalConfig, note: Callable[[str], None]) -> EvalInputs:
         found,
         identity,
         card,
+        rule,
         sum(lengths) / len(lengths),
         None if earlier is None else mean_response_tokens(earlier),
     )

@@ -193,8 +193,8 @@ class Evaluation:
             start = StepLLM
         # The same steps in every method's records, so that pruned traces find their twins.
         arguments = {"kv_budget_tokens": kv_budget_tokens, **options, **self.config.engine}
-        if self.inputs.card is not None and "scorer" not in options:
-            arguments["boundary"] = self.inputs.card.boundary_rule
+        if self.inputs.rule is not None and "scorer" not in options:
+            arguments["boundary"] = self.inputs.rule
         return start(self.config.model, **arguments)
 
     def _plans_of(

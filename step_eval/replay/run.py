@@ -125,6 +125,7 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, World]:
         identify(str(model)), model=f"{config.shape} with random weights (replay of {world.source})"
     )
     prompts = [question.prompt_tokens for question in world.questions]
+    card = None if scorer is None else read_card(scorer)
     inputs = ReplayInputs(
         evaluation,
         QuestionSet(
@@ -133,7 +134,8 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, World]:
             checksum,
         ),
         identity,
-        None if scorer is None else read_card(scorer),
+        card,
+        None if card is None else card.boundary_rule,
         sum(prompts) / len(prompts),
         world.mean_response_tokens,
         {

@@ -11,7 +11,7 @@ what its text does; then it reads a trace one token at a time and remembers a fe
 
 import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -81,6 +81,23 @@ class BoundaryOptions:
             stride=self.stride,
             think_end=self.think_end or None,
         )
+
+    def check_scorer(self, rule: "BoundaryRule") -> None:
+        """Refuse options that a scorer's own rule contradicts; one that was not given agrees.
+
+        Raises:
+            InputError: an option is not what the scorer was trained with.
+        """
+        for option in fields(self):
+            given, own = getattr(self, option.name), getattr(rule, option.name)
+            if option.name == "think_end":
+                own = own or ""
+            if given not in (option.default, own):
+                raise InputError(
+                    f"Expected --boundary.{option.name.replace('_', '-')} {own!r} beside a scorer "
+                    f"that was trained with it, found {given!r}. Hint: leave it out; a scorer "
+                    "brings its own rule."
+                )
 
 
 class BoundaryState:

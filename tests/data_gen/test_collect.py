@@ -17,6 +17,7 @@ import pytest
 import torch
 from collect_engine import CollectEngine, assert_whole
 from command_harness import Finished, run_command
+from fake_engine import made_up_model, made_up_scorer
 from rich.console import Console
 
 from data_gen.collect import collect
@@ -388,6 +389,18 @@ def test_a_prompt_that_is_too_long_is_found_before_the_engine_starts(
     assert engine.started_with is None
 
 
+def test_boundary_options_beside_a_scorer_must_be_its_own(
+    config: CollectConfig, tmp_path: Path
+) -> None:
+    model = made_up_model(tmp_path / "model", CollectEngine.H)
+    scorer = made_up_scorer(tmp_path / "scorer.safetensors", model)
+    config = dataclasses.replace(config, model=model, scorer=scorer)
+    for boundary in (BoundaryOptions("newline"), BoundaryOptions(think_end="[/THINK]")):
+        with pytest.raises(InputError, match=r"--boundary\.(kind|think-end) '.*beside a scorer"):
+            run(dataclasses.replace(config, boundary=boundary), CollectEngine())
+    run(dataclasses.replace(config, boundary=BoundaryOptions("blank_line")), CollectEngine())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -395,7 +408,6 @@ def test_a_prompt_that_is_too_long_is_found_before_the_engine_starts(
         ({"part_seconds": 0.0}, "--part-seconds above 0"),
         ({"grading_workers": 0}, "--grading-workers of at least 1, found 0"),
         ({"grading_timeout_s": 0.0}, "--grading-timeout-s above 0"),
-        ({"scorer": "s", "boundary": BoundaryOptions("newline")}, "no --boundary beside --scorer"),
         ({"allow_mismatch": ["tokenizer_hash"]}, "--scorer beside --allow-mismatch"),
     ],
 )

@@ -19,6 +19,7 @@ from step_eval.report.table import print_results
 from step_eval.results import write_results
 from step_eval.run import evaluate
 from step_infer.errors import InputError
+from step_infer.scorer.boundary import BoundaryOptions
 from step_infer.storage.run_directory import read_manifest, run_manifest, write_manifest
 
 QUESTIONS = 8
@@ -101,6 +102,24 @@ def test_both_methods_answer_every_question_with_the_same_seeds(run):
     assert results["methods"]["step"]["fates"]["known"] == sum(
         t.pruned for r in records["step"] for t in r.traces
     )
+
+
+def test_another_rule_of_steps_reaches_every_engine(config, inputs, tmp_path):
+    started = []
+
+    class Started(FakeEngine):
+        def __init__(self, model, **options):
+            started.append(options.get("boundary"))
+            super().__init__(model, **options)
+
+    bare = config(
+        tmp_path / "out", methods="sc", scorer=None, boundary=BoundaryOptions(think_end="[/")
+    )
+    evaluate(bare, Started, quiet())
+    assert {rule.think_end for rule in started} == {"[/"}
+    assert read_manifest(bare.out)["settings"]["boundary.think_end"] == "[/"
+    with pytest.raises(InputError, match="--boundary.think-end '</think>' beside a scorer"):
+        evaluate(dataclasses.replace(bare, scorer=inputs["scorer"]), Started, quiet())
 
 
 def test_a_run_that_goes_on_keeps_its_prompts(config, tmp_path):

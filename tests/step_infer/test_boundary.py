@@ -120,6 +120,21 @@ def test_a_vocabulary_without_newlines_is_refused_with_a_rule_that_fits() -> Non
         BoundaryRule.for_tokenizer(WordTokenizer(["a", "b"]), "newline")
 
 
+def test_options_beside_a_scorer_must_be_its_own() -> None:
+    stride = BoundaryRule("stride", frozenset(), None, None, 64, think_end="[/THINK]")
+    BoundaryOptions().check_scorer(stride)
+    BoundaryOptions("stride", stride=64, think_end="[/THINK]").check_scorer(stride)
+    for options, message in (
+        (BoundaryOptions("stride", stride=32), "stride 64 beside a scorer .*found 32"),
+        (BoundaryOptions("newline"), "kind 'stride' beside a scorer .*found 'newline'"),
+        (BoundaryOptions(think_end=""), r"think-end '\[/THINK\]' beside a scorer .*found ''"),
+    ):
+        with pytest.raises(InputError, match=f"Expected --boundary.{message}"):
+            options.check_scorer(stride)
+    everywhere = BoundaryRule("stride", frozenset(), None, None, 64, think_end=None)
+    BoundaryOptions(think_end="").check_scorer(everywhere)
+
+
 def test_tokens_that_a_rule_does_not_name_do_nothing() -> None:
     data = {"kind": "blank_line", "pattern": None, "stride": 0}
     rule = BoundaryRule.from_dict(data | {"think_end_id": 4, "token_ids": [2, 3]})
