@@ -68,12 +68,12 @@ EVAL = $(BIN)/step-eval --model $(MODEL) --scorer $(SCORER) --questions $(EVAL_F
 # The mean length of collected traces sets the KV budget; without them, step-eval samples a few.
 LENGTHS = $(shell test -f $(COLLECTED)/manifest.json && echo --lengths-from $(COLLECTED))
 
-.PHONY: help setup demo test test-oldest lint collect train export eval clean
+.PHONY: help setup demo test test-nightly test-oldest lint collect train export eval clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "  MODEL=$(MODEL) QUESTIONS=$(or $(QUESTIONS),(ledger)) N=$(N) OUT=$(OUT)"
 	@echo "  SCORER=$(SCORER) SEED=$(SEED) ENGINE=$(ENGINE) PYTHON=$(PYTHON) ARGS=$(ARGS)"
@@ -90,32 +90,26 @@ lint: $(STAMP) ## Check style, format and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-# Test files that run side by side; each has one thread, so that none waits for another's.
+# Test files run side by side, the slow ones first (tests/conftest.py); each has one thread, so that
+# none waits for another's.
 TEST_JOBS ?= 2
-SIDE_BY_SIDE := -n $(TEST_JOBS) --dist loadfile
+SIDE_BY_SIDE := -n $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
-# Engines of several ranks, each with a core of its own.
-ALONE := tests/step_infer/test_parallel_engine.py
 
-test: lint ## Lint, then run all tests (ARGS="tests/step_infer/test_policy.py -x": some)
+test: lint ## Lint, then run the tests (ARGS="tests/step_infer/test_policy.py -x": some)
 ifeq ($(ARGS),)
-	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest $(SIDE_BY_SIDE) --ignore=$(ALONE)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ALONE)
+	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not alone and not nightly"
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/step_infer -m "alone and not nightly"
 else
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
 endif
 
-# What meets vLLM itself: the scheduler on random workloads, scores in an engine, one server test.
-OLDEST_TESTS := tests/step_infer/test_scheduler_off.py tests/step_infer/test_scheduler_stateful.py tests/step_infer/test_scheduler_pruning.py
-OLDEST_TESTS += tests/step_infer/test_admission.py tests/step_infer/test_adapter_engine.py
-OLDEST_TESTS += tests/step_infer/test_counters.py tests/step_infer/test_event_log.py tests/step_infer/test_mix.py tests/step_infer/test_worker.py
-OLDEST_TESTS += tests/step_infer/test_refused_features.py
-OLDEST_TESTS += "tests/step_infer/test_server.py::test_every_choice_of_one_request_has_its_scores"
-OLDEST_TESTS += "tests/step_infer/test_server.py::test_metrics_stand_beside_vllms_own"
+test-nightly: $(STAMP) ## Run the long tests that `make test` leaves out
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m nightly $(ARGS)
 
 test-oldest: $(OLDEST_STAMP) ## Run the adapter's tests on the oldest vllm-cpu we support
 	$(OLDEST)/bin/step-doctor
-	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) -p no:cacheprovider $(OLDEST_TESTS) $(ARGS)
+	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(OLDEST)/bin/python -m pytest $(SIDE_BY_SIDE) -p no:cacheprovider tests/step_infer tests/step_eval -m oldest $(ARGS)
 
 $(OLDEST_STAMP):
 	@PYTHON="$(PYTHON)" ENGINE=cpu-oldest VENV="$(OLDEST)" TORCH_INDEX="$(TORCH_INDEX)" requirements/install.sh

@@ -108,7 +108,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except (OSError, ValueError) as error:
-        raise InputError(f"Expected --out to hold a run a line, as JSON, found {error}.") from error
+        raise InputError(
+            f"Expected --out to hold a run a line, as JSON, found: {error}."
+        ) from error
 
 
 def _set_up(run: dict[str, Any]) -> tuple[int, bool]:

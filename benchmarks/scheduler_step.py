@@ -24,6 +24,7 @@ import vllm
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.outputs import ModelRunnerOutput
 
+from step_eval.statistics import interval_ends
 from step_infer import compat
 from step_infer.scheduler import StepScheduler
 from step_infer.wire import ROWS_ATTRIBUTE, StepRows
@@ -106,13 +107,17 @@ class Side:
         return output
 
 
-def interval(theirs: list[float], ours: list[float], rounds: int = 2000) -> tuple[float, float]:
-    """Return the central 95 % of the ratio of median times, by resampling steps in pairs."""
+def ratio_interval(
+    theirs: list[float], ours: list[float], draws: int = 2000
+) -> tuple[float, float]:
+    """Return the 95 % interval of the ratio of median times, from draws of steps in pairs."""
     pairs = np.array([theirs, ours])
-    picks = np.random.default_rng(0).integers(0, len(theirs), (rounds, len(theirs)))
+    picks = np.random.default_rng(0).integers(0, len(theirs), (draws, len(theirs)))
     medians = np.median(pairs[:, picks], axis=2)
-    low, high = np.percentile(medians[1] / medians[0], [2.5, 97.5])
-    return float(low), float(high)
+    low, high = interval_ends(medians[1] / medians[0], len(theirs))
+    assert low is not None
+    assert high is not None
+    return low, high
 
 
 def main() -> None:
@@ -144,7 +149,7 @@ def main() -> None:
     if running != {options.requests}:
         raise SystemExit(f"error: Expected {options.requests} running requests, found {running}.")
     theirs, ours = (side.seconds[-options.steps :] for side in sides)
-    low, high = interval(theirs, ours)
+    low, high = ratio_interval(theirs, ours)
     theirs_ms, ours_ms = (1e3 * statistics.median(times) for times in (theirs, ours))
     print(
         f"vLLM {vllm.__version__}, Python {platform.python_version()}, "

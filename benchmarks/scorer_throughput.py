@@ -16,14 +16,15 @@ wrong ones.
 Reported: training rows a second over whole epochs, with all that ours does before the first one
 (reading the table, subspace, projection) spread over them; the time of everything, validation
 included; seconds to plain's best validation AUROC; AUROC within question on the test questions with
-a paired bootstrap over questions; processor seconds, which depend less on what else runs; and the
-most anonymous memory. Plain's loading into memory is not counted.
+a paired bootstrap over questions; and processor seconds, which depend less on what else runs.
+Plain's loading into memory is not counted.
 
 usage: python benchmarks/scorer_throughput.py [--rounds 3] [--world interaction] [--json FILE]
 """
 
 import argparse
 import copy
+import dataclasses
 import json
 import subprocess
 import sys
@@ -40,6 +41,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from data_gen.traces.writer import TraceWriter
+from step_eval.statistics import question_mean, within_question_aurocs
 from step_infer.scorer.network import StepScorer, load_scorer
 from step_train.data.feature_blocks import EvaluationBatches
 from step_train.data.trace_table import TraceTable
@@ -47,8 +49,6 @@ from step_train.data.training_data import TrainingData, read_training_data
 from step_train.export.run import export
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
-from step_train.judge.metrics import auroc_by_group, within_question
-from step_train.peak_memory import PeakMemory
 
 RANK = 64
 SPLIT: dict[str, Any] = {"val_fraction": 0.15, "test_fraction": 0.15, "seed": 0}
@@ -212,8 +212,7 @@ def question_aurocs(scorer: StepScorer, data: TrainingData, table: TraceTable) -
     with torch.inference_mode():
         batches = EvaluationBatches(data.rows, table)
         score_S = torch.cat([scorer(hidden) for hidden, _ in batches]).double().numpy()
-    found, _ = auroc_by_group(table.label_S, score_S, table.question_S, len(table.questions))
-    return [float(value) for value in found if np.isfinite(value)]
+    return within_question_aurocs(table.label_S, score_S, table.question_S).tolist()
 
 
 def all_steps(data: TrainingData, table: TraceTable) -> Tensor:
@@ -237,8 +236,7 @@ def train_plain(traces: Path, options: argparse.Namespace) -> dict[str, Any]:
         with torch.inference_mode():
             score_S = scorer(states["val"]).numpy()
         table = data.splits["val"]
-        found = within_question(table.label_S, score_S, table.question_S, resamples=0)
-        return float(found["value"])
+        return float(within_question_aurocs(table.label_S, score_S, table.question_S).mean())
 
     aurocs: list[float] = []
     times = Times()
@@ -266,8 +264,7 @@ SIDES = {"plain": train_plain, "ours": train_ours}
 def one_side(side: str, traces: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Train one side in this process."""
     torch.set_num_threads(options.threads)
-    with PeakMemory() as memory:
-        outcome = SIDES[side](traces, options)
+    outcome = SIDES[side](traces, options)
     table = read_training_data(traces, max_traces_per_class=None, **SPLIT).splits["train"]
     # What ours does before the first epoch counts as training; on the clock, and of the processor.
     spent = np.sum([outcome["before"], *outcome["training"]], axis=0)
@@ -277,7 +274,7 @@ def one_side(side: str, traces: Path, options: argparse.Namespace) -> dict[str, 
         "whole_s": outcome["elapsed"][-1][0],
         "whole_cpu_s": outcome["elapsed"][-1][1],
     }
-    return outcome | seconds | {"train_rows": table.num_steps, "peak_mib": memory.peak_mib}
+    return outcome | seconds | {"train_rows": table.num_steps}
 
 
 def ratio_interval(ratios: list[float]) -> tuple[float, float, float]:
@@ -296,16 +293,9 @@ def seconds_to(outcome: dict[str, Any], goal: float) -> float | None:
     return next((seconds for (seconds, _), value in times if value >= goal), None)
 
 
-def difference_interval(
-    ours: list[float], plain: list[float], resamples: int = 10_000
-) -> tuple[float, float, float]:
-    """Return the mean difference of questions' AUROCs with a 95 % bootstrap over questions."""
-    difference_Q = np.array(ours) - np.array(plain)
-    drawn = np.random.default_rng(0).integers(
-        len(difference_Q), size=(resamples, len(difference_Q))
-    )
-    low, high = np.quantile(difference_Q[drawn].mean(axis=1), [0.025, 0.975])
-    return float(difference_Q.mean()), float(low), float(high)
+def difference_interval(ours: list[float], plain: list[float]) -> tuple[float, ...]:
+    """Return the mean difference of questions' AUROCs with its 95 % interval over questions."""
+    return dataclasses.astuple(question_mean(np.array(ours) - np.array(plain)))
 
 
 def products_per_s(options: argparse.Namespace) -> float:
@@ -394,7 +384,7 @@ def main() -> None:
         print(f"{name}, ours / plain: {middle:.1f} [{low:.1f}, {high:.1f}] (95 %)")
     for side in SIDES:
         seen = [one[side] for one in outcome["rounds"]]
-        names = ("rows_per_s", "rows_per_cpu_s", "whole_s", "peak_mib")
+        names = ("rows_per_s", "rows_per_cpu_s", "whole_s")
         values = {name: np.mean([one[name] for one in seen]) for name in names}
         aurocs = ", ".join(f"{np.mean(one['test_auroc']):.4f}" for one in seen)
         times = [one["seconds_to_goal"][side] for one in outcome["rounds"]]
@@ -404,7 +394,7 @@ def main() -> None:
             f"{np.mean([one['before'][0] for one in seen]):.1f} s of them before the first epoch, "
             f"to plain's best validation AUROC "
             f"{', '.join('never' if one is None else f'{one:.1f} s' for one in times)}, "
-            f"test AUROC within question {aurocs}, anonymous memory {values['peak_mib']:,.0f} MiB"
+            f"test AUROC within question {aurocs}"
         )
     middle, low, high = outcome["difference"]
     print(f"test AUROC within question, ours - plain: {middle:+.4f} [{low:+.4f}, {high:+.4f}]")

@@ -66,7 +66,7 @@ def collect(
     note = system_note(tokenizer, questions[0].question, config.system, config.chat_template_kwargs)
     if note is not None:
         console.print(f"[bold]note:[/] {note}", highlight=False)
-    settings = config.deciding() | {
+    settings = config.result_settings() | {
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
         "questions_sha256": found.sha256,
@@ -80,10 +80,10 @@ def collect(
             if start_engine is None:
                 start_engine = StepLLM
             collection.run(start_engine, rule)
-        with Grader(config.grading_workers, config.grading_timeout_s) as grader:
+        with Grader(config.grading_workers) as grader:
             summary = summarise(out.read(), grader)
         summary["skipped_lines"] = len(found.skipped)
-        out.update(complete=True, summary=summary)
+        out.finish(summary=summary)
     print_summary(summary, console)
     console.print(f"Traces: {config.out}")
     return summary

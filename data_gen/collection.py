@@ -33,6 +33,9 @@ TOKENS_PER_STEP = 60
 _PART_BYTES = 512 * 2**20
 """States held in memory before they are written, whatever the number of traces."""
 
+PART_SECONDS = 600.0
+"""Finished traces are written at least this often: no crash costs more of a slow engine's time."""
+
 
 class Collection:
     """One run's state: what is there, what is missing, what waits to be written."""
@@ -116,7 +119,7 @@ class Collection:
             self._check_prompts(engine)
             with (
                 sigterm_as_interrupt(),
-                Grader(config.grading_workers, config.grading_timeout_s) as self.grader,
+                Grader(config.grading_workers) as self.grader,
                 TraceProgress(self.total, len(self.done)) as progress,
             ):
                 traces = engine.stream(
@@ -186,7 +189,7 @@ class Collection:
         if (
             len(self.waiting) >= self.config.part_traces
             or self.waiting_bytes >= _PART_BYTES
-            or time.monotonic() - self.written >= self.config.part_seconds
+            or time.monotonic() - self.written >= PART_SECONDS
         ):
             first = not self.out.manifest["parts"]
             steps = sum(len(t.boundary_positions) for t in self.waiting) / len(self.waiting)

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from step_infer.cli.command import run
-from step_infer.errors import InputError
+from step_infer.cli.options import parse_config, run_subcommand
 
 COLLECT = (
     "Sample N traces of every question from a model on vLLM, grade them, and write them with the "
@@ -28,41 +28,41 @@ MERGE = (
 
 def main() -> None:
     """Run `step-collect` on the process's arguments."""
-    run(lambda: _main(sys.argv[1:]))
+    run(lambda: run_subcommand("step-collect", SUBCOMMANDS, collect_command, sys.argv[1:]))
 
 
-def _main(argv: Sequence[str]) -> None:
-    from step_infer.cli.options import parse_config, with_positionals
-
-    if argv[:1] == ["import"]:
-        from data_gen.config import ImportConfig
-
-        importing = parse_config(ImportConfig, argv[1:], "step-collect import", IMPORT)
-        from data_gen.importer import import_traces
-
-        import_traces(importing)
-        return
-    if argv[:1] == ["merge"]:
-        from data_gen.config import CollectMergeConfig
-
-        merging = parse_config(
-            CollectMergeConfig, with_positionals(argv[1:], "shards"), "step-collect merge", MERGE
-        )
-        from data_gen.merge import merge
-
-        merge(merging)
-        return
-    if argv and not argv[0].startswith("-"):
-        raise InputError(
-            f"Expected options, or a subcommand out of import, merge, found {argv[0]!r}. "
-            "Hint: see step-collect --help."
-        )
+def collect_command(argv: Sequence[str]) -> None:
+    """Run `step-collect`: sample, grade and write traces."""
     from data_gen.config import CollectConfig
 
     config = parse_config(CollectConfig, argv, "step-collect", COLLECT)
     from data_gen.collect import collect
 
     collect(config)
+
+
+def import_command(argv: Sequence[str]) -> None:
+    """Run `step-collect import`."""
+    from data_gen.config import ImportConfig
+
+    config = parse_config(ImportConfig, argv, "step-collect import", IMPORT)
+    from data_gen.importer import import_traces
+
+    import_traces(config)
+
+
+def merge_command(argv: Sequence[str]) -> None:
+    """Run `step-collect merge`."""
+    from data_gen.config import CollectMergeConfig
+
+    config = parse_config(CollectMergeConfig, argv, "step-collect merge", MERGE)
+    from data_gen.merge import merge
+
+    merge(config)
+
+
+SUBCOMMANDS = {"import": import_command, "merge": merge_command}
+"""Subcommands by name; without one, traces are collected."""
 
 
 if __name__ == "__main__":

@@ -5,19 +5,18 @@ Settings of an import of traces that were made elsewhere.
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from data_gen.questions.load import QuestionOptions
-from step_infer.client.grading import check_grading
 from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
 
-DECIDING_ENGINE_ARGS = ("dtype", "quantization", "max_model_len", "revision", "hf_overrides")
+RESULT_ENGINE_ARGS = ("dtype", "quantization", "max_model_len", "revision", "hf_overrides")
 """Engine arguments that change which traces come out; all others may change when a run goes on."""
 
-DECIDING_FIELDS = (
+RESULT_FIELDS = (
     "num_traces",
     "seed",
     "system",
@@ -33,9 +32,30 @@ DECIDING_FIELDS = (
 """Settings that must agree when a run goes on."""
 
 
+def _check_counts(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value < 1:
+            raise InputError(f"Expected --{name.replace('_', '-')} of at least 1, found {value}.")
+
+
 @dataclass(frozen=True)
 class CollectConfig(QuestionOptions):
     """Everything that `step-collect` can be told."""
+
+    MAIN_OPTIONS: ClassVar = (
+        "model",
+        "questions",
+        "out",
+        "num_traces",
+        "limit",
+        "shard",
+        "sampling.temperature",
+        "sampling.max_tokens",
+        "system",
+        "features",
+        "engine",
+    )
 
     model: str
     """Model folder or Hugging Face id."""
@@ -45,7 +65,7 @@ class CollectConfig(QuestionOptions):
     out: str
     """Traces directory to make, or to go on with after an interruption."""
     num_traces: int = 64
-    """Traces N sampled for each question."""
+    """Traces N for each question."""
     sampling: Sampling = field(default_factory=Sampling)
     """How traces are sampled."""
     seed: int = 0
@@ -72,42 +92,31 @@ class CollectConfig(QuestionOptions):
     max_in_flight: int = 1024
     """Traces handed to the engine at a time."""
     part_traces: int = 256
-    """Finished traces that are written at a time; what is not yet written is lost in a crash."""
-    part_seconds: float = 600.0
-    """Write finished traces at least this often, in seconds."""
+    """Traces that are written at a time; what is not yet written is lost in a crash."""
     steps_per_trace: int = 300
     """Steps a trace taken for the size estimate, until the first part is written."""
     grading_workers: int = 1
     """Processes that compare answers."""
-    grading_timeout_s: float = 10.0
-    """Seconds for one comparison; after that the answer counts as ungradable."""
     engine: dict[str, Any] = field(default_factory=dict)
     """More vLLM engine arguments, as --engine.NAME VALUE."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_traces", "max_in_flight", "part_traces", "steps_per_trace"):
-            value = getattr(self, name)
-            if value < 1:
-                raise InputError(
-                    f"Expected --{name.replace('_', '-')} of at least 1, found {value}."
-                )
-        check_grading(self.grading_timeout_s, self.grading_workers)
-        if self.part_seconds <= 0:
-            raise InputError(f"Expected --part-seconds above 0, found {self.part_seconds}.")
+        counts = ("num_traces", "max_in_flight", "part_traces", "steps_per_trace")
+        _check_counts(self, *counts, "grading_workers")
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")
 
-    def deciding(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide the content, flat and JSON-ready.
 
         Only these must agree when a run goes on. Files are left to the caller, who adds their
         checksums.
         """
-        settings = self.reading() | {name: getattr(self, name) for name in DECIDING_FIELDS}
+        settings = self.reading() | {name: getattr(self, name) for name in RESULT_FIELDS}
         for name, value in dataclasses.asdict(self.sampling).items():
             settings[f"sampling.{name}"] = value
-        for name in DECIDING_ENGINE_ARGS:
+        for name in RESULT_ENGINE_ARGS:
             settings[f"engine.{name}"] = self.engine.get(name)
         return settings
 
@@ -116,20 +125,27 @@ class CollectConfig(QuestionOptions):
 class CollectMergeConfig:
     """What `step-collect merge` can be told."""
 
+    POSITIONAL: ClassVar = "shards"
+
     out: str
     """Traces directory to make."""
     shards: list[str] = field(default_factory=list)
     """Directories of step-collect --shard, one for each part of the questions."""
-    grading_timeout_s: float = 10.0
-    """Seconds for one comparison of answers for the summary."""
-
-    def __post_init__(self) -> None:
-        check_grading(self.grading_timeout_s)
 
 
 @dataclass(frozen=True)
 class ImportConfig:
     """Everything that `step-collect import` can be told."""
+
+    MAIN_OPTIONS: ClassVar = (
+        "responses",
+        "model",
+        "out",
+        "question_field",
+        "response_field",
+        "answer_field",
+        "system",
+    )
 
     responses: str
     """A file (JSON lines, .csv or .parquet) or a data set of the Hugging Face hub as
@@ -146,7 +162,7 @@ class ImportConfig:
     answer_field: str = "ground_truth"
     """Field of the right answer."""
     system: str = SYSTEM_PROMPT
-    """System text of the chat prompt that was used; an empty text leaves it out."""
+    """System text of the chat prompt; an empty text leaves it out."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """More arguments of the model's chat template that were used, as
     --chat-template-kwargs.NAME VALUE."""
@@ -158,15 +174,11 @@ class ImportConfig:
     """Traces that are written at a time; what is not yet written is lost in a crash."""
     grading_workers: int = 1
     """Processes that compare answers."""
-    grading_timeout_s: float = 10.0
-    """Seconds for one comparison; after that the answer counts as ungradable."""
 
     def __post_init__(self) -> None:
-        check_grading(self.grading_timeout_s, self.grading_workers)
-        if self.part_traces < 1:
-            raise InputError(f"Expected --part-traces of at least 1, found {self.part_traces}.")
+        _check_counts(self, "part_traces", "grading_workers")
 
-    def deciding(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide the content, flat and JSON-ready."""
         names = ["question_field", "response_field", "answer_field", "skip_bad_lines"]
         names += ["system", "chat_template_kwargs"]

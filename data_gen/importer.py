@@ -65,7 +65,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
     source = RowSource(config.responses)
     identity = identify(config.model)
     maker = TraceMaker(config)
-    settings = config.deciding() | {
+    settings = config.result_settings() | {
         "responses_sha256": source.sha256(),
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
@@ -83,7 +83,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
         "chat_template_kwargs": config.chat_template_kwargs,
         "responses": config.responses,
     }
-    with Grader(config.grading_workers, config.grading_timeout_s) as grader:
+    with Grader(config.grading_workers) as grader:
         rows, bad = check_rows(config, source, grader)
         with TraceWriter(config.out, settings, **described) as out:
             imported = _write(config, rows, maker, grader, out, console)
@@ -93,7 +93,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
                     f"{config.responses}, found none ({_skipped(imported)})."
                 )
             summary = summarise(out.read(), grader) | {"imported": imported | {"bad_rows": bad}}
-            out.update(complete=True, summary=summary)
+            out.finish(summary=summary)
     print_summary(summary, console)
     console.print(f"Left out: {_skipped(summary['imported'])}\nTraces: {config.out}")
     return summary
@@ -118,8 +118,8 @@ def check_rows(config: ImportConfig, source: RowSource, grader: Grader) -> tuple
             truth = truths.setdefault(found.question_id, found.truth)
             if grader.equal(truth, found.truth) is not True:
                 raise InputError(
-                    f"Expected one right answer for a question, found {found.truth!r} here and "
-                    f"{truth!r} before."
+                    f"Expected one right answer for a question, found {found.truth!r:.60} here "
+                    f"and {truth!r:.60} before."
                 )
             counts.append(len(found.texts))
         except InputError as error:

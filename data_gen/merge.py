@@ -19,6 +19,7 @@ from data_gen.traces.writer import TraceWriter, part_files
 from step_infer.client.grading import Grader
 from step_infer.errors import InputError
 from step_infer.storage.files import atomic_path
+from step_infer.storage.run_directory import first_difference
 
 _SHARD = "shard"
 _DESCRIBED = (
@@ -76,10 +77,10 @@ def merge(config: CollectMergeConfig, console: Console | None = None) -> dict[st
             seconds = sum(found["seconds"] for found in manifests)
             out.update(parts=_write_parts(shards, out), seconds=seconds)
         if not out.manifest["complete"]:
-            with Grader(timeout_s=config.grading_timeout_s) as grader:
+            with Grader() as grader:
                 summary = summarise(out.read(), grader)
             summary["skipped_lines"] = manifests[0]["summary"]["skipped_lines"]
-            out.update(complete=True, summary=summary)
+            out.finish(summary=summary)
     summary = out.manifest["summary"]
     print_summary(summary, console)
     console.print(f"Traces: {config.out}")
@@ -139,12 +140,12 @@ def _read_shard(path: str) -> QuestionShard:
 def _require_same_settings(first: QuestionShard, other: QuestionShard) -> None:
     before = first.settings | {"number of shards": first.count, "state type": _dtype(first)}
     after = other.settings | {"number of shards": other.count, "state type": _dtype(other)}
-    for name in [*before, *(name for name in after if name not in before)]:
-        if before.get(name) != after.get(name):
-            raise InputError(
-                f"Expected shards with the same settings, found {name} {before.get(name)!r} in "
-                f"{first.directory.path} and {after.get(name)!r} in {other.directory.path}."
-            )
+    name = first_difference(after, before)
+    if name is not None:
+        raise InputError(
+            f"Expected shards with the same settings, found {name} {before.get(name)!r} in "
+            f"{first.directory.path} and {after.get(name)!r} in {other.directory.path}."
+        )
 
 
 def _dtype(shard: QuestionShard) -> str | None:

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from step_infer.cli.command import run
-from step_infer.errors import InputError
+from step_infer.cli.options import parse_config, run_subcommand
 
 DESCRIPTION = (
     "Compare methods of answering with N traces: same questions, same seeds, same KV budget, one "
@@ -19,7 +19,6 @@ DESCRIPTION = (
     '"step-eval replay --traces FILE --out DIR" measures time at real size without weights, on '
     'recorded traces that "step-eval record --traces DIR --out FILE" keeps without their text.'
 )
-COMMANDS = ("run", "events", "merge", "report", "simulate", "replay", "record")
 SIMULATE = (
     "Predict seconds, tokens, preemptions, pruned traces and accuracy of SC and STEP by simulating "
     "vLLM's scheduler, for every combination of the lists given, on recorded traces or on drawn "
@@ -28,7 +27,8 @@ SIMULATE = (
 REPLAY = (
     "Run recorded traces on real engines in the shape of a real model, with random weights: "
     "length, boundaries, scores and answers are the recorded ones, time, preemptions and pruning "
-    "are the engine's. Interrupted? The same command goes on where it stopped."
+    "are the engine's. --sampling.* decides the sampler's work only. Interrupted? The same command "
+    "goes on where it stopped."
 )
 MERGE = (
     "Join directories of step-eval into one, with one report: runs that shared the questions "
@@ -59,6 +59,8 @@ class RecordConfig:
 class MergeConfig:
     """What `step-eval merge` can be told."""
 
+    POSITIONAL: ClassVar = "runs"
+
     out: str
     """Directory to make."""
     runs: list[str] = field(default_factory=list)
@@ -74,6 +76,8 @@ class MergeConfig:
 class ReportConfig:
     """What `step-eval report` can be told."""
 
+    POSITIONAL: ClassVar = "run"
+
     run: str
     """Directory of step-eval."""
     vote: str = "auto"
@@ -83,6 +87,8 @@ class ReportConfig:
 @dataclass(frozen=True)
 class EventsConfig:
     """What `step-eval events` can be told."""
+
+    POSITIONAL: ClassVar = "logs"
 
     logs: list[str] = field(default_factory=list)
     """Event logs of one server or run; with data parallelism one for each engine."""
@@ -101,78 +107,90 @@ def command(argv: Sequence[str]) -> None:
     Raises:
         InputError: an argument or an input cannot be used.
     """
+    run_subcommand("step-eval", SUBCOMMANDS, run_command, argv)
+
+
+def run_command(argv: Sequence[str]) -> None:
+    """Run `step-eval run`: compare methods on engines."""
+    from step_eval.config import EvalConfig
+
+    config = parse_config(EvalConfig, argv, "step-eval", DESCRIPTION)
+    from step_eval.run import evaluate
+
+    console = _console()
+    show(evaluate(config, console=console), config.out, console)
+
+
+def replay_command(argv: Sequence[str]) -> None:
+    """Run `step-eval replay`."""
+    from step_eval.replay.config import ReplayConfig
+
+    config = parse_config(ReplayConfig, argv, "step-eval replay", REPLAY)
+    from step_eval.replay.run import replay
+
+    console = _console()
+    show(replay(config, console), config.out, console)
+
+
+def simulate_command(argv: Sequence[str]) -> None:
+    """Run `step-eval simulate`."""
+    from step_eval.simulation.config import SimulateConfig
+
+    config = parse_config(SimulateConfig, argv, "step-eval simulate", SIMULATE)
+    from step_eval.simulation.run import simulate_all
+
+    simulate_all(config, _console())
+
+
+def merge_command(argv: Sequence[str]) -> None:
+    """Run `step-eval merge`."""
+    config = parse_config(MergeConfig, argv, "step-eval merge", MERGE)
+    from step_eval.merge import merge
+
+    show(merge(config.runs, config.out, config.vote, config.paired), config.out, _console())
+
+
+def report_command(argv: Sequence[str]) -> None:
+    """Run `step-eval report`."""
+    config = parse_config(ReportConfig, argv, "step-eval report", REPORT)
+    from step_eval.results import write_results
+
+    show(write_results(config.run, config.vote), config.run, _console())
+
+
+def record_command(argv: Sequence[str]) -> None:
+    """Run `step-eval record`."""
+    config = parse_config(RecordConfig, argv, "step-eval record", RECORD)
+    from step_eval.recorded.files import record
+
+    _console().print(record(config.traces, config.out, config.scorer, config.aggregator))
+
+
+def events_command(argv: Sequence[str]) -> None:
+    """Run `step-eval events`."""
+    config = parse_config(EventsConfig, argv, "step-eval events", EVENTS)
+    from step_eval.report.events import write_event_report
+
+    write_event_report(config.logs, config.out)
+    _console().print(f"Report: {config.out}", highlight=False)
+
+
+SUBCOMMANDS = {
+    "run": run_command,
+    "events": events_command,
+    "merge": merge_command,
+    "report": report_command,
+    "simulate": simulate_command,
+    "replay": replay_command,
+    "record": record_command,
+}
+"""Subcommands by name; without one, it is run."""
+
+
+def _console() -> Any:
     from rich.console import Console
 
-    from step_infer.cli.options import parse_config, with_positionals
-
-    argv = list(argv)
-    console = Console(soft_wrap=True)
-    if argv and not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        raise InputError(
-            f"Expected options, or a subcommand out of {', '.join(COMMANDS)}, found "
-            f"{argv[0]!r}. Hint: see step-eval --help."
-        )
-    name = argv[0] if argv and argv[0] in COMMANDS else "run"
-    if argv[:1] == [name]:
-        argv = argv[1:]
-    if name == "simulate":
-        from step_eval.simulation.config import SimulateConfig
-
-        simulating = parse_config(SimulateConfig, argv, "step-eval simulate", SIMULATE)
-        from step_eval.simulation.run import simulate_all
-
-        simulate_all(simulating, console)
-        return
-    if name == "events":
-        drawing = parse_config(
-            EventsConfig, with_positionals(argv, "logs"), "step-eval events", EVENTS
-        )
-        from step_eval.report.events import write_event_report
-
-        write_event_report(drawing.logs, drawing.out)
-        console.print(f"Report: {drawing.out}", highlight=False)
-        return
-    if name == "record":
-        recording = parse_config(RecordConfig, argv, "step-eval record", RECORD)
-        from step_eval.recorded.files import record
-
-        console.print(
-            record(recording.traces, recording.out, recording.scorer, recording.aggregator)
-        )
-        return
-    if name == "merge":
-        from step_eval.merge import merge
-
-        merging = parse_config(
-            MergeConfig, with_positionals(argv, "runs"), "step-eval merge", MERGE
-        )
-        results = merge(merging.runs, merging.out, merging.vote, merging.paired)
-        out = merging.out
-    elif name == "replay":
-        from step_eval.replay.config import ReplayConfig
-
-        replaying = parse_config(ReplayConfig, argv, "step-eval replay", REPLAY)
-        from step_eval.replay.run import replay
-
-        results = replay(replaying, console)
-        out = replaying.out
-    elif name == "report":
-        from step_eval.results import write_results
-
-        reporting = parse_config(
-            ReportConfig, with_positionals(argv, "run"), "step-eval report", REPORT
-        )
-        results = write_results(reporting.run, reporting.vote)
-        out = reporting.run
-    else:
-        from step_eval.config import EvalConfig
-
-        config = parse_config(EvalConfig, argv, "step-eval", DESCRIPTION)
-        from step_eval.run import evaluate
-
-        results = evaluate(config, console=console)
-        out = config.out
-    show(results, out, console)
+    return Console(soft_wrap=True)
 
 
 def show(results: dict[str, Any], out: str, console: Any) -> None:

@@ -2,14 +2,13 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from data_gen.questions.load import QuestionOptions, shard_part
 from step_eval.methods.deepconf import WARMUP
 from step_eval.methods.registry import METHODS, method_names
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.votes import CONFIDENCE, vote_rule
-from step_infer.client.grading import check_grading
 from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.client.trace import Sampling
 from step_infer.confidence import WINDOW
@@ -18,53 +17,53 @@ from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.scorer.boundary import BoundaryOptions
 
 
-@dataclass(frozen=True)
-class EvalConfig(QuestionOptions):
-    """Everything that `step-eval` can be told."""
+@dataclass(frozen=True, kw_only=True)
+class PruningOptions:
+    """How STEP prunes; the commands that evaluate, replay and simulate it share these options."""
 
-    model: str
-    """Model folder or Hugging Face id."""
-    questions: str
-    """A file (JSON lines, .csv or .parquet), a data set of the Hugging Face hub as
-    org/name[:config][@split], or the name of a benchmark (see --benchmark)."""
-    out: str
-    """Directory for records, results.json and report.html; a run that was stopped goes on."""
+    aggregator: str | None = None
+    """From step scores to a trace score: mean, last, min or ema; none given, that of the scorer
+    card or of the recorded traces, else mean."""
+    min_keep: int = 1
+    """Traces of a question that pruning always keeps."""
+    min_steps: int = 1
+    """Step scores that a trace must have before it can be pruned."""
+    repeats: int = 1
+    """How often each question is asked, each time with other seeds or other recorded traces."""
+
+    def __post_init__(self) -> None:
+        self._at_least(1, "min_keep", "min_steps", "repeats")
+        if self.aggregator is not None and self.aggregator not in AGGREGATORS:
+            raise InputError(
+                f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {self.aggregator!r}."
+            )
+
+    def _at_least(self, low: int, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < low:
+                option = "--" + name.replace("_", "-")
+                raise InputError(f"Expected {option} of at least {low}, found {value}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodOptions(PruningOptions):
+    """How methods are compared on engines; step-eval and step-eval replay share these options."""
+
     methods: str = "sc,step"
     """Methods to compare, separated by commas: sc, step, deepconf-low, deepconf-high, slim-sc,
     single (one trace a question); and STEP with another choice of the trace that is stopped:
-    random, youngest, longest, least-confident, oracle. all: every method."""
-    scorer: str | None = None
-    """Scorer file; the method step needs it, and those that differ from it by the victim only."""
-    boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
-    """What ends a step, and the thinking. A scorer brings its own rule, which must be the same."""
-    oracle_from: str | None = None
-    """Directory of step-eval whose records of the method sc say which traces come out right, for
-    the method oracle; none given, --out itself. Questions that are missing there are left
-    out."""
+    random, youngest, longest, least-confident, oracle. all: every method (a replay leaves slim-sc
+    out)."""
     num_traces: int = 64
     """Traces N for each question."""
-    repeats: int = 1
-    """How often each question is asked, each time with other seeds."""
     sampling: Sampling = field(default_factory=Sampling)
     """How traces are sampled."""
-    seed: int = 0
-    """Each trace's own seed follows from this one, the repeat, its question and its number."""
-    system: str = SYSTEM_PROMPT
-    """System text of the chat prompt; an empty text leaves it out."""
-    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """More arguments of the model's chat template, as --chat-template-kwargs.NAME VALUE: those
-    that its author gave it, such as enable_thinking or reasoning_effort."""
     kv_budget: float = 1.0
     """KV cache for every method, as a part of what all traces of a question need together:
     N x (prompt + mean response tokens). 1.0 sets no limit but the machine's memory."""
     kv_budget_tokens: int | None = None
-    """KV cache for every method in tokens; wins over kv_budget."""
-    lengths_from: str | None = None
-    """Where the mean response length for kv_budget comes from: a directory of step-collect, a
-    Parquet file with token_ids, or a directory or results.json of step-eval with the method sc.
-    Without it, a pilot samples a few questions at full memory first."""
-    pilot_questions: int = 2
-    """Questions of that pilot, N traces each."""
+    """KV cache for every method in tokens; wins over --kv-budget."""
     vote: str = "auto"
     """How traces vote: uniform, score, score^POWER, score-top-K (only the K highest-scored traces,
     by score), best, confidence (mean token confidence) or lowest-confidence; auto takes each
@@ -73,55 +72,85 @@ class EvalConfig(QuestionOptions):
     confidence: bool = False
     """Also record the mean token confidence of traces on engines that score, for the vote
     confidence; DeepConf and least-confident always record it, stock vLLM never."""
-    aggregator: str | None = None
-    """From step scores to a trace score: mean, last, min or ema; none given, the scorer card's."""
-    min_keep: int = 1
-    """Traces of a question that pruning always keeps."""
-    min_steps: int = 1
-    """Step scores that a trace must have before it can be pruned."""
     warmup: int = WARMUP
     """Traces of a question that DeepConf lets run to their ends first, for its threshold."""
     window: int = WINDOW
     """Tokens of DeepConf's sliding window; traces shorter than that are never stopped."""
-    allow_mismatch: list[str] = field(default_factory=list)
-    """Fields of the scorer card that may differ from the model."""
-    slim: SlimSC = field(default_factory=SlimSC)
-    """How Slim-SC finds and stops traces that are alike."""
     turns: str | None = None
     """Lock file for runs that share a device: their engines start together, then each question has
     the device to itself."""
     kv_series_questions: int = 3
     """Questions of the file whose KV use over time is kept for the report."""
-    sample_seconds: float = 0.05
-    """Seconds between two readings of the engine's counters."""
-    keep_text: bool = False
-    """Keep the full text of every trace in the records."""
-    grading_timeout_s: float = 10.0
-    """Seconds for one comparison of answers; after that the answer counts as ungradable."""
     engine: dict[str, Any] = field(default_factory=dict)
     """More vLLM engine arguments, as --engine.NAME VALUE."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_traces", "repeats", "pilot_questions", "kv_budget_tokens"):
-            self._at_least(name, 1)
-        for name in ("min_keep", "min_steps", "warmup", "window"):
-            self._at_least(name, 1)
-        self._at_least("kv_series_questions", 0)
+        self._at_least(1, "num_traces", "kv_budget_tokens", "warmup", "window")
+        self._at_least(0, "kv_series_questions")
         if not 0 < self.kv_budget <= 1:
             raise InputError(
                 f"Expected --kv-budget in (0, 1], a part of what all traces need, "
                 f"found {self.kv_budget}. Hint: --kv-budget-tokens takes tokens."
             )
-        check_grading(self.grading_timeout_s)
-        if self.sample_seconds <= 0:
-            raise InputError(f"Expected --sample-seconds above 0, found {self.sample_seconds}.")
-        if self.aggregator is not None and self.aggregator not in AGGREGATORS:
-            raise InputError(
-                f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {self.aggregator!r}."
-            )
         if self.vote != "auto":
             vote_rule(self.vote)
+
+
+@dataclass(frozen=True)
+class EvalConfig(MethodOptions, QuestionOptions):
+    """Everything that `step-eval` can be told."""
+
+    MAIN_OPTIONS: ClassVar = (
+        "model",
+        "questions",
+        "out",
+        "methods",
+        "scorer",
+        "num_traces",
+        "kv_budget",
+        "lengths_from",
+        "repeats",
+        "limit",
+        "engine",
+    )
+
+    model: str
+    """Model folder or Hugging Face id."""
+    questions: str
+    """A file (JSON lines, .csv or .parquet), a data set of the Hugging Face hub as
+    org/name[:config][@split], or the name of a benchmark (see --benchmark)."""
+    out: str
+    """Directory for records, results.json and report.html; a run that was stopped goes on."""
+    scorer: str | None = None
+    """Scorer file; the method step needs it, and those that differ from it by the victim only."""
+    boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
+    """What ends a step, and the thinking. A scorer brings its own rule, which must be the same."""
+    oracle_from: str | None = None
+    """Directory of step-eval whose records of the method sc say which traces come out right, for
+    the method oracle; none given, --out itself. Questions that are missing there are left
+    out."""
+    seed: int = 0
+    """Each trace's own seed follows from this one, the repeat, its question and its number."""
+    system: str = SYSTEM_PROMPT
+    """System text of the chat prompt; an empty text leaves it out."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """More arguments of the model's chat template, as --chat-template-kwargs.NAME VALUE: those
+    that its author gave it, such as enable_thinking or reasoning_effort."""
+    lengths_from: str | None = None
+    """Where the mean response length for --kv-budget comes from: a directory of step-collect, a
+    Parquet file with token_ids, or a directory or results.json of step-eval with the method sc.
+    Without it, a pilot samples a few questions at full memory first."""
+    allow_mismatch: list[str] = field(default_factory=list)
+    """Fields of the scorer card that may differ from the model."""
+    slim: SlimSC = field(default_factory=SlimSC)
+    """How Slim-SC finds and stops traces that are alike."""
+    keep_text: bool = False
+    """Keep the full text of every trace in the records."""
+
+    def __post_init__(self) -> None:
+        QuestionOptions.__post_init__(self)
+        super().__post_init__()
         if self.vote == CONFIDENCE and not self.confidence:
             raise InputError(
                 "Expected --confidence true beside --vote confidence, found false: the engine "
@@ -159,7 +188,7 @@ class EvalConfig(QuestionOptions):
         """Whether the KV budget depends on the mean response length."""
         return self.kv_budget_tokens is None and self.kv_budget < 1
 
-    def deciding(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide what a question's record holds, flat and JSON-ready.
 
         Methods, repeats, limit and vote are left out: a run may go on with more of them. Files are
@@ -179,12 +208,3 @@ class EvalConfig(QuestionOptions):
         for name in sorted(self.engine):
             settings[f"engine.{name}"] = self.engine[name]
         return settings
-
-    def _at_least(self, name: str, low: int) -> None:
-        value = getattr(self, name)
-        if value is not None and value < low:
-            raise InputError(f"Expected {_option(name)} of at least {low}, found {value}.")
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -1,6 +1,6 @@
 """How well scores tell right traces from wrong ones, by how far a trace has come.
 
-Outcome and length of a pruned trace are those of its twin (`step_eval.stops`), where it has
+Outcome and length of a pruned trace are those of its whole trace (`step_eval.stops`), where it has
 one. Without this, only traces that pruning spared would be looked at, and the scorer would seem
 worse than it is.
 """
@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from step_eval.records import QuestionRecord, TraceRecord
-from step_eval.stops import TENTHS, twin_of, twins
+from step_eval.statistics import auroc, within_question_aurocs
+from step_eval.stops import TENTHS, whole_trace_of, whole_traces
 from step_infer.scorer.aggregate import AGGREGATORS
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -42,13 +40,13 @@ def scored_traces(
         records: the method's records.
         baseline: records of a method that never prunes; may be empty.
     """
-    known = twins(baseline)
+    whole = whole_traces(baseline)
     found = []
     for record in records:
         for trace in record.traces:
             end: TraceRecord | None = trace
             if trace.pruned:
-                end = twin_of(trace, known.get((record.key, trace.trace_id)))
+                end = whole_trace_of(trace, whole, record.key)
             if end is None:
                 continue
             steps = [
@@ -62,21 +60,6 @@ def scored_traces(
                     ScoredTrace(record.key, progress, scores, end.correct is True, trace.pruned)
                 )
     return found
-
-
-def auroc(right: Sequence[bool] | Floats, scores: Sequence[float] | Floats) -> float | None:
-    """Return the chance that a right trace scores above a wrong one, ties counting half.
-
-    None where there are no right or no wrong ones. Both arguments: [N].
-    """
-    right_N = np.asarray(right, dtype=bool)
-    count = int(right_N.sum())
-    if count in (0, len(right_N)):
-        return None
-    _, index_N, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = np.cumsum(counts) - (counts - 1) / 2
-    above = ranks[index_N][right_N].sum() - count * (count + 1) / 2
-    return float(above / (count * (len(right_N) - count)))
 
 
 @dataclass(frozen=True)
@@ -96,6 +79,7 @@ class AurocPoint:
 def auroc_by_progress(traces: Sequence[ScoredTrace], aggregator: str) -> list[AurocPoint]:
     """Return AUROC at each tenth of progress, by the aggregate of the steps up to there."""
     aggregate = AGGREGATORS[aggregator]
+    numbers = {question: i for i, question in enumerate({trace.question for trace in traces})}
     points = []
     for tenth in TENTHS:
         rows = []
@@ -103,21 +87,19 @@ def auroc_by_progress(traces: Sequence[ScoredTrace], aggregator: str) -> list[Au
             steps = bisect.bisect_right(trace.progress, tenth + 1e-9)
             reached = not trace.pruned or trace.progress[-1] > tenth - 0.1
             if steps and reached:
-                rows.append((trace.question, trace.right, aggregate(trace.scores[:steps])))
-        by_question: dict[tuple[int, str], list[tuple[bool, float]]] = {}
-        for question, right, score in rows:
-            by_question.setdefault(question, []).append((right, score))
-        within = [
-            value
-            for pairs in by_question.values()
-            if (value := auroc([p[0] for p in pairs], [p[1] for p in pairs])) is not None
-        ]
+                score = aggregate(trace.scores[:steps])
+                rows.append((trace.right, score, numbers[trace.question]))
+        right_N = np.array([row[0] for row in rows], dtype=bool)
+        score_N = np.array([row[1] for row in rows], dtype=float)
+        question_N = np.array([row[2] for row in rows], dtype=np.int64)
+        within_Q = within_question_aurocs(right_N, score_N, question_N)
+        both = right_N.any() and not right_N.all()
         points.append(
             AurocPoint(
                 tenth,
-                auroc([row[1] for row in rows], [row[2] for row in rows]) if rows else None,
-                float(np.mean(within)) if within else None,
-                len(within),
+                auroc(right_N, score_N) if both else None,
+                float(within_Q.mean()) if len(within_Q) else None,
+                len(within_Q),
                 len(rows),
             )
         )

@@ -53,7 +53,7 @@ class EvalInputs:
     def settings(self) -> dict[str, Any]:
         """Return everything that must agree when a run goes on, flat and JSON-ready."""
         config = self.config
-        settings = config.deciding() | {
+        settings = config.result_settings() | {
             "shard": config.shard,
             "model_config_hash": self.identity.config_hash,
             "tokenizer_hash": self.identity.tokenizer_hash,

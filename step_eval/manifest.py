@@ -3,48 +3,46 @@
 import os
 import platform
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from step_eval.budget import Budget
 from step_eval.inputs import EvalInputs
 from step_eval.results import KIND
 from step_infer.errors import InputError
-from step_infer.storage.run_directory import MANIFEST_NAME, read_manifest, run_manifest
+from step_infer.storage.run_directory import RunDirectory, first_difference, run_manifest
 
 
-def earlier_manifest(out: Path, settings: Mapping[str, Any], begun: bool) -> dict[str, Any] | None:
+def earlier_manifest(
+    run: RunDirectory, settings: Mapping[str, Any], begun: bool
+) -> dict[str, Any] | None:
     """Return the manifest of the run that goes on in a directory, or None for a new run.
 
     Args:
-        out: the directory.
+        run: the directory.
         settings: the settings of now.
         begun: whether the directory holds records. A run that answered nothing, such as one whose
             engine refused to start, gives way to other settings.
 
     Raises:
-        InputError: the directory is another command's, or its run has other settings.
+        InputError: its run has other settings.
     """
-    if not (out / MANIFEST_NAME).exists():
+    manifest = run.manifest
+    if not manifest:
         return None
-    manifest = read_manifest(out)
-    if manifest.get("kind") != KIND:
-        raise InputError(
-            f"Expected an empty directory or one of step-eval at {out}, found another "
-            "command's. Hint: choose another --out."
-        )
-    before = manifest["settings"]
     # A method that joins a run may bring settings of its own, such as the scorer.
-    engine = {name for name in before.keys() | settings.keys() if name.startswith("engine.")}
-    for name in sorted((before.keys() & settings.keys()) | engine):
-        if before.get(name) != settings.get(name):
-            if not begun:
-                return None
-            raise InputError(
-                f"Expected the settings of the run in {out}, found {name} {settings.get(name)!r} "
-                f"where it has {before.get(name)!r}. Hint: choose another --out."
-            )
-    return manifest
+    kept = manifest["settings"]
+    engine = {name for name in kept.keys() | settings.keys() if name.startswith("engine.")}
+    names = sorted((kept.keys() & settings.keys()) | engine)
+    before, after = ({name: part.get(name) for name in names} for part in (kept, settings))
+    name = first_difference(before, after)
+    if name is None:
+        return manifest
+    if not begun:
+        return None
+    raise InputError(
+        f"Expected the settings of the run in {run.path}, found {name} {after[name]!r} "
+        f"where it has {before[name]!r}. Hint: choose another --out."
+    )
 
 
 def make_manifest(

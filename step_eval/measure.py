@@ -14,13 +14,15 @@ from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
 
+SAMPLE_S = 0.05
+"""Seconds between two readings of the engine's counters: some 10 engine steps of a small model."""
+
 
 class Meter:
     """Reads the engine's counters while a question runs; call it after every engine step."""
 
-    def __init__(self, read: "Callable[[], EngineStats]", period_s: float) -> None:
+    def __init__(self, read: "Callable[[], EngineStats]") -> None:
         self._read = read
-        self._period_s = period_s
         first = read()
         self.started_s = first.time_s
         self._first_preemptions = first.preemptions
@@ -35,7 +37,7 @@ class Meter:
     def read(self) -> None:
         """Take a reading."""
         stats = self._read()
-        self._next_s = time.monotonic() + self._period_s
+        self._next_s = time.monotonic() + SAMPLE_S
         self.series.time_s.append(stats.time_s - self.started_s)
         self.series.kv_use.append(stats.kv_use)
         self.series.running.append(stats.running)
@@ -59,7 +61,6 @@ def measure(
     plans: Sequence[TracePlan],
     grader: Grader,
     *,
-    sample_seconds: float = 0.05,
     keep_series: bool = False,
     keep_text: bool = False,
     on_trace: Callable[[Trace], None] | None = None,
@@ -77,14 +78,13 @@ def measure(
         question: the question, with its answer.
         plans: the orders for its traces.
         grader: compares answers with each other and with the truth.
-        sample_seconds: seconds between readings of the engine's counters.
-        keep_series: keep those readings in the record.
+        keep_series: keep the readings of the engine's counters in the record.
         keep_text: keep the traces' text in the record.
         on_trace: called with each trace when it is finished.
         on_step: called after every engine step.
         sampler: samples the traces; None hands all plans to the engine at once.
     """
-    meter = Meter(llm.stats, sample_seconds)
+    meter = Meter(llm.stats)
 
     def after_step() -> None:
         meter()

@@ -4,10 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from step_eval.records import QuestionRecord, RecordStore, locked
-from step_eval.results import read_run, write_results
+from step_eval.records import QuestionRecord, RecordStore
+from step_eval.results import KIND, read_run, write_results
 from step_infer.errors import InputError
-from step_infer.storage.run_directory import MANIFEST_NAME, run_manifest, write_manifest
+from step_infer.storage.run_directory import (
+    RunDirectory,
+    first_difference,
+    run_manifest,
+    write_manifest,
+)
 
 _MAY_DIFFER = frozenset({"shard", "engine.gpu_memory_utilization"})
 """Settings that change no answer and no time: the KV budget is compared by itself."""
@@ -55,13 +60,12 @@ def merge(
             records[key] = record
     if paired:
         records = _paired(records)
-    merged = Path(out)
-    with locked(merged):
-        if (merged / MANIFEST_NAME).exists() and "merged" not in read_run(merged)[0]:
+    with RunDirectory(out, KIND).claim() as merged:
+        if merged.manifest and "merged" not in merged.manifest:
             raise InputError(
                 f"Expected --out to be empty or an earlier join, found a run in {out}."
             )
-        store = RecordStore(merged)
+        store = RecordStore(merged.path)
         for path in store.folder.glob("*.jsonl"):
             path.unlink()
         store.replace_all(records.values())
@@ -78,8 +82,8 @@ def merge(
                 for directory, (m, _) in zip(runs, read, strict=True)
             ],
         )
-        write_manifest(merged, manifest)
-        return write_results(merged, vote)
+        write_manifest(merged.path, manifest)
+        return write_results(merged.path, vote)
 
 
 def _paired(records: dict[_Key, QuestionRecord]) -> dict[_Key, QuestionRecord]:
@@ -98,15 +102,18 @@ def _paired(records: dict[_Key, QuestionRecord]) -> dict[_Key, QuestionRecord]:
 def _check_same(
     first_run: str, first: dict[str, Any], other_run: str, other: dict[str, Any]
 ) -> None:
-    before, after = first["settings"], other["settings"]
-    differing = {name: (before[name], after[name]) for name in before.keys() & after.keys()}
-    differing["KV budget"] = (first["budget"]["tokens"], other["budget"]["tokens"])
-    for name in sorted(differing):
-        if name not in _MAY_DIFFER and differing[name][0] != differing[name][1]:
-            raise InputError(
-                f"Expected runs with the same settings, found {name} {differing[name][0]!r} in "
-                f"{first_run} and {differing[name][1]!r} in {other_run}."
-            )
+    names = sorted((first["settings"].keys() & other["settings"].keys()) - _MAY_DIFFER)
+    before, after = (
+        {"KV budget": manifest["budget"]["tokens"]}
+        | {name: manifest["settings"][name] for name in names}
+        for manifest in (first, other)
+    )
+    name = first_difference(before, after)
+    if name is not None:
+        raise InputError(
+            f"Expected runs with the same settings, found {name} {before[name]!r} in "
+            f"{first_run} and {after[name]!r} in {other_run}."
+        )
 
 
 def _first(read: Sequence[tuple[dict[str, Any], Any]], name: str) -> Any:

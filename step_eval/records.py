@@ -5,11 +5,9 @@ that shared the questions can be joined.
 """
 
 import dataclasses
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,7 +135,7 @@ class QuestionRecord:
                 value["series"] = KvSeries(**value["series"])
             return cls(**value)
         except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
-            raise InputError(f"Expected a question record, found: {error!r}.") from error
+            raise InputError(f"Expected a question record, found: {error!r:.200}.") from error
 
 
 def _rounded(value: Any) -> Any:
@@ -229,29 +227,3 @@ def _drop_torn_line(file: Any) -> None:
     if file.read(1) != b"\n":
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
-
-
-@contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Make the output directory and hold it against a second writer; a crash frees it.
-
-    Raises:
-        InputError: it cannot be made or written, or another process holds it.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        file = (out / ".lock").open("w")
-    except OSError as error:
-        raise InputError(
-            f"Expected a writable output directory {out}, found: {error.strerror}. "
-            "Hint: choose another --out or change its permissions."
-        ) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"Expected {out} for this run alone, found another process that writes there. "
-                "Hint: wait for it, or choose another --out."
-            ) from error
-        yield

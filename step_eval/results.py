@@ -6,27 +6,30 @@ from pathlib import Path
 from typing import Any
 
 from step_eval.budget import RESULTS_NAME
-from step_eval.curves import auroc_by_progress, score_curve, scored_traces
-from step_eval.methods.registry import BASELINE, METHODS
-from step_eval.records import QuestionRecord, RecordStore
-from step_eval.statistics import (
-    COVERAGE,
-    DRAWS,
+from step_eval.comparison import (
     Comparison,
     compare,
-    mean_with_interval,
+    mean_of_records,
     outcome,
     summarise,
     vote_name,
 )
-from step_eval.stops import describe_stops, fates, stops
+from step_eval.curves import auroc_by_progress, score_curve, scored_traces
+from step_eval.methods.registry import BASELINE, METHODS
+from step_eval.records import RECORDS_FOLDER, QuestionRecord, RecordStore
+from step_eval.statistics import COVERAGE, DRAWS, INTERVAL_KIND
+from step_eval.stops import describe_stops, stop_totals, stops
 from step_eval.votes import SHOWN_VOTES, UNIFORM, has_signal
 from step_infer.errors import InputError
 from step_infer.storage.files import write_json
-from step_infer.storage.run_directory import read_manifest
+from step_infer.storage.run_directory import MANIFEST_NAME, read_manifest
 
 RESULTS_SCHEMA_VERSION = 1
+REPORT_NAME = "report.html"
 KIND = "step-eval"
+"""What the manifest calls a directory of step-eval."""
+OWN_FILES = (MANIFEST_NAME, RECORDS_FOLDER, RESULTS_NAME, REPORT_NAME)
+"""What it holds; other files are its user's."""
 
 Records = Mapping[str, Sequence[QuestionRecord]]
 _TRACE_SECONDS: dict[str, Callable[[QuestionRecord], float]] = {
@@ -92,7 +95,7 @@ def build_results(
         plain = records[baseline] if name != baseline else []
         traces = scored_traces(group, plain)
         stopped = stops(group, plain)
-        methods[name]["fates"] = dataclasses.asdict(fates(stopped))
+        methods[name]["fates"] = dataclasses.asdict(stop_totals(stopped))
         if stopped:
             stopping[name] = describe_stops(stopped, group, plain)
         if traces:
@@ -123,7 +126,7 @@ def build_results(
             "asked": len(manifest["question_ids"]),
             "repeats": manifest["repeats"],
         },
-        "bootstrap": {"draws": draws, "coverage": COVERAGE},
+        "bootstrap": {"draws": draws, "coverage": COVERAGE, "interval": INTERVAL_KIND},
         "baseline": baseline,
         "methods": methods,
         "comparisons": comparisons,
@@ -158,7 +161,7 @@ def _shared(records: Records, votes: Mapping[str, str], draws: int) -> dict[str,
                     for metric, found in summarise(group, votes[name], draws).metrics.items()
                 },
                 **{
-                    figure: dataclasses.asdict(mean_with_interval(group, read, draws))
+                    figure: dataclasses.asdict(mean_of_records(group, read, draws))
                     for figure, read in _TRACE_SECONDS.items()
                 },
             }
@@ -230,5 +233,5 @@ def write_results(out: Path | str, vote: str = "auto") -> dict[str, Any]:
     manifest, records = read_run(out)
     results = build_results(manifest, records, vote)
     write_json(Path(out) / RESULTS_NAME, results)
-    write_report(Path(out) / "report.html", results, records)
+    write_report(Path(out) / REPORT_NAME, results, records)
     return results

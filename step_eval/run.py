@@ -16,24 +16,26 @@ from rich.console import Console
 
 from data_gen.questions.load import Question
 from step_eval.budget import Budget, fraction_budget
+from step_eval.comparison import outcome, vote_name
 from step_eval.config import EvalConfig
 from step_eval.inputs import EvalInputs, load_inputs
 from step_eval.manifest import earlier_manifest, make_manifest
 from step_eval.measure import measure
 from step_eval.methods.registry import BASELINE, METHODS
 from step_eval.ranks import ORACLE, Ranks
-from step_eval.records import RecordStore, locked
-from step_eval.results import write_results
-from step_eval.statistics import outcome, vote_name
+from step_eval.records import RecordStore
+from step_eval.results import KIND, write_results
 from step_infer.cli.progress import TraceProgress
 from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
 from step_infer.client.prompt import dated_kwargs
 from step_infer.client.trace import Sampling, TracePlan
 from step_infer.errors import InputError
-from step_infer.storage.run_directory import write_manifest
+from step_infer.storage.run_directory import RunDirectory, write_manifest
 
 _WARM_UP_TOKENS = 16
+_PILOT_QUESTIONS = 2
+"""Asked for the mean response length: with N traces each, two give it to a few percent."""
 
 
 class Evaluation:
@@ -72,9 +74,8 @@ class Evaluation:
             InputError: the output directory cannot be used, or the engine refuses a setting.
         """
         config = self.config
-        out = Path(config.out)
-        with locked(out):
-            earlier = earlier_manifest(out, self.inputs.settings(), self.store.begun())
+        with RunDirectory(config.out, KIND).claim() as run:
+            earlier = earlier_manifest(run, self.inputs.settings(), self.store.begun())
             self._prompt_date = (earlier or {}).get("prompt_date", self._prompt_date)
             # The baseline first: the oracle takes from it which traces come out right.
             names = sorted(config.method_names, key=lambda name: name != BASELINE)
@@ -83,13 +84,14 @@ class Evaluation:
                 todo[ORACLE] = self._known_to_oracle(todo[ORACLE], todo.get(BASELINE, []))
             budget = Budget(**earlier["budget"]) if earlier else self._budget()
             if earlier is None or any(todo.values()):
-                write_manifest(out, make_manifest(self.inputs, budget, earlier, self._prompt_date))
+                manifest = make_manifest(self.inputs, budget, earlier, self._prompt_date)
+                write_manifest(run.path, manifest)
             self._print_plan(budget, todo)
-            with Grader(timeout_s=config.grading_timeout_s) as grader:
+            with Grader() as grader:
                 for name, missing in todo.items():
                     if missing:
                         self._run_method(name, missing, budget, grader)
-            return write_results(out, config.vote)
+            return write_results(run.path, config.vote)
 
     def _missing(self, method: str) -> list[tuple[int, Question]]:
         done = self.store.done(method)
@@ -132,7 +134,7 @@ class Evaluation:
     def _pilot(self) -> tuple[float, str]:
         """Sample a few questions on stock vLLM with all the machine's memory, for their lengths."""
         config = self.config
-        chosen = self.inputs.questions[: config.pilot_questions]
+        chosen = self.inputs.questions[:_PILOT_QUESTIONS]
         self.console.print(f"Pilot for the KV budget: {len(chosen)} questions at full memory.")
         tokens = traces = 0
         with (
@@ -177,7 +179,6 @@ class Evaluation:
                         question,
                         self._plans_of(name, llm, question, repeat),
                         grader,
-                        sample_seconds=config.sample_seconds,
                         keep_series=repeat == 0 and question.id in shown,
                         keep_text=config.keep_text,
                         on_trace=lambda trace: progress.finished(len(trace.token_ids)),
@@ -282,6 +283,7 @@ def turn(path: Path | str | None, alone: bool) -> Iterator[None]:
         raise InputError(
             f"Expected a writable lock file at {path}, found: {error.strerror}."
         ) from error
+    # flock by itself: filelock can share a lock only through an SQLite database.
     with file:
         fcntl.flock(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         try:

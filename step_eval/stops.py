@@ -1,7 +1,8 @@
 """What stopping traces saved, and which right ones it lost, as far as the baseline shows.
 
 A stopped trace has no answer of its own. Where the baseline ran the same seed, and made the very
-same tokens up to there, that run shows one way in which the trace would have gone on: its *twin*.
+same tokens up to there, that run shows one way in which the trace would have gone on: its whole
+trace. Reports call it the *twin* of the stopped one.
 """
 
 import bisect
@@ -29,47 +30,48 @@ class Stop:
     """Tokens it had made."""
     score: float | None
     """Trace score when it was stopped; its lowest group confidence where it has no score."""
-    twin_tokens: int | None
-    """Full length of its twin; None without one."""
-    twin_right: bool
-    """Whether the twin came to the right answer."""
+    whole_tokens: int | None
+    """Length of its whole trace; None without one."""
+    whole_right: bool
+    """Whether the whole trace came to the right answer."""
     expected_left: float | None
-    """Without a twin: mean of the tokens that other traces of the question still made from that
-    length on; None where none was as long."""
+    """Without a whole trace: mean of the tokens that other traces of the question still made from
+    that length on; None where none was as long."""
 
     @property
     def saved(self) -> int | None:
-        """Tokens that its twin still made."""
-        return None if self.twin_tokens is None else max(self.twin_tokens - self.tokens, 0)
+        """Tokens that its whole trace still made."""
+        return None if self.whole_tokens is None else max(self.whole_tokens - self.tokens, 0)
 
     @property
     def progress(self) -> float | None:
-        """How far it had come, in (0, 1] of its twin's length."""
-        return None if self.twin_tokens is None else min(self.tokens / self.twin_tokens, 1.0)
+        """How far it had come, in (0, 1] of its whole trace's length."""
+        return None if self.whole_tokens is None else min(self.tokens / self.whole_tokens, 1.0)
 
 
 @dataclass
-class Fates:
-    """What became of stopped traces, as far as the baseline shows."""
+class StopTotals:
+    """Sums over stopped traces, as far as the baseline shows."""
 
     pruned: int = 0
     known: int = 0
-    """Those with a twin."""
+    """Those with a whole trace."""
     would_be_right: int = 0
-    """Those whose twin is right."""
+    """Those whose whole trace is right."""
     tokens_saved: int = 0
-    """Tokens that the twins still made."""
+    """Tokens that the whole traces still made."""
     estimated: int = 0
-    """Those without a twin, of a question of which other traces were longer."""
+    """Those without a whole trace, of a question of which other traces were longer."""
     tokens_estimated: int = 0
     """Tokens that those would still have made, had they gone on like the others."""
 
 
-Twins = Mapping[tuple[tuple[int, str], int], TraceRecord]
+WholeTraces = Mapping[tuple[tuple[int, str], int], TraceRecord]
+"""Traces that ran to their end, by (repeat, question) and trace number."""
 
 
-def twins(baseline: Sequence[QuestionRecord]) -> Twins:
-    """Return a baseline's traces that ran to their end, by repeat and question, and number."""
+def whole_traces(baseline: Sequence[QuestionRecord]) -> WholeTraces:
+    """Return a baseline's traces that ran to their end."""
     return {
         (record.key, trace.trace_id): trace
         for record in baseline
@@ -78,17 +80,26 @@ def twins(baseline: Sequence[QuestionRecord]) -> Twins:
     }
 
 
-def twin_of(trace: TraceRecord, twin: TraceRecord | None) -> TraceRecord | None:
-    """Return the twin if it has the stopped trace's tokens up to that one's last step."""
-    if twin is None or not trace.positions or twin.seed != trace.seed:
+def whole_trace_of(
+    trace: TraceRecord, whole: WholeTraces, key: tuple[int, str]
+) -> TraceRecord | None:
+    """Return the whole trace that has a stopped trace's tokens up to that one's last step.
+
+    Args:
+        trace: the stopped trace.
+        whole: where to look.
+        key: repeat and question of the stopped trace.
+    """
+    found = whole.get((key, trace.trace_id))
+    if found is None or not trace.positions or found.seed != trace.seed:
         return None
-    index = bisect.bisect_left(twin.positions, trace.positions[-1])
+    index = bisect.bisect_left(found.positions, trace.positions[-1])
     same = (
-        index < len(twin.positions)
-        and twin.positions[index] == trace.positions[-1]
-        and twin.prefix_hashes[index] == trace.prefix_hashes[-1]
+        index < len(found.positions)
+        and found.positions[index] == trace.positions[-1]
+        and found.prefix_hashes[index] == trace.prefix_hashes[-1]
     )
-    return twin if same else None
+    return found if same else None
 
 
 def stops(records: Sequence[QuestionRecord], baseline: Sequence[QuestionRecord]) -> list[Stop]:
@@ -98,7 +109,7 @@ def stops(records: Sequence[QuestionRecord], baseline: Sequence[QuestionRecord])
         records: the method's records.
         baseline: records of a method that never stops a trace; may be empty.
     """
-    known = twins(baseline)
+    whole = whole_traces(baseline)
     lengths = {
         record.key: [trace.tokens for trace in record.traces if not trace.pruned]
         for group in (records, baseline)  # the baseline's, where it has the question
@@ -109,29 +120,29 @@ def stops(records: Sequence[QuestionRecord], baseline: Sequence[QuestionRecord])
         for trace in record.traces:
             if not trace.pruned:
                 continue
-            twin = twin_of(trace, known.get((record.key, trace.trace_id)))
+            end = whole_trace_of(trace, whole, record.key)
             left = [n - trace.tokens for n in lengths[record.key] if n > trace.tokens]
             found.append(
                 Stop(
                     record.key,
                     trace.tokens,
                     trace.lowest_confidence if trace.score is None else trace.score,
-                    None if twin is None else twin.tokens,
-                    twin is not None and twin.correct is True,
-                    float(np.mean(left)) if left and twin is None else None,
+                    None if end is None else end.tokens,
+                    end is not None and end.correct is True,
+                    float(np.mean(left)) if left and end is None else None,
                 )
             )
     return found
 
 
-def fates(found: Sequence[Stop]) -> Fates:
+def stop_totals(found: Sequence[Stop]) -> StopTotals:
     """Return the sums over stopped traces."""
-    known = [stop for stop in found if stop.twin_tokens is not None]
+    known = [stop for stop in found if stop.whole_tokens is not None]
     estimates = [stop.expected_left for stop in found if stop.expected_left is not None]
-    return Fates(
+    return StopTotals(
         len(found),
         len(known),
-        sum(stop.twin_right for stop in known),
+        sum(stop.whole_right for stop in known),
         sum(stop.saved or 0 for stop in known),
         len(estimates),
         round(sum(estimates)),
@@ -148,12 +159,12 @@ def describe_stops(
         records: the records of the method that stopped them.
         baseline: the baseline's records.
     """
-    known = [stop for stop in found if stop.twin_tokens is not None]
+    known = [stop for stop in found if stop.whole_tokens is not None]
     saved = [stop.saved or 0 for stop in known]
     keys = {record.key for record in records}
     whole = [trace for record in baseline if record.key in keys for trace in record.traces]
     return {
-        **dataclasses.asdict(fates(found)),
+        **dataclasses.asdict(stop_totals(found)),
         "baseline_right": _mean([float(trace.correct is True) for trace in whole]),
         "baseline_tokens": sum(trace.tokens for trace in whole),
         "mean_tokens": float(np.mean([stop.tokens for stop in found])) if found else None,
@@ -179,7 +190,10 @@ def _edges(values: Sequence[float], from_zero: bool = False) -> tuple[float, ...
 def _split(
     known: Sequence[Stop], values: Sequence[float], edges: Sequence[float]
 ) -> list[dict[str, float]]:
-    """Return how many right and wrong twins lie in each bin; a bin holds its upper edge."""
+    """Return how many stopped traces lie in each bin, by whether their whole trace is right.
+
+    A bin holds its upper edge.
+    """
     rows: list[dict[str, float]] = [
         {"low": low, "high": high, "right": 0, "wrong": 0}
         for low, high in zip(edges, edges[1:], strict=False)
@@ -187,7 +201,7 @@ def _split(
     for stop, value in zip(known, values, strict=True):
         index = bisect.bisect_left(edges, value - 1e-9) - 1
         row = rows[min(max(index, 0), len(rows) - 1)]
-        row["right" if stop.twin_right else "wrong"] += 1
+        row["right" if stop.whole_right else "wrong"] += 1
     return rows
 
 
@@ -207,8 +221,8 @@ def _by_question(found: Sequence[Stop], records: Sequence[QuestionRecord]) -> li
         here = by_question.get(record.key)
         if here is None:
             continue
-        known = [stop for stop in here if stop.twin_tokens is not None]
-        right = [stop for stop in known if stop.twin_right]
+        known = [stop for stop in here if stop.whole_tokens is not None]
+        right = [stop for stop in known if stop.whole_right]
         rows.append(
             {
                 "question_id": record.question_id,

@@ -12,6 +12,11 @@ class InputError(ValueError):
     only a command turns it into exit status 2 (see :mod:`step_infer.cli.command`).
     """
 
+    def __init__(self, message: str) -> None:
+        # Another library's reason, which may stand in it, can have several.
+        lines = (line.strip() for line in message.splitlines())
+        super().__init__(" ".join(line for line in lines if line))
+
 
 @contextmanager
 def logged_errors(logger: logging.Logger, here: bool = True) -> Iterator[None]:

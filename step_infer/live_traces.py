@@ -59,7 +59,8 @@ class LiveTrace:
         if options.window is not None:
             if not settings.confidence:
                 raise InputError(
-                    "Expected step option window with the engine setting confidence only."
+                    "Expected step option window with the engine setting confidence only, found "
+                    "false."
                 )
             self.groups = GroupConfidence(options.window)
         self.stop_below = -math.inf if options.stop_below is None else options.stop_below

@@ -84,7 +84,10 @@ class StepScheduler(AsyncScheduler):
         compat.follow_async_setting(self)
         reason = compat.unsupported_features(self.vllm_config)
         if reason is not None:
-            raise InputError(f"Expected an engine without {reason}, which step scoring refuses.")
+            raise InputError(
+                f"Expected an engine without {reason}, which step scoring refuses, found one "
+                "with it."
+            )
         settings = StepSettings.from_additional_config(self.vllm_config.additional_config)
         if settings.scorer is not None:
             card = read_card(settings.scorer)

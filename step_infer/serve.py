@@ -41,7 +41,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -75,7 +74,9 @@ _REFUSED = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}. Hint: see step-serve --help.")
+        raise InputError(
+            f"Expected options of step-serve, found: {message}. Hint: see step-serve --help."
+        )
 
 
 def main() -> None:
@@ -111,7 +112,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--scorer", metavar="FILE", required=True, help="scorer file (scorer-export makes it)")
+    add("--scorer", metavar="FILE", required=True, help="scorer file (required)")
     add(
         "--min-keep",
         type=int,
@@ -128,7 +129,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--aggregator",
         help=f"trace score from step scores: {', '.join(AGGREGATORS)} (default: the scorer's)",
     )
-    add("--no-prune", action="store_true", help="score only, stop nothing")
+    add("--no-prune", action="store_true", help="score only, stop nothing (default: false)")
     add(
         "--resume-free",
         type=float,
@@ -139,16 +140,22 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     add(
         "--event-log",
         metavar="FILE",
-        help="append a JSON line for each scored trace that ends; step-eval events draws it",
+        help="append a JSON line for each scored trace that ends; step-eval events draws it "
+        "(default: null)",
     )
     add(
         "--allow-mismatch",
         metavar="FIELD",
         action="append",
         default=[],
-        help="field of the scorer card that may differ from the model; can be repeated",
+        help="field of the scorer card that may differ from the model; can be repeated "
+        "(default: none)",
     )
-    add("--print-command", action="store_true", help="print vLLM's command and stop")
+    add(
+        "--print-command",
+        action="store_true",
+        help="print vLLM's command and stop (default: false)",
+    )
     arguments = [_hyphenated(argument) for argument in argv]
     if any(argument in ("-h", "--help") for argument in arguments):
         parser.print_help()
@@ -204,15 +211,21 @@ def server_command(
     if CONFIG_KEY in config:
         raise InputError(
             f"Expected --{_CONFIG} without {CONFIG_KEY!r}, which step-serve fills in, found "
-            f"{config[CONFIG_KEY]!r}. Hint: use step-serve's own options."
+            f"{config[CONFIG_KEY]!r:.60}. Hint: use step-serve's own options."
         )
     values = _values(flags)
     for name in (*_OURS, _CONFIG):
         if name in values:
-            raise InputError(f"Expected no {name} in vLLM's flags: step-serve fills it in.")
+            raise InputError(
+                f"Expected no {name} in vLLM's flags, found {values[name]!r:.60}: step-serve fills "
+                "it in."
+            )
     for name, reason in _REFUSED.items():
         if name in values:
-            raise InputError(f"Expected no --{name}: step scoring cannot be used with {reason}.")
+            raise InputError(
+                f"Expected no --{name}, found {values[name]!r:.60}: step scoring cannot be used "
+                f"with {reason}."
+            )
     ours = {
         "scheduler-cls": "step_infer.scheduler.StepScheduler",
         "worker-cls": "step_infer.worker.StepWorker",
@@ -262,7 +275,7 @@ def _take_config(flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise InputError(f"Expected a JSON object after --{_CONFIG}, found {text!r}.")
+            raise InputError(f"Expected a JSON object after --{_CONFIG}, found {text!r:.60}.")
         config = found
     return rest, config
 
@@ -270,21 +283,40 @@ def _take_config(flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def _values(flags: Sequence[str]) -> dict[str, str]:
     """Return the long flags, named as vLLM's parser names them, with what follows each.
 
-    Those of a `--config FILE` (YAML, one flag a line) are among them.
+    Those of a `--config FILE` (YAML) are among them. vLLM's own parser is not asked: to import it
+    takes some ten seconds, which a mistake would have to wait for.
     """
     values: dict[str, str] = {}
     for flag, following in zip(flags, [*flags[1:], ""], strict=False):
         if flag.startswith("--"):
             name, equals, value = flag[2:].partition("=")
-            values[name.partition(".")[0].replace("_", "-")] = value if equals else following
-    if "config" not in values:
-        return values
+            values[_flag_name(name)] = value if equals else following
+    return _config_values(values["config"]) | values if "config" in values else values
+
+
+def _flag_name(name: str) -> str:
+    return name.partition(".")[0].replace("_", "-")
+
+
+def _config_values(path: str) -> dict[str, str]:
+    """Return the flags of vLLM's configuration file; one that is false is its --no-NAME."""
+    import yaml
+
     try:
-        text = Path(values["config"]).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Expected a YAML file after --config, found: {error}.") from error
-    found = re.findall(r"^([\w-]+)[ \t]*:[ \t]*(.*)$", text, re.MULTILINE)
-    return {name.replace("_", "-"): value for name, value in found} | values
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"Expected a YAML file after --config, found: {reason}.") from error
+    if not isinstance(found, dict):
+        raise InputError(
+            f"Expected a YAML file of flags and values after --config, found {found!r:.60} in "
+            f"{path}."
+        )
+    names = {name: _flag_name(str(name)) for name in found}
+    return {
+        f"no-{names[name]}" if value is False else names[name]: str(value)
+        for name, value in found.items()
+    }
 
 
 def _cpu_flags(model: str, values: dict[str, str]) -> list[str]:

@@ -13,7 +13,7 @@ from step_infer.wire import CONFIG_KEY
 
 def _check(name: str, value: Any, good: bool, expected: str) -> None:
     if not good:
-        raise InputError(f"Expected step setting {name} {expected}, found {value!r}.")
+        raise InputError(f"Expected step {name} {expected}, found {value!r:.60}.")
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,13 @@ class StepSettings:
 
     def __post_init__(self) -> None:
         known = ", ".join(AGGREGATORS)
-        _check("min_keep", self.min_keep, _whole(self.min_keep, 1), "a whole number >= 1")
-        _check("min_steps", self.min_steps, _whole(self.min_steps, 1), "a whole number >= 1")
-        _check("resume_free", self.resume_free, 0 <= self.resume_free <= 1, "in [0, 1]")
+        _check("setting min_keep", self.min_keep, _whole(self.min_keep, 1), "a whole number >= 1")
         _check(
-            "aggregator",
+            "setting min_steps", self.min_steps, _whole(self.min_steps, 1), "a whole number >= 1"
+        )
+        _check("setting resume_free", self.resume_free, 0 <= self.resume_free <= 1, "in [0, 1]")
+        _check(
+            "setting aggregator",
             self.aggregator,
             self.aggregator is None or self.aggregator in AGGREGATORS,
             f"out of {known}",
@@ -71,13 +73,13 @@ class StepSettings:
         if not isinstance(values, dict):
             raise InputError(
                 f'Expected additional_config={{"{CONFIG_KEY}": {{"scorer": FILE}}}} for the step '
-                f"scheduler and worker, found {additional_config!r}."
+                f"scheduler and worker, found {additional_config!r:.60}."
             )
         fields = [field.name for field in dataclasses.fields(cls)]
         for name in values:
             if name not in fields:
                 raise InputError(
-                    f"Expected a step setting out of {', '.join(fields)}, found {name!r}."
+                    f"Expected a step setting out of {', '.join(fields)}, found {name!r:.60}."
                 )
         return cls(**{**values, "allow_mismatch": tuple(values.get("allow_mismatch", ()))})
 
@@ -144,15 +146,15 @@ class RequestOptions:
                 value = json.loads(value) if value.lstrip().startswith("{") else {"group": value}
             except (ValueError, RecursionError) as error:
                 raise InputError(
-                    f"Expected JSON or a group name as step option, found {value!r}."
+                    f"Expected JSON or a group name as step option, found {value!r:.60}."
                 ) from error
         if not isinstance(value, dict):
-            raise InputError(f"Expected an object as step option, found {value!r}.")
+            raise InputError(f"Expected an object as step option, found {value!r:.60}.")
         fields = [field.name for field in dataclasses.fields(cls)]
         for name in value:
             if name not in fields:
                 raise InputError(
-                    f"Expected a step option out of {', '.join(fields)}, found {name!r}."
+                    f"Expected a step option out of {', '.join(fields)}, found {name!r:.60}."
                 )
         options = cls(**value)
         options.check(as_text)
@@ -168,30 +170,30 @@ class RequestOptions:
             InputError: an option has a bad value, or cannot come as a text.
         """
         if self.group is not None and not isinstance(self.group, str):
-            raise InputError(f"Expected step option group to be a text, found {self.group!r}.")
+            raise InputError(f"Expected step option group to be a text, found {self.group!r:.60}.")
         if self.group is not None and not self.group.strip():
             raise InputError("Expected a group name as step option, found a blank one.")
         if self.group is not None and "\0" in self.group:
             raise InputError(
-                f"Expected step option group without NUL characters, found {self.group!r}."
+                f"Expected step option group without NUL characters, found {self.group!r:.60}."
             )
         if self.capture and as_text:  # states are not JSON
-            raise InputError("Expected step option capture in offline requests only.")
+            raise InputError("Expected step option capture in offline requests only, found a text.")
         for name in ("min_keep", "min_steps", "window"):
             number = getattr(self, name)
             good = number is None or _whole(number, 1)
-            _check(name, number, good, "a whole number >= 1")
+            _check(f"option {name}", number, good, "a whole number >= 1")
         good = self.stop_below is None or finite(self.stop_below)
-        _check("stop_below", self.stop_below, good, "a finite number")
+        _check("option stop_below", self.stop_below, good, "a finite number")
         if self.stop_below is not None and self.window is None:
             raise InputError("Expected step option window beside stop_below, found none.")
         for name in ("prune", "capture"):
             flag = getattr(self, name)
-            _check(name, flag, flag is None or isinstance(flag, bool), "true or false")
+            _check(f"option {name}", flag, flag is None or isinstance(flag, bool), "true or false")
         if self.aggregator is not None and self.aggregator not in list(AGGREGATORS):
             known = ", ".join(AGGREGATORS)
             raise InputError(
-                f"Expected step option aggregator out of {known}, found {self.aggregator!r}."
+                f"Expected step option aggregator out of {known}, found {self.aggregator!r:.60}."
             )
 
 

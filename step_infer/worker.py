@@ -55,7 +55,8 @@ class StepWorker(PlatformWorker):
             reason = compat.unsupported_features(self.vllm_config)
             if reason is not None:
                 raise InputError(
-                    f"Expected an engine without {reason}, which step scoring refuses."
+                    f"Expected an engine without {reason}, which step scoring refuses, found one "
+                    "with it."
                 )
             settings = StepSettings.from_additional_config(self.vllm_config.additional_config)
             scorer = self._load_scorer(settings)

@@ -1,10 +1,10 @@
 """The command line of `step-train`: fit, sweep, evaluate, extract, demo-model."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from step_infer.cli.command import run
-from step_infer.errors import InputError
+from step_infer.cli.options import parse_config, run_subcommand
 
 FIT = (
     "Train a step scorer on traces with features. Interrupted? The same command goes on where it "
@@ -31,22 +31,12 @@ DEMO_MODEL = "Train the demo language model from scratch on endless ledger trace
 
 def main() -> None:
     """Run `step-train` on the process's arguments."""
-    run(lambda: _main(sys.argv[1:]))
-
-
-def _main(argv: Sequence[str]) -> None:
-    name = "fit"
-    if argv and not argv[0].startswith("-"):
-        name, argv = argv[0], argv[1:]
-    if name not in SUBCOMMANDS:
-        raise InputError(f"Expected a subcommand out of {', '.join(SUBCOMMANDS)}, found {name!r}.")
-    SUBCOMMANDS[name](argv)
+    run(lambda: run_subcommand("step-train", SUBCOMMANDS, fit_command, sys.argv[1:]))
 
 
 def fit_command(argv: Sequence[str]) -> None:
     """Run `step-train fit`: train, and print the outcome."""
     from data_gen.traces.manifest import read_trace_manifest
-    from step_infer.cli.options import parse_config
     from step_train.fit.config import FitConfig
 
     config = parse_config(FitConfig, argv, "step-train fit", FIT)
@@ -75,11 +65,9 @@ def fit_command(argv: Sequence[str]) -> None:
     print_metrics(result.metrics, result.aggregator, console)
     print_baselines(result.baselines, console)
     print_votes(result.metrics["votes"], console)
-    peak = result.peak_memory_mib
-    memory = "" if peak is None else f", peak memory {peak:,.0f} MiB without mapped files"
     console.print(
         f"Best of {result.epochs} epochs: {result.best_epoch}. Trace score: {result.aggregator}. "
-        f"{result.seconds:.1f} s{memory}.\nRun: {result.run}\n"
+        f"{result.seconds:.1f} s.\nRun: {result.run}\n"
         f"Next: scorer-export {result.run} --out scorer.safetensors"
     )
 
@@ -87,7 +75,6 @@ def fit_command(argv: Sequence[str]) -> None:
 def sweep_command(argv: Sequence[str]) -> None:
     """Run `step-train sweep`: fit variants, and print how they compare."""
     from data_gen.traces.manifest import read_trace_manifest
-    from step_infer.cli.options import parse_config
     from step_train.fit.sweep_config import SweepConfig
 
     config = parse_config(SweepConfig, argv, "step-train sweep", SWEEP)
@@ -107,7 +94,6 @@ def sweep_command(argv: Sequence[str]) -> None:
 def evaluate_command(argv: Sequence[str]) -> None:
     """Run `step-train evaluate`: judge a scorer, and print the outcome."""
     from data_gen.traces.manifest import read_trace_manifest
-    from step_infer.cli.options import parse_config
     from step_train.judge.config import EvaluateConfig
 
     config = parse_config(EvaluateConfig, argv, "step-train evaluate", EVALUATE)
@@ -141,7 +127,6 @@ def evaluate_command(argv: Sequence[str]) -> None:
 def extract_command(argv: Sequence[str]) -> None:
     """Run `step-train extract`."""
     from data_gen.traces.manifest import read_trace_manifest
-    from step_infer.cli.options import parse_config
     from step_train.extract.config import ExtractConfig
 
     config = parse_config(ExtractConfig, argv, "step-train extract", EXTRACT)
@@ -153,7 +138,6 @@ def extract_command(argv: Sequence[str]) -> None:
 
 def demo_model_command(argv: Sequence[str]) -> None:
     """Run `step-train demo-model`: train it, and say where it is."""
-    from step_infer.cli.options import parse_config
     from step_train.demo_model.config import LedgerLMConfig
 
     config = parse_config(LedgerLMConfig, argv, "step-train demo-model", DEMO_MODEL)
@@ -166,7 +150,7 @@ def demo_model_command(argv: Sequence[str]) -> None:
         print(f"model written to {folder}")
 
 
-SUBCOMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+SUBCOMMANDS = {
     "fit": fit_command,
     "sweep": sweep_command,
     "evaluate": evaluate_command,

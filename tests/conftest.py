@@ -1,9 +1,17 @@
-"""What every test starts from."""
+"""What every test starts from, and in which order the files run."""
 
 from collections.abc import Iterator
 
 import pytest
 from vllm_log import untouched_vllm_log
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let files that take long start first, so that none is left for the end, when others wait."""
+    long = {
+        item.path for item in items for name in ("engine", "slow") if item.get_closest_marker(name)
+    }
+    items.sort(key=lambda item: item.path not in long)
 
 
 @pytest.fixture(autouse=True)

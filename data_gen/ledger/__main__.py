@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_gen.ledger.questions import iter_questions
-from data_gen.ledger.statistics import world_statistics
 from step_infer.cli.command import run
 from step_infer.cli.options import parse_config
 from step_infer.errors import InputError
@@ -26,8 +25,6 @@ class LedgerConfig:
     """Number of questions."""
     seed: int = 0
     """Same seed, same questions."""
-    statistics: bool = False
-    """Also print how the built-in reasoner does on them, 64 traces a question."""
 
 
 def write_questions(config: LedgerConfig) -> None:
@@ -43,8 +40,6 @@ def write_questions(config: LedgerConfig) -> None:
         for q in questions:
             file.write(json.dumps({"id": q.id, "question": q.text, "answer": q.answer}) + "\n")
     print(f"wrote {len(questions)} {config.split} questions to {config.out}")
-    if config.statistics:
-        print(world_statistics(questions))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

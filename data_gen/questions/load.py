@@ -150,7 +150,9 @@ def load_questions(
             question = _question(row, form, options, require_answer)
             first = places.setdefault(question.id, row.place)
             if first != row.place:
-                raise InputError(f"Expected each id once, found {question.id!r} in {first} too.")
+                raise InputError(
+                    f"Expected each id once, found {question.id!r:.60} in {first} too."
+                )
         except InputError as error:
             if not options.skip_bad_lines:
                 raise InputError(

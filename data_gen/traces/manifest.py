@@ -4,10 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from step_infer.errors import InputError
-from step_infer.storage.run_directory import read_manifest
+from step_infer.storage.run_directory import MANIFEST_NAME, read_manifest
 
 KIND = "traces"
 """What the manifest calls such a directory."""
+
+OWN_FILES = (MANIFEST_NAME, "traces", "features")
+"""What it holds; other files are its user's."""
 
 
 def read_trace_manifest(path: Path | str) -> dict[str, Any]:

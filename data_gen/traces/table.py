@@ -63,8 +63,12 @@ def write_part(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
         table = pa.Table.from_pylist(list(rows), schema=TRACE_SCHEMA)
         table.validate(full=True)
         for field in TRACE_SCHEMA:
-            if not field.nullable and table[field.name].null_count:
-                raise InputError(f"Expected a value in every row of column {field.name!r}.")
+            empty = table[field.name].null_count
+            if empty and not field.nullable:
+                raise InputError(
+                    f"Expected a value in every row of column {field.name!r}, found none in "
+                    f"{empty} of {len(rows)} rows."
+                )
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(f"Expected rows of the traces table, found: {error}.") from error
     write_table(path, table)

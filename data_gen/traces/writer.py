@@ -3,13 +3,9 @@
 The shard is written first, then the part, then the manifest that lists both.
 """
 
-import fcntl
-import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -20,22 +16,15 @@ from data_gen.traces.manifest import KIND
 from data_gen.traces.table import write_part
 from step_infer.errors import InputError
 from step_infer.storage.files import sha256_file
-from step_infer.storage.run_directory import (
-    MANIFEST_NAME,
-    read_manifest,
-    run_manifest,
-    write_manifest,
-)
+from step_infer.storage.run_directory import RunDirectory
 
-_LOCK = ".lock"
 _OURS = re.compile(r"\.?(part-\d{5,}\.parquet|shard-\d{5,}\.safetensors)(\..*\.tmp)?")
 
 
-class TraceWriter:
+class TraceWriter(RunDirectory):
     """Fills a traces directory part by part; use it as a context manager.
 
-    Holds the directory's lock, so that there is one writer at a time. The lock ends with the
-    process, however it ends.
+    Holds the directory from the start, so that there is one writer at a time.
     """
 
     def __init__(self, path: Path | str, settings: dict[str, Any], **manifest: Any) -> None:
@@ -50,44 +39,19 @@ class TraceWriter:
             InputError: the directory cannot be written, is in use, holds something else, or was
                 started with other settings (the message names the first that differs).
         """
-        self.path = Path(path)
-        self._lock: int | None = _lock(self.path)
+        super().__init__(path, KIND)
+        self.claim()
         try:
-            found = _earlier(self.path)
-            if found is None:
-                _require_empty(self.path)
-            elif found.num_parts:
-                _require_same_maker(found.manifest, manifest, self.path)
-            if found is not None and found.num_parts:
-                _compare(found.manifest.get("settings", {}), settings, self.path)
-                self.manifest = found.manifest
+            if self.manifest and self.read().num_parts:
+                _require_same_maker(self.manifest, manifest, self.path)
+                self.require_settings(settings)
             else:  # nothing is written yet: any settings will do
-                self.manifest = run_manifest(
-                    kind=KIND, settings=settings, complete=False, seconds=0.0, parts=[], **manifest
-                )
-                write_manifest(self.path, self.manifest)
+                self.begin(settings, seconds=0.0, parts=[], **manifest)
             self._remove_orphans()
             _probe(self.path / "traces", self.path / "features")
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> "TraceWriter":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the lock back."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
     def read(self) -> TraceDirectory:
         """Return a reader of what has been written."""
@@ -108,7 +72,8 @@ class TraceWriter:
             hidden: for each trace its states at `boundary_positions` [S_i, H]; None without.
             manifest: fields of the manifest to set in the same write.
         """
-        index = len(self.manifest["parts"])
+        parts = self.manifest["parts"]
+        index = len(parts)
         part_file, shard_file = part_files(index)
         positions = [row["boundary_positions"] for row in rows]
         steps = [len(trace_positions) for trace_positions in positions]
@@ -129,12 +94,7 @@ class TraceWriter:
             "traces": self.listed(part_file, len(rows)),
             "features": None if hidden is None else self.listed(shard_file, sum(steps)),
         }
-        self.update(parts=[*self.manifest["parts"], listed], **manifest)
-
-    def update(self, **fields: Any) -> None:
-        """Set fields of the manifest and write it."""
-        self.manifest = self.manifest | fields
-        write_manifest(self.path, self.manifest)
+        self.update(parts=[*parts, listed], **manifest)
 
     def listed(self, file: str, rows: int) -> dict[str, Any]:
         """Return what the manifest says of a file of so many rows that has been written."""
@@ -154,57 +114,11 @@ class TraceWriter:
             for path in (self.path / folder).glob("*"):
                 if _OURS.fullmatch(path.name) and f"{folder}/{path.name}" not in listed:
                     path.unlink()
-        for path in self.path.glob(f".{MANIFEST_NAME}.*.tmp"):
-            path.unlink()
 
 
 def part_files(index: int) -> tuple[str, str]:
     """Return the files of a part and of its shard, below the directory."""
     return f"traces/part-{index:05d}.parquet", f"features/shard-{index:05d}.safetensors"
-
-
-def _lock(path: Path) -> int:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise InputError(
-            f"Expected a writable output directory at {path}, found: {error.strerror}. "
-            "Hint: choose another path or change its permissions."
-        ) from error
-    try:
-        # A record lock: unlike flock's it is not inherited by engine processes, which may outlive
-        # a killed collector.
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        os.close(lock)
-        raise InputError(
-            f"Expected no other process writing to {path}, found one. "
-            "Hint: wait for it, stop it, or choose another output directory."
-        ) from error
-    return lock
-
-
-def _earlier(path: Path) -> TraceDirectory | None:
-    if not (path / MANIFEST_NAME).exists():
-        return None
-    kind = read_manifest(path).get("kind")
-    if kind != KIND:
-        raise InputError(
-            f"Expected an empty directory or one of an earlier run at {path}, found one of kind "
-            f"{kind!r}. Hint: choose another output directory."
-        )
-    return TraceDirectory(path)
-
-
-def _require_empty(path: Path) -> None:
-    for entry in sorted(path.iterdir()):
-        temporary = entry.name.startswith(f".{MANIFEST_NAME}.")
-        if entry.name != _LOCK and not temporary:
-            raise InputError(
-                f"Expected an empty directory or one of an earlier run at {path}, "
-                f"found {entry.name} and no {MANIFEST_NAME}. Hint: choose another output directory."
-            )
 
 
 def _require_same_maker(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
@@ -229,19 +143,3 @@ def _probe(*folders: Path) -> None:
                 f"Expected a writable output directory at {folder}, found: {error.strerror}. "
                 "Hint: choose another path or change its permissions."
             ) from error
-
-
-def _compare(found: dict[str, Any], wanted: dict[str, Any], path: Path) -> None:
-    wanted = json.loads(json.dumps(wanted))
-    for name in [*wanted, *(name for name in found if name not in wanted)]:
-        if found.get(name) != wanted.get(name):
-            raise InputError(
-                f"Expected {name} {_short(found.get(name))} (the run started in {path}), "
-                f"found {_short(wanted.get(name))}. "
-                "Hint: use the same settings to go on, or another output directory."
-            )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:79] + "…"

@@ -18,9 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_gen.traces.manifest import OWN_FILES as TRACE_FILES
 from step_eval.recorded.traces import PoolQuestion, PoolTrace, World
 from step_eval.records import QuestionRecord, TraceRecord
 from step_eval.results import KIND as EVAL_KIND
+from step_eval.results import OWN_FILES as EVAL_FILES
 from step_eval.results import read_run
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
@@ -109,7 +111,9 @@ def record(
         raise InputError(
             f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {aggregator!r}."
         )
-    check_output(out, traces, scorer)
+    source = Path(traces)
+    own = [source / name for name in (*TRACE_FILES, *EVAL_FILES)] if source.is_dir() else [source]
+    check_output(out, scorer, *own)
     world = read_world(traces, scorer)
     write_table(out, dataclasses.replace(world, aggregator=aggregator or world.aggregator))
     count = sum(len(question.traces) for question in world.questions)

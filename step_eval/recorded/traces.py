@@ -14,6 +14,15 @@ from step_infer.errors import InputError
 
 WRONG_ANSWERS = 8
 """Different wrong answers of a drawn question."""
+_WRONG_FOCUS = 1.0
+"""The K-th most frequent of them has a weight of K^-FOCUS."""
+_RIGHT_SPREAD = 2.0
+"""Concentration of the part of right traces over questions (Beta distribution): small numbers make
+questions that are easy or hopeless, large ones make all alike."""
+_TOKENS_SIGMA = 0.35
+"""Spread of the logarithm of a trace's length, of right and wrong traces alike."""
+_QUESTION_SIGMA = 0.25
+"""Spread of the logarithm of a question's own factor on all its lengths."""
 
 
 @dataclass(frozen=True)
@@ -146,65 +155,50 @@ def block_contents(
 class Distributions:
     """A world drawn from distributions."""
 
-    questions: int = 200
-    """Questions."""
     prompt_tokens: int = 100
     """Tokens of a prompt."""
     right_share: float = 0.5
     """Mean over questions of the part of right traces."""
-    right_spread: float = 2.0
-    """Concentration of that part over questions (Beta distribution): small numbers make questions
-    that are easy or hopeless, large ones make all alike."""
     right_tokens: float = 1000
     """Median length of right traces in tokens."""
     wrong_tokens: float = 1300
     """Median length of wrong traces in tokens."""
-    tokens_sigma: float = 0.35
-    """Spread of the length's logarithm, of right and wrong traces alike."""
-    question_sigma: float = 0.25
-    """Spread of the logarithm of a question's own factor on all its lengths."""
     max_tokens: int = 32768
     """Traces are cut at this length, and then have no answer."""
     step_tokens: float = 60
     """Mean distance of step boundaries in tokens (exponential, at least 1)."""
-    wrong_focus: float = 1.0
-    """How much wrong traces agree: the K-th most frequent of 8 wrong answers has a weight of
-    K^-FOCUS. The higher, the more often a majority is wrong."""
 
     def __post_init__(self) -> None:
-        for name in ("questions", "prompt_tokens", "max_tokens"):
+        for name in ("prompt_tokens", "max_tokens"):
             if getattr(self, name) < 1:
-                raise InputError(f"Expected {_option(name)} of at least 1, found {name}.")
+                raise InputError(
+                    f"Expected {_option(name)} of at least 1, found {getattr(self, name)}."
+                )
         if not 0 < self.right_share < 1:
             raise InputError(f"Expected --world.right-share in (0, 1), found {self.right_share}.")
-        for name in ("right_spread", "right_tokens", "wrong_tokens", "step_tokens"):
+        for name in ("right_tokens", "wrong_tokens", "step_tokens"):
             if getattr(self, name) <= 0:
                 raise InputError(f"Expected {_option(name)} above 0, found {getattr(self, name)}.")
-        for name in ("tokens_sigma", "question_sigma", "wrong_focus"):
-            if getattr(self, name) < 0:
-                raise InputError(
-                    f"Expected {_option(name)} of at least 0, found {getattr(self, name)}."
-                )
 
 
 def _option(name: str) -> str:
     return "--world." + name.replace("_", "-")
 
 
-def draw_world(settings: Distributions, pool: int, seed: int) -> World:
-    """Draw questions with `pool` traces each."""
+def draw_world(settings: Distributions, count: int, pool: int, seed: int) -> World:
+    """Draw `count` questions with `pool` traces each."""
     rng = np.random.default_rng([seed, 1])
-    a = settings.right_share * settings.right_spread
-    b = (1 - settings.right_share) * settings.right_spread
-    weights = np.arange(1, WRONG_ANSWERS + 1) ** -settings.wrong_focus
+    a = settings.right_share * _RIGHT_SPREAD
+    b = (1 - settings.right_share) * _RIGHT_SPREAD
+    weights = np.arange(1, WRONG_ANSWERS + 1) ** -_WRONG_FOCUS
     weights /= weights.sum()
     questions = []
-    for number in range(settings.questions):
+    for number in range(count):
         share = rng.beta(a, b)
-        factor = np.exp(rng.normal(0, settings.question_sigma))
+        factor = np.exp(rng.normal(0, _QUESTION_SIGMA))
         right_N = rng.random(pool) < share
         median_N = np.where(right_N, settings.right_tokens, settings.wrong_tokens) * factor
-        tokens_N = np.ceil(median_N * np.exp(rng.normal(0, settings.tokens_sigma, pool)))
+        tokens_N = np.ceil(median_N * np.exp(rng.normal(0, _TOKENS_SIGMA, pool)))
         wrong_N = rng.choice(WRONG_ANSWERS, pool, p=weights)
         traces = []
         for right, length, wrong in zip(right_N, tokens_N, wrong_N, strict=True):
@@ -219,7 +213,7 @@ def draw_world(settings: Distributions, pool: int, seed: int) -> World:
             traces.append(PoolTrace(tokens, positions, answer, bool(right) and not cut, cut))
         questions.append(PoolQuestion(f"drawn-{number}", settings.prompt_tokens, tuple(traces)))
     about = (
-        f"{settings.questions} questions drawn from distributions: on average "
+        f"{count} questions drawn from distributions: on average "
         f"{settings.right_share:.0%} of traces right, median {settings.right_tokens:,.0f} tokens "
         f"(right) and {settings.wrong_tokens:,.0f} (wrong), a step every "
         f"{settings.step_tokens:,.0f} tokens"

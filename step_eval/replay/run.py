@@ -81,7 +81,7 @@ def read_traces(config: ReplayConfig) -> tuple[World, float]:
             f"Expected recorded confidences in {config.traces} for the method {unsure[0]}, found "
             "none. Hint: collect the traces with step-collect, which records them."
         )
-    factor = config.scale
+    factor = config.length_scale
     if config.mean_tokens is not None:
         factor = config.mean_tokens / world.mean_response_tokens
     return world.scaled(factor), factor
@@ -102,7 +102,7 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, World]:
     if limit is not None and longest > limit:
         raise InputError(
             f"Expected traces of at most {limit} tokens with their prompt, found {longest}. "
-            "Hint: lower --scale or --mean-tokens."
+            "Hint: lower --length-scale or --mean-tokens."
         )
     model = model_folder(shape)
     write_model(model, shape)

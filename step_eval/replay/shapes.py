@@ -43,7 +43,8 @@ def read_shape(name: str | Path) -> dict[str, Any]:
         path = path / "config.json"
     if not path.is_file():
         raise InputError(
-            f"Expected a shape out of {', '.join(shape_names())}, or a config.json, found {name}."
+            f"Expected a shape out of {', '.join(shape_names())}, or a config.json, found "
+            f"{str(name)!r}."
         )
     shape = read_json(path)
     if not isinstance(shape, dict) or not isinstance(shape.get("hidden_size"), int):
@@ -122,10 +123,10 @@ def write_scorer(
     if like is not None:
         net, card = load_scorer(like)
         width, depth = card.width, card.depth
-        if card.state_size != identity.hidden_size:
+        if card.hidden_size != identity.hidden_size:
             raise InputError(
                 f"Expected a scorer of states of width {identity.hidden_size} ({name}), found "
-                f"{card.state_size} in {like}. Hint: leave --scorer out for one of random weights."
+                f"{card.hidden_size} in {like}. Hint: leave --scorer out for one of random weights."
             )
     card = ScorerCard(
         base_model=name,

@@ -232,6 +232,13 @@ def kv_over_time(
     return draw(f"kv-{record.method}-{record.question_id}", words, paint, height=4.1)
 
 
+def drawn_ends(found: Mapping[str, Any]) -> tuple[float, float]:
+    """Return where an interval is drawn from and to: at the value, where there is none."""
+    if found["low"] is None:
+        return found["value"], found["value"]
+    return found["low"], found["high"]
+
+
 def progress_axis(axes: Axes) -> None:
     """Make the horizontal axis the part of a trace that is generated, 0 to 1."""
     axes.set_xlim(0, 1.01)

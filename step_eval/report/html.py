@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from step_eval.comparison import METRICS
 from step_eval.records import QuestionRecord
 from step_eval.report.figures import (
     SERIES,
@@ -18,6 +19,7 @@ from step_eval.report.page import render_page
 from step_eval.report.words import (
     EXPLAINED,
     HEADINGS,
+    NO_INTERVAL,
     bin_rows,
     change,
     cost_words,
@@ -33,7 +35,7 @@ from step_eval.report.words import (
     unknown_words,
     vote_words,
 )
-from step_eval.statistics import FEW_QUESTIONS, METRICS
+from step_eval.statistics import FEW_QUESTIONS
 from step_eval.stops import TENTHS
 from step_eval.votes import LOWEST_CONFIDENCE
 from step_infer.storage.files import atomic_write
@@ -122,7 +124,7 @@ def _headline(results: Mapping[str, Any], name: str) -> dict[str, Any]:
             {
                 "name": in_text(metric),
                 "value": value,
-                "ends": ends,
+                "interval": ends if ends == NO_INTERVAL else f"95 % interval {ends}",
                 "verdict": difference["verdict"],
             }
         )

@@ -16,6 +16,7 @@ from step_eval.report.figures import (
     WAITING,
     WRONG,
     draw,
+    drawn_ends,
     fitting_columns,
     legend_above,
 )
@@ -54,10 +55,10 @@ def accuracy_against(
             )
             title = results["methods"][name]["label"]
             axes.plot([], [], marker, linestyle="none", color=colours[name], label=title)
-        most = max(found[metric]["high"] for found in methods.values())
+        most = max(drawn_ends(found[metric])[1] for found in methods.values())
         axes.set_xlim(0, most * 1.08 or 1)
-        low = min(found["accuracy"]["low"] for found in methods.values())
-        high = max(found["accuracy"]["high"] for found in methods.values())
+        low = min(drawn_ends(found["accuracy"])[0] for found in methods.values())
+        high = max(drawn_ends(found["accuracy"])[1] for found in methods.values())
         room = max(0.1 * (high - low), 0.02)
         axes.set_ylim(max(low - room, -0.02), min(high + room, 1.02))
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -149,7 +150,8 @@ def stop_bins(name: str, bins: Sequence[Mapping[str, float]], label: str, percen
     return draw(name, f"Stopped traces by {label}, and how their twins ended", paint)
 
 
-def _bars(found: Mapping[str, float]) -> list[list[float]]:
+def _bars(found: Mapping[str, Any]) -> list[list[float]]:
     """Return an interval as lengths below and above the value, none negative."""
-    below, above = found["value"] - found["low"], found["high"] - found["value"]
+    low, high = drawn_ends(found)
+    below, above = found["value"] - low, high - found["value"]
     return [[max(below, 0.0)], [max(above, 0.0)]]

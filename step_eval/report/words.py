@@ -143,6 +143,8 @@ def bin_rows(bins: Sequence[Mapping[str, float]], kind: str) -> list[dict[str, A
 MINUS = "\N{MINUS SIGN}"
 TO = "\N{EN DASH}"
 PERCENT_SIGN = "\N{NO-BREAK SPACE}%"
+NO_INTERVAL = "no interval"
+"""Of one question alone."""
 
 PERCENT = frozenset({"accuracy", "peak_kv_use", "waiting_share", "trace_accuracy"})
 """Figures that are parts of a whole, shown in percent; their differences in points."""
@@ -208,8 +210,10 @@ def number(metric: str, value: float) -> str:
     return f"{value:,.2f}" if abs(value) < 10 else f"{value:,.1f}"
 
 
-def number_range(metric: str, low: float, high: float) -> str:
-    """Return an interval's ends without unit: "70.1-82.0"."""
+def number_range(metric: str, low: float | None, high: float | None) -> str:
+    """Return an interval's ends without unit: "70.1-82.0"; None is an end of no interval."""
+    if low is None or high is None:
+        return NO_INTERVAL
     ends = (number(metric, low), number(metric, high))
     return TO.join(end.removesuffix(PERCENT_SIGN) for end in ends)
 
@@ -227,7 +231,7 @@ def change(metric: str, difference: dict[str, Any]) -> tuple[str, str]:
 
     Args:
         metric: the figure's name.
-        difference: `statistics.Difference` as a dictionary.
+        difference: `comparison.Difference` as a dictionary.
     """
     if metric in PERCENT:
         found, unit, factor = difference["difference"], " points", 100
@@ -235,8 +239,10 @@ def change(metric: str, difference: dict[str, Any]) -> tuple[str, str]:
         found, unit, factor = difference["relative"], PERCENT_SIGN, 100
     else:
         found, unit, factor = difference["difference"], "", 1
-    value, low, high = (factor * found[name] for name in ("value", "low", "high"))
-    return signed(value) + unit, f"{signed(low)} to {signed(high)}"
+    value = signed(factor * found["value"]) + unit
+    if found["low"] is None:
+        return value, NO_INTERVAL
+    return value, f"{signed(factor * found['low'])} to {signed(factor * found['high'])}"
 
 
 def in_text(metric: str) -> str:

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from step_eval.comparison import outcome, vote_name
 from step_eval.recorded.traces import World
 from step_eval.results import read_run
 from step_eval.simulation.question import FIGURES, Setting, figures, run_question
 from step_eval.simulation.schedule import Pruning
 from step_eval.simulation.timing import Timing, engine_shape
-from step_eval.statistics import outcome, vote_name
 from step_infer.errors import InputError
 
 CHECKED = ("sc", "step")

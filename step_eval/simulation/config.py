@@ -2,13 +2,16 @@
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+from step_eval.config import PruningOptions
 from step_eval.methods.victims import ABLATIONS
 from step_eval.recorded.traces import Distributions
 from step_eval.votes import vote_signal
 from step_infer.errors import InputError
-from step_infer.scorer.aggregate import AGGREGATORS
+
+AUROC_AT = 0.5
+"""Part of a trace at which a made-up scorer has the AUROC asked for."""
 
 METHODS = {
     "sc": ("SC", "every trace runs to its end; one vote each"),
@@ -23,15 +26,29 @@ METHODS = {
 
 
 @dataclass(frozen=True)
-class SimulateConfig:
+class SimulateConfig(PruningOptions):
     """Everything that `step-eval simulate` can be told."""
+
+    MAIN_OPTIONS: ClassVar = (
+        "out",
+        "traces",
+        "scorer",
+        "methods",
+        "num_traces",
+        "kv_budget",
+        "length_scale",
+        "auroc",
+        "timing",
+        "limit",
+        "check",
+    )
 
     out: str
     """Directory for simulation.json and simulation.html."""
     traces: str | None = None
     """Recorded traces: a directory of step-collect, or of step-eval with the method sc, or the
-    Parquet file of `step-eval record`. Without it, traces are drawn from distributions
-    (--world.*)."""
+    Parquet file of `step-eval record`. Without it, --limit questions (200) are drawn
+    from distributions (--world.*)."""
     scorer: str | None = None
     """Scorer file for the hidden states stored with --traces; it is simulated beside the made-up
     scorers of --auroc."""
@@ -48,20 +65,9 @@ class SimulateConfig:
     length_scale: list[float] = field(default_factory=lambda: [1.0])
     """Factors on the length of every response."""
     auroc: list[float] = field(default_factory=lambda: [0.5, 0.6, 0.7, 0.8, 0.9])
-    """Within-question AUROC of made-up scorers, in [0.5, 0.99]."""
-    auroc_at: float = 0.5
-    """Part of a trace at which they have that AUROC."""
-    repeats: int = 1
-    """How often each question is drawn, each time with other traces of its pool."""
+    """Within-question AUROC of made-up scorers half-way through a trace, in [0.5, 0.99]."""
     limit: int | None = None
-    """Use only so many questions."""
-    aggregator: str | None = None
-    """From step scores to a trace score: mean, last, min or ema; none given, the scorer card's,
-    else mean."""
-    min_keep: int = 1
-    """Traces of a question that pruning always keeps."""
-    min_steps: int = 1
-    """Step scores that a trace must have before it can be pruned."""
+    """Use only so many questions from the start."""
     vote: str = "score"
     """How traces vote under every method but sc: uniform, score, score^POWER, score-top-K or
     best."""
@@ -84,10 +90,8 @@ class SimulateConfig:
     """Processes."""
 
     def __post_init__(self) -> None:
-        for name in ("repeats", "limit", "min_keep", "min_steps", "block_size", "jobs"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"Expected {_option(name)} of at least 1, found {value}.")
+        super().__post_init__()
+        self._at_least(1, "limit", "block_size", "jobs")
         for name, low, high in (
             ("num_traces", 1, 100_000),
             ("kv_budget", 0.01, 4),
@@ -99,12 +103,6 @@ class SimulateConfig:
             if bad or (not values and name != "auroc"):
                 found = bad[0] if bad else "none"
                 raise InputError(f"Expected {_option(name)} in [{low}, {high}], found {found}.")
-        if not 0 < self.auroc_at <= 1:
-            raise InputError(f"Expected --auroc-at in (0, 1], found {self.auroc_at}.")
-        if self.aggregator is not None and self.aggregator not in AGGREGATORS:
-            raise InputError(
-                f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {self.aggregator!r}."
-            )
         for name in self.method_names:
             if name not in METHODS:
                 raise InputError(f"Expected --methods out of {', '.join(METHODS)}, found {name!r}.")

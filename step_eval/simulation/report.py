@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from step_eval.report.figures import MARKERS, MUTED, SERIES, draw, legend_above
+from step_eval.report.figures import MARKERS, MUTED, SERIES, draw, drawn_ends, legend_above
 from step_eval.report.page import render_page
 from step_eval.report.words import HEADINGS, TO, number, number_range, signed
-from step_eval.simulation.config import METHODS
+from step_eval.simulation.config import AUROC_AT, METHODS
 from step_eval.simulation.question import FIGURES
 from step_eval.simulation.sweep import RECORDED
 from step_infer.storage.files import atomic_write
@@ -41,7 +41,7 @@ def render_simulation_report(results: Mapping[str, Any]) -> str:
         source=results["source"],
         timing=results["timing"],
         unit_title=headings["seconds"],
-        at=results["settings"]["auroc_at"],
+        at=AUROC_AT,
         mean_tokens=results["mean_tokens"],
         scaled=len(results["settings"]["length_scale"]) > 1,
         break_even=[{**row, **break_even_words(row)} for row in results["break_even"]],
@@ -194,14 +194,8 @@ def against_auroc(rows: Sequence[Mapping[str, Any]], figure: str, label: str, na
             if made:
                 x = [row["auroc"] for row in made]
                 found = [row["figures"][figure] for row in made]
-                axes.fill_between(
-                    x,
-                    [f["low"] for f in found],
-                    [f["high"] for f in found],
-                    color=colour,
-                    alpha=0.12,
-                    linewidth=0,
-                )
+                low, high = zip(*map(drawn_ends, found), strict=True)
+                axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
                 y = [f["value"] for f in found]
                 axes.plot(x, y, color=colour, marker="o", markersize=4, label=f"KV {budget:g}")
             for row in step:

@@ -30,6 +30,7 @@ from step_infer.storage.run_directory import run_manifest
 RESULTS_NAME = "simulation.json"
 REPORT_NAME = "simulation.html"
 _MOST_ROWS = 60
+_DRAWN_QUESTIONS = 200
 
 
 def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict[str, Any]:
@@ -42,11 +43,13 @@ def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict
     if config.traces is not None:
         world = read_world(config.traces, config.scorer)
     else:
-        world = draw_world(config.world, max(config.num_traces) * config.repeats, config.seed)
+        count = _DRAWN_QUESTIONS if config.limit is None else config.limit
+        pool = max(config.num_traces) * config.repeats
+        world = draw_world(config.world, count, pool, config.seed)
     if "least-confident" in config.method_names and not world.confident:
         raise InputError(
             "Expected recorded traces with confidences (--traces) for the method least-confident, "
-            f"found {world.source} without."
+            f"found none in {world.source}."
         )
     if config.limit is not None:
         world = dataclasses.replace(world, questions=world.questions[: config.limit])

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from step_eval.curves import auroc
 from step_eval.recorded.traces import PoolQuestion, World
+from step_eval.statistics import within_question_aurocs
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
 
@@ -91,19 +91,21 @@ def within_auroc(
         aggregator: from step scores to a trace score.
     """
     aggregate = AGGREGATORS[aggregator]
-    values = []
+    right: list[bool] = []
+    scores: list[float] = []
+    numbers: list[int] = []
     for number, question in enumerate(world.questions):
-        right, scores = [], []
         for trace, steps in zip(question.traces, scores_of(number), strict=True):
             count = bisect.bisect_right(trace.positions, at * trace.tokens - 1 + 1e-9)
             finite = [score for score in steps[:count] if score is not None]
             if finite:
                 right.append(trace.right)
                 scores.append(aggregate(finite))
-        value = auroc(right, scores) if right else None
-        if value is not None:
-            values.append(value)
-    return float(np.mean(values)) if values else None
+                numbers.append(number)
+    values_Q = within_question_aurocs(
+        np.array(right, dtype=bool), np.array(scores), np.array(numbers, dtype=np.int64)
+    )
+    return float(values_Q.mean()) if len(values_Q) else None
 
 
 def _noise(question: PoolQuestion, seed: Sequence[int]) -> list[np.ndarray]:

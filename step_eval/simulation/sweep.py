@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from step_eval.recorded.traces import World, pick
-from step_eval.simulation.config import SimulateConfig
+from step_eval.simulation.config import AUROC_AT, SimulateConfig
 from step_eval.simulation.question import FIGURES, Setting, figures, run_question
 from step_eval.simulation.schedule import EngineShape, Pruning
 from step_eval.simulation.scores import tuned_scores, within_auroc
 from step_eval.simulation.timing import Timing
-from step_eval.statistics import bootstrap_weights, interval
+from step_eval.statistics import bootstrap_weights, interval, interval_ends
 
-DRAWS = 2000
 RECORDED = "recorded"
 """The scorer whose step scores came with the traces."""
 
@@ -97,10 +96,10 @@ def run_task(config: SimulateConfig, world: World, timing: Timing, task: Task) -
     aggregator = config.aggregator or world.aggregator or "mean"
     scores, reached = None, None
     if isinstance(scorer, float):
-        scores, reached = tuned_scores(world, scorer, config.auroc_at, aggregator, config.seed)
+        scores, reached = tuned_scores(world, scorer, AUROC_AT, aggregator, config.seed)
     elif scorer == RECORDED:
         recorded = [[trace.scores for trace in q.traces] for q in world.questions]
-        reached = within_auroc(world, recorded.__getitem__, config.auroc_at, aggregator)
+        reached = within_auroc(world, recorded.__getitem__, AUROC_AT, aggregator)
     methods = ["sc"] if scorer is None else config.method_names[1:]
     cells = []
     for count, budget in itertools.product(config.num_traces, config.kv_budget):
@@ -153,9 +152,11 @@ def summaries(cells: Iterable[Cell], world: World, repeats: int) -> list[dict[st
     rows = []
     for cell in cells:
         means = {}
-        for name, values in cell.figures.items():
-            values_P = np.array(values)
-            means[name] = dataclasses.asdict(interval(plain_P @ values_P, drawn_DP @ values_P))
+        values_PF = np.array(list(cell.figures.values())).T
+        value_F, drawn_DF = plain_P @ values_PF, drawn_DP @ values_PF
+        for index, name in enumerate(cell.figures):
+            found = interval(value_F[index], drawn_DF[:, index], len(world.questions))
+            means[name] = dataclasses.asdict(found)
         row = {**dataclasses.asdict(cell), "label": label(cell.scorer), "figures": means}
         rows.append(row)
     return rows
@@ -170,15 +171,16 @@ def label(scorer: Scorer) -> str:
 
 def _weights(world: World, repeats: int) -> tuple[np.ndarray, np.ndarray]:
     ids = [q.question_id for q in world.questions for _ in range(repeats)]
-    return bootstrap_weights(ids, DRAWS)
+    return bootstrap_weights(ids)
 
 
 def break_even(cells: Sequence[Cell], world: World, repeats: int) -> list[dict[str, Any]]:
     """Return, for each N, KV budget and length, the AUROC at which STEP is as accurate as SC.
 
-    The made-up scorers' differences to SC are made monotone in AUROC (pool adjacent violators) and
+    The made-up scorers' differences to SC are made monotone in AUROC (isotonic regression) and
     joined by lines. `value`, `low` and `high` (95 % over questions) are None where even the best of
-    them stays below SC; at the lowest AUROC, the break-even may lie lower still.
+    them stays below SC; at the lowest AUROC, the break-even may lie lower still. One question alone
+    has no interval: `low` and `high` are the value.
     """
     plain_P, drawn_DP = _weights(world, repeats)
     rows = []
@@ -192,8 +194,10 @@ def break_even(cells: Sequence[Cell], world: World, repeats: int) -> list[dict[s
         auroc_A = np.array([cell.auroc for cell in curve])
         gain_AP = np.array([cell.figures["accuracy"] for cell in curve]) - base_P
         drawn = [crossing(auroc_A, gain_A) for gain_A in (drawn_DP @ gain_AP.T)]
-        low, high = np.quantile(drawn, [0.025, 0.975], method="nearest")
         value = crossing(auroc_A, gain_AP @ plain_P)
+        low, high = interval_ends(np.array(drawn), len(world.questions), method="nearest")
+        if low is None or high is None:
+            low = high = value
         rows.append(
             {
                 "num_traces": place[0],
@@ -212,15 +216,9 @@ def break_even(cells: Sequence[Cell], world: World, repeats: int) -> list[dict[s
 
 def crossing(auroc_A: np.ndarray, gain_A: np.ndarray) -> float:
     """Return where a gain, made monotone in AUROC, comes to zero; infinity where it never does."""
-    blocks: list[list[float]] = []  # [mean, size]
-    for gain in gain_A:
-        blocks.append([float(gain), 1])
-        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
-            mean, size = blocks.pop()
-            before = blocks[-1]
-            before[0] = (before[0] * before[1] + mean * size) / (before[1] + size)
-            before[1] += size
-    smooth_A = np.concatenate([np.full(int(size), mean) for mean, size in blocks])
+    from scipy.optimize import isotonic_regression
+
+    smooth_A = isotonic_regression(gain_A).x
     above = np.flatnonzero(smooth_A >= -1e-12)
     if len(above) == 0:
         return float("inf")

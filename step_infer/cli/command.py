@@ -26,7 +26,7 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         status = main() or 0
     except InputError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         status = 2
     except BrokenPipeError:
         # The reader of our output went away (`| head`): not an error, but nothing more to say.

@@ -1,4 +1,11 @@
-"""Command lines made from configuration classes by jsonargparse."""
+"""Command lines made from configuration classes by jsonargparse.
+
+A configuration class may have two class variables for its command line:
+
+- `MAIN_OPTIONS`: names of the options that --help shows first, in that order (a dot goes into a
+  group: "sampling.temperature"); all others stand under "advanced". Without it all are shown first.
+- `POSITIONAL`: name of the option whose values may be given without its name.
+"""
 
 import argparse
 import dataclasses
@@ -6,13 +13,35 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_origin, get_type_hints
 
 from step_infer.errors import InputError
 
 T = TypeVar("T")
+
+Command = Callable[[Sequence[str]], None]
+"""A subcommand's body: it takes the arguments after the subcommand's name."""
+
+
+def run_subcommand(
+    prog: str, commands: Mapping[str, Command], default: Command, argv: Sequence[str]
+) -> None:
+    """Run the subcommand that the first argument names, or `default` where that is an option.
+
+    Raises:
+        InputError: there is no such subcommand.
+    """
+    if not argv or argv[0].startswith("-"):
+        default(argv)
+    elif argv[0] in commands:
+        commands[argv[0]](argv[1:])
+    else:
+        raise InputError(
+            f"Expected options, or a subcommand out of {', '.join(commands)}, found "
+            f"{argv[0]!r}. Hint: see {prog} --help."
+        )
 
 
 def config_parser(config_class: type, prog: str, description: str) -> Any:
@@ -30,7 +59,41 @@ def config_parser(config_class: type, prog: str, description: str) -> Any:
     parser = Parser(prog=prog, description=description, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file with any of these options.")
     parser.add_class_arguments(config_class, as_group=False)
+    _arrange_help(parser, config_class)
     return parser
+
+
+def _arrange_help(parser: Any, config_class: type) -> None:
+    """Let --help show the main options first, then all others, in the order of their fields."""
+    fields = [field.name for field in dataclasses.fields(config_class)]
+    main = [*getattr(config_class, "MAIN_OPTIONS", fields), "config", "print_config", "help"]
+    places = {name: place for place, name in enumerate(main)}
+    groups = {action.dest.partition(".")[0] for action in parser._actions if "." in action.dest}
+    shown = [action for action in parser._actions if action.dest not in groups]
+    first = parser.add_argument_group("options")
+    advanced = parser.add_argument_group("advanced")
+
+    def place(action: argparse.Action) -> int:
+        return places.get(action.dest, places.get(action.dest.partition(".")[0], len(places)))
+
+    for action in sorted(shown, key=place):
+        if action.dest == "print_config":
+            action.help = "Print all settings as YAML, which --config reads, and stop."
+        (first if place(action) < len(places) else advanced)._group_actions.append(action)
+    parser._action_groups[:] = [first, advanced]  # only --help goes by them
+    parser.usage = _usage(parser, config_class)
+
+
+def _usage(parser: Any, config_class: type) -> str:
+    """Return the command with what it must be given."""
+    positional = getattr(config_class, "POSITIONAL", None)
+    words = [parser.prog]
+    if positional is not None:
+        several = get_type_hints(config_class)[positional] == list[str]
+        words.append(positional.upper() + (" ..." if several else ""))
+    required = [action.dest for action in parser._actions if action.required]
+    words += [f"--{name} {name.upper()}" for name in required if name != positional]
+    return " ".join([*words, "[options]"])
 
 
 def parse_config(
@@ -45,7 +108,11 @@ def parse_config(
     """
     parser = config_parser(config_class, prog, description)
     types = get_type_hints(config_class)
-    arguments = _normal(sys.argv[1:] if argv is None else argv, types)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    positional = getattr(config_class, "POSITIONAL", None)
+    if positional is not None:
+        arguments = _named(arguments, positional, types[positional])
+    arguments = _normal(arguments, types)
     _check_config_files(config_class, arguments, prog)
     try:
         found = parser.parse_args(arguments)
@@ -112,21 +179,26 @@ def _unknown_keys(found: dict[Any, Any], config_class: type) -> list[str]:
     return unknown
 
 
-def with_positionals(argv: Sequence[str], option: str) -> list[str]:
-    """Turn the leading arguments that are not options into values of `option`.
+def _named(argv: Sequence[str], option: str, kind: Any) -> list[str]:
+    """Turn the arguments before the first option, or behind the last one, into values of `option`.
 
-    The option "run" takes one text, every other one a list.
+    argparse has positional arguments too; optional ones that follow an option it refuses.
     """
-    count = next((i for i, a in enumerate(argv) if a.startswith("-")), len(argv))
-    if count == 0:
+    given = [place for place, argument in enumerate(argv) if argument.startswith("-")]
+    start = given[0] if given else len(argv)
+    end = len(argv)
+    if given and start == 0:
+        end = given[-1] + (1 if "=" in argv[given[-1]] else 2)
+    values = [*argv[:start], *argv[end:]]
+    if not values:
         return list(argv)
-    values = list(argv[:count])
-    value = " ".join(values) if option == "run" else json.dumps(values)
-    return [f"--{option}={value}", *argv[count:]]
+    value = json.dumps(values) if kind == list[str] else " ".join(values)
+    return [f"--{option}={value}", *argv[start:end]]
 
 
 def _in_hyphens(text: str) -> str:
     """Write options and types in jsonargparse's texts as our documents write them."""
+    text = re.sub(r", --[\w.]+\+ \S+", "", text)  # one more entry of a list: `_normal`
     text = re.sub(r"--[a-z][\w.]*", lambda option: option[0].replace("_", "-"), text)
     return re.sub(r"<class '(\w+)'>", r"\1", text)
 

@@ -157,8 +157,7 @@ def _start(arguments: dict[str, Any]) -> Any:
     except InputError:  # ours, of an engine in this process
         raise
     except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"Expected engine arguments that vLLM takes, found: {reason}") from error
+        raise InputError(f"Expected engine arguments that vLLM takes, found: {error}") from error
 
 
 @contextlib.contextmanager

@@ -33,18 +33,6 @@ class _Worker:
     deadline: float = _NEVER
 
 
-def check_grading(timeout_s: float, workers: int = 1) -> None:
-    """Check a grader's settings before work that comes before grading.
-
-    Raises:
-        InputError: fewer than one worker, or a time limit that is not above 0.
-    """
-    if workers < 1:
-        raise InputError(f"Expected --grading-workers of at least 1, found {workers}.")
-    if not timeout_s > 0:
-        raise InputError(f"Expected --grading-timeout-s above 0, found {timeout_s}.")
-
-
 class Grader:
     """Compares answers in worker processes; use it as a context manager.
 
@@ -62,7 +50,10 @@ class Grader:
         Raises:
             InputError: fewer than one worker, or a time limit that is not above 0.
         """
-        check_grading(timeout_s, workers)
+        if workers < 1:
+            raise InputError(f"Expected workers of at least 1, found {workers}.")
+        if not timeout_s > 0:
+            raise InputError(f"Expected timeout_s above 0, found {timeout_s}.")
         self._size = workers
         self._timeout_s = timeout_s
         self._workers: list[_Worker] = []

@@ -97,7 +97,10 @@ class StepLLM:
         revision = engine_revision(engine_args)
         identity = identify(model, revision)
         if plain and (scorer is not None or capture or confidence):
-            raise InputError("Expected neither scorer, capture nor confidence with plain=True.")
+            raise InputError(
+                f"Expected neither scorer, capture nor confidence with plain=True, found scorer "
+                f"{scorer}, capture {capture} and confidence {confidence}."
+            )
         card = None
         if scorer is not None:
             from step_infer.scorer.network import load_scorer
@@ -190,11 +193,13 @@ class StepLLM:
                 response.
         """
         if not isinstance(n, int) or n < 1:
-            raise InputError(f"Expected at least 1 trace a question, found {n!r}.")
+            raise InputError(f"Expected at least 1 trace a question, found {n!r:.60}.")
         if not isinstance(question, str):
-            raise InputError(f"Expected a text as question {question_id}, found {question!r}.")
+            raise InputError(f"Expected a text as question {question_id}, found {question!r:.60}.")
         if sampling is not None and not isinstance(sampling, Sampling):
-            raise InputError(f"Expected a Sampling, found {sampling!r}. Hint: Sampling(top_p=0.9).")
+            raise InputError(
+                f"Expected a Sampling, found {sampling!r:.60}. Hint: Sampling(top_p=0.9)."
+            )
         prompt = tuple(chat_prompt(self.tokenizer, question, system, chat_template_kwargs))
         if len(prompt) >= self.max_model_len:
             raise InputError(
@@ -308,7 +313,7 @@ class StepLLM:
         from rich.progress import track
 
         if isinstance(questions, str) or not questions:
-            raise InputError(f"Expected a list of questions, found {questions!r}.")
+            raise InputError(f"Expected a list of questions, found {questions!r:.60}.")
 
         def plans_of(number: int, question: str) -> list[TracePlan]:
             name = str(number)

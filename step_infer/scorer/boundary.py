@@ -297,9 +297,7 @@ class BoundaryRule:
             rule._check()
             return rule
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(
-                f"Expected a boundary rule, found {value!r:.300} ({error})."
-            ) from error
+            raise InputError(f"Expected a boundary rule, found {value!r:.60} ({error}).") from error
 
     def _check(self) -> None:
         """Refuse what the tables of `ends_step` cannot be made of."""

@@ -46,7 +46,7 @@ class ScorerCard:
     depth: int = 1
     """Hidden layers of the scorer."""
     layer: str = LAST_LAYER
-    """Which layers' states, one after the other: numbers of blocks from 1 and "last", by commas."""
+    """The layer whose states it reads; "last" is the only one that an engine shows."""
     norm: str = "after final norm"
     """Where the state is read: "after final norm" for the last layer."""
     aggregator: str = "mean"
@@ -60,11 +60,6 @@ class ScorerCard:
     versions: dict[str, str] = field(default_factory=dict)
     """Library versions at export."""
     schema_version: int = CARD_SCHEMA_VERSION
-
-    @property
-    def state_size(self) -> int:
-        """Inputs of the scorer: the hidden size times the number of layers."""
-        return self.hidden_size * len(self.layer.split(","))
 
     @property
     def boundary_rule(self) -> BoundaryRule:
@@ -148,7 +143,7 @@ class ScorerCard:
             raise InputError(
                 f"Expected a scorer of the layer {LAST_LAYER!r}, the only one that the engine "
                 f"shows, found layer {self.layer!r} (scorer card). Hint: train one on features of "
-                "step-collect, or of step-train extract without --layers."
+                "step-collect or step-train extract."
             )
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -158,7 +153,7 @@ class ScorerCard:
             InputError: a tensor is missing, unknown or of another shape.
         """
         expected: dict[str, tuple[int, ...]] = {}
-        sizes = [self.state_size, *[self.width] * self.depth, 1]
+        sizes = [self.hidden_size, *[self.width] * self.depth, 1]
         for number, (inputs, units) in enumerate(itertools.pairwise(sizes)):
             expected[f"net.{2 * number}.weight"] = (units, inputs)
             expected[f"net.{2 * number}.bias"] = (units,)

@@ -86,6 +86,6 @@ def load_scorer(
             f"Expected finite weights in {path}, found NaN or infinity in {bad[0]}. "
             "Hint: train the scorer again."
         )
-    scorer = StepScorer(card.state_size, card.width, card.depth)
+    scorer = StepScorer(card.hidden_size, card.width, card.depth)
     scorer.load_state_dict(tensors)
     return scorer.eval(), card

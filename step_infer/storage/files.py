@@ -17,10 +17,6 @@ from typing import IO, Any, get_args, get_origin, get_type_hints
 
 from step_infer.errors import InputError
 
-_OWN_FILES = {"manifest.json", "metrics.json", "results.json", "split.json", "report.html"}
-_OWN_FILES |= {"best.ckpt", "last.ckpt", "traces", "features", "records", "csv", "tensorboard"}
-"""What the directories of the commands hold; see checkpoints/README.md."""
-
 
 def check_output(path: Path | str, *inputs: Path | str | None) -> None:
     """Refuse an output file that cannot be, or that would take the place of what is read.
@@ -29,11 +25,12 @@ def check_output(path: Path | str, *inputs: Path | str | None) -> None:
 
     Args:
         path: the file that will be written.
-        inputs: files and directories that are read; of a directory, what the commands put there is
-            protected, not other files. Those that are None or not there do not count.
+        inputs: files that are read, and folders of which everything is. Of a run directory, name
+            what the commands put there: its user may keep other files in it. Those that are None or
+            not there do not count.
 
     Raises:
-        InputError: `path` is a folder, an input, or one of the files of an input directory.
+        InputError: `path` is a folder, an input, or in an input folder.
     """
     target = Path(path).resolve()
     if target.is_dir():
@@ -42,11 +39,11 @@ def check_output(path: Path | str, *inputs: Path | str | None) -> None:
         if given is None or not Path(given).exists():
             continue
         source = Path(given).resolve()
-        inside = target.is_relative_to(source) and target != source
-        if target == source or (inside and target.relative_to(source).parts[0] in _OWN_FILES):
+        if target.is_relative_to(source):
             raise InputError(
                 f"Expected an output file apart from what is read, found {path}, which is "
-                f"{'part of ' if inside else ''}the input {given}. Hint: choose another --out."
+                f"{'' if target == source else 'part of '}the input {given}. "
+                "Hint: choose another --out."
             )
 
 

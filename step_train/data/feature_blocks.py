@@ -67,11 +67,13 @@ class FeatureRows:
             InputError: a trace's rows lie outside its shard.
         """
         rows_N = np.array([shard.rows for shard in self._shards])[table.shard_N]
-        if (table.row_start_N + table.steps_N > rows_N).any():
-            bad = int(np.flatnonzero(table.row_start_N + table.steps_N > rows_N)[0])
+        end_N = table.row_start_N + table.steps_N
+        if (end_N > rows_N).any():
+            bad = int(np.flatnonzero(end_N > rows_N)[0])
             raise InputError(
-                f"Expected the rows of every trace in {self._shards[table.shard_N[bad]].path}, "
-                "found fewer. Hint: the traces table and the features do not belong together."
+                f"Expected the rows of every trace, {end_N[bad]} or more, in "
+                f"{self._shards[table.shard_N[bad]].path}, found {rows_N[bad]}. "
+                "Hint: the traces table and the features do not belong together."
             )
         return self._first_row[table.shard_N] + table.row_start_N
 

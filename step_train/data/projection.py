@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from data_gen.traces.features import FeatureShard, write_shard
+from step_infer.cli.progress import track
 from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write
 from step_train.data.feature_blocks import MEBIBYTE, EvaluationBatches, FeatureRows
@@ -58,10 +58,10 @@ class Projection:
             )
             with atomic_write(self._subspace) as file:
                 file.write(save({"mean_H": subspace.mean_H, "weight_HK": subspace.weight_HK}))
-        parts = tqdm(
-            self._parts(), desc="projection", unit="shard", delay=2, disable=not self.progress
-        )
-        for number, part in enumerate(parts):
+        parts = self._parts()
+        label = "projection: shards"
+        tracked = track(parts, len(parts), label, shown=self.progress, delay_s=2)
+        for number, part in enumerate(tracked):
             if not self._whole(number, part):
                 self._write_shard(number, part, subspace)
 

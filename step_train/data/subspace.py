@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from step_infer.cli.progress import track
 from step_infer.errors import InputError
 from step_infer.scorer.network import StepScorer
 from step_train.data.feature_blocks import MEBIBYTE, EvaluationBatches, FeatureRows, buffer
@@ -188,14 +188,9 @@ def _read(
     # Of the states with the two contrasts' weights, of the states, and of their squares.
     total_4H = torch.zeros(4, rows.hidden_size, dtype=torch.float64)
     shift_H: Tensor | None = None
-    batches = tqdm(
-        EvaluationBatches(rows, table),
-        desc="subspace",
-        unit="batch",
-        delay=2,
-        disable=not progress,
-    )
-    for hidden_BH, step_B in batches:
+    batches = EvaluationBatches(rows, table)
+    tracked = track(batches, len(batches), "subspace: batches", shown=progress, delay_s=2)
+    for hidden_BH, step_B in tracked:
         if shift_H is None:
             shift_H = hidden_BH[0].float()
         first, last = np.searchsorted(step_R, [int(step_B[0]), int(step_B[-1]) + 1])

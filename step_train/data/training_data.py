@@ -6,7 +6,6 @@ from typing import Any
 
 from data_gen.traces.directory import TraceDirectory
 from step_infer.errors import InputError
-from step_infer.scorer.card import LAST_LAYER
 from step_infer.scorer.identity import ModelIdentity
 from step_train.data.feature_blocks import FeatureRows
 from step_train.data.trace_table import TraceTable, balance, read_traces, split_questions
@@ -19,8 +18,6 @@ class TrainingData:
     path: Path
     model: ModelIdentity
     """The model that made the features."""
-    layers: tuple[str, ...]
-    """Layers whose states the features are, one after the other; ("last",) from an engine."""
     boundary: dict[str, Any]
     """Its boundary rule (`BoundaryRule.to_dict`)."""
     sampling: dict[str, Any] | None
@@ -94,16 +91,14 @@ def read_training_data(
     splits["train"] = balance(splits["train"], max_traces_per_class, seed)
     rows = FeatureRows(directory.shards())
     model = identity_of(directory)
-    layers = layers_of(directory)
-    if rows.hidden_size != model.hidden_size * len(layers):
+    if rows.hidden_size != model.hidden_size:
         raise InputError(
-            f"Expected {model.hidden_size * len(layers)} numbers a state (hidden_size and layers "
-            f"in the manifest of {path}), found {rows.hidden_size} in its features."
+            f"Expected {model.hidden_size} numbers a state (hidden_size in the manifest of "
+            f"{path}), found {rows.hidden_size} in its features."
         )
     return TrainingData(
         path=Path(path),
         model=model,
-        layers=layers,
         boundary=_manifest_field(directory, "boundary"),
         sampling=directory.manifest.get("sampling"),
         fingerprint=directory.fingerprint,
@@ -132,22 +127,8 @@ def identity_of(directory: TraceDirectory) -> ModelIdentity:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"Expected identity with config_hash, tokenizer_hash and hidden_size in the manifest "
-            f"of {directory.path}, found {identity!r}."
+            f"of {directory.path}, found {identity!r:.60}."
         ) from error
-
-
-def layers_of(directory: TraceDirectory) -> tuple[str, ...]:
-    """Return the layers whose states a directory's features are; an engine's are of the last.
-
-    Raises:
-        InputError: its manifest names none.
-    """
-    layers = directory.manifest.get("layers", [LAST_LAYER])
-    if not isinstance(layers, list) or not layers:
-        raise InputError(
-            f"Expected a list of layers in the manifest of {directory.path}, found {layers!r}."
-        )
-    return tuple(map(str, layers))
 
 
 def _manifest_field(directory: TraceDirectory, name: str) -> Any:

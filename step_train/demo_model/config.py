@@ -4,7 +4,7 @@ import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from step_infer.errors import InputError
 
@@ -19,6 +19,18 @@ _FREE_TO_CHANGE = {"out", "resume", "compile", "devices", "checkpoint_steps", "l
 class LedgerLMConfig:
     """How the demo model is trained."""
 
+    MAIN_OPTIONS: ClassVar = (
+        "out",
+        "steps",
+        "tokens_per_batch",
+        "layers",
+        "hidden_size",
+        "seed",
+        "devices",
+        "checkpoint_steps",
+        "resume",
+    )
+
     out: Path
     """Run directory: checkpoints/, logs/, manifest.json, and the finished model in model/."""
     steps: int = 3500
@@ -29,8 +41,6 @@ class LedgerLMConfig:
     """Peak of the cosine schedule; it ends at 1 % of this."""
     warmup_steps: int = 100
     """Steps of linear warm-up."""
-    weight_decay: float = 0.1
-    """AdamW's, on matrices only."""
     layers: int = 6
     """Transformer layers."""
     hidden_size: int = 256
@@ -80,7 +90,7 @@ class LedgerLMConfig:
         precision = self.precision or ("bf16-mixed" if torch.cuda.is_available() else "32-true")
         return dataclasses.replace(self, workers=workers, compile=compiled, precision=precision)
 
-    def identity(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that a resumed run must share with the one it continues."""
         values = dataclasses.asdict(self)
         return {key: value for key, value in values.items() if key not in _FREE_TO_CHANGE}

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 VALIDATION_BATCHES = 4
 
+_WEIGHT_DECAY = 0.1
+"""AdamW's, on matrices only."""
+
 
 class LedgerLM(L.LightningModule):
     """Next-token training of a given causal language model, on the responses only."""
@@ -80,7 +83,7 @@ class LedgerLM(L.LightningModule):
         vectors = [p for p in self.parameters() if p.ndim <= 1]
         optimizer = torch.optim.AdamW(
             [
-                {"params": matrices, "weight_decay": config.weight_decay},
+                {"params": matrices, "weight_decay": _WEIGHT_DECAY},
                 {"params": vectors, "weight_decay": 0.0},
             ],
             lr=config.learning_rate,
@@ -101,7 +104,7 @@ class LedgerLM(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the settings, so that a resumed run can be checked against them."""
-        checkpoint["config"] = self.config.identity()
+        checkpoint["config"] = self.config.result_settings()
 
 
 class LedgerData(L.LightningDataModule):

@@ -5,39 +5,42 @@ on a CPU they are for small tries only (`--steps`, `--layers`).
 """
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from step_infer.cli.progress import Progress
 from step_infer.errors import InputError
-from step_infer.storage.run_directory import run_manifest, write_manifest
+from step_infer.storage.run_directory import (
+    RunDirectory,
+    require_same_settings,
+    run_manifest,
+    write_manifest,
+)
 from step_train.demo_model.config import LedgerLMConfig
 from step_train.demo_model.export import export_model, new_model
 from step_train.demo_model.module import LedgerData, LedgerLM
 from step_train.fit.trainer import lightning_run
 
 
-class Progress(Callback):
-    """One bar for the whole training: steps, ETA, tokens a second, loss."""
+class StepProgress(Callback):
+    """Progress of the whole training: steps, time left, loss, tokens a second."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.progress = Progress(0, "steps", shown=False)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Open the bar at the step the training starts from."""
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
-        self.tokens = 0
-        self.bar = tqdm(
-            total=trainer.max_steps,
-            initial=trainer.global_step,
-            unit="step",
-            desc="demo model",
-            disable=not trainer.is_global_zero,
-            mininterval=1.0 if os.isatty(2) else 10.0,
+        self.progress = Progress(
+            trainer.max_steps, "steps", before=trainer.global_step, shown=trainer.is_global_zero
         )
+        self.progress.start()
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -46,21 +49,26 @@ class Progress(Callback):
         self.tokens += batch.ids_BT.numel() * trainer.world_size
         if trainer.global_step % pl_module.config.log_steps == 0:
             loss = float(outputs["loss"])
-            elapsed = self.bar.format_dict["elapsed"] or 1e-9
-            rate = self.tokens / elapsed
+            rate = self.tokens / self.progress.elapsed_s
             pl_module.log("tokens_per_s", rate)
-            self.bar.set_postfix_str(f"loss {loss:.4f}, {rate / 1e6:.2f}M tokens/s", refresh=False)
-        self.bar.update()
+            self.progress.note = f"loss {loss:.4f}, {rate / 1e6:.2f}M tokens/s"
+        self.progress.advance()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the held-out loss on a line of its own."""
         if trainer.is_global_zero and not trainer.sanity_checking:
             loss = float(trainer.callback_metrics["val_loss"])
-            self.bar.write(f"step {trainer.global_step}: held-out loss {loss:.4f}")
+            print(f"step {trainer.global_step}: held-out loss {loss:.4f}")
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Close the bar."""
-        self.bar.close()
+        """End the display."""
+        self.progress.stop()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Take the bar away: the error stands alone."""
+        self.progress.stop(final=False)
 
 
 def _newest_checkpoint(config: LedgerLMConfig) -> Path | None:
@@ -78,12 +86,8 @@ def _newest_checkpoint(config: LedgerLMConfig) -> Path | None:
             "Hint: --resume true continues it; else choose another --out."
         )
     saved = torch.load(found[-1], map_location="cpu", weights_only=True)["config"]
-    for key, value in config.identity().items():
-        if saved.get(key) != value:
-            raise InputError(
-                f"Expected {key} {saved.get(key)} as in {found[-1]}, found {value}. "
-                "Hint: resume with the settings the run was started with."
-            )
+    settings = config.result_settings()
+    require_same_settings({name: saved.get(name) for name in settings}, settings, config.out)
     return found[-1]
 
 
@@ -91,15 +95,18 @@ def train_ledger_lm(config: LedgerLMConfig) -> Path:
     """Train the demo model and return the folder of the finished Hugging Face model.
 
     Raises:
-        InputError: a setting is out of range, or the run directory belongs to another run.
+        InputError: a setting is out of range, or the run directory is in use or belongs to another
+            run.
     """
     config = config.check()
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Expected a run directory that can be made, found {config.out}: {error.strerror}."
-        ) from error
+    with RunDirectory(config.out, kind=None) as run:
+        # With several devices, Lightning starts this program again for each: only the first writes.
+        if rank_zero_only.rank in (None, 0):
+            run.claim()
+        return _train(config)
+
+
+def _train(config: LedgerLMConfig) -> Path:
     checkpoint = _newest_checkpoint(config)
     start = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
     L.seed_everything(config.seed, verbose=False)
@@ -123,7 +130,7 @@ def train_ledger_lm(config: LedgerLMConfig) -> Path:
             num_sanity_val_steps=0,
             log_every_n_steps=config.log_steps,
             logger=CSVLogger(config.out, name="logs"),
-            callbacks=[saver, Progress()],
+            callbacks=[saver, StepProgress()],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,

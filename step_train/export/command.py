@@ -1,12 +1,13 @@
 """The command line of `scorer-export`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from step_infer.cli.command import run
+from step_infer.cli.options import parse_config
 from step_infer.errors import InputError
-from step_infer.scorer.think_end import THINK_END
+from step_infer.scorer.boundary import BoundaryOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,6 +22,8 @@ DESCRIPTION = (
 class ExportConfig:
     """What `scorer-export` can be told."""
 
+    POSITIONAL: ClassVar = "checkpoint"
+
     checkpoint: Path | None = None
     """Checkpoint or run directory of step-train fit; can be given without the option's name."""
     out: Path | None = None
@@ -34,17 +37,11 @@ class ExportConfig:
     """Import this PyTorch checkpoint of the paper's code, not a run of ours: a state dict of
     Linear(H, width), ReLU, Linear(width, 1), or a dict that holds one as model_state_dict."""
     model: str | None = None
-    """With from_pt: folder or hub id of the model that the scorer was trained for."""
+    """With --from-pt: folder or hub id of the model that the scorer was trained for."""
     aggregator: Literal["mean", "last", "min", "ema"] = "mean"
-    """With from_pt: trace aggregator for the card."""
-    boundary: str = "blank_line"
-    """With from_pt: boundary rule that the scorer was trained with, as in step-train extract."""
-    boundary_pattern: str | None = None
-    """With from_pt and the boundary regex: expression that a token's text is searched for."""
-    boundary_stride: int = 0
-    """With from_pt and the boundary stride: tokens in a step."""
-    boundary_think_end: str = THINK_END
-    """With from_pt: text that ends the thinking; empty where nothing does."""
+    """With --from-pt: trace aggregator for the card."""
+    boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
+    """With --from-pt: boundary rule that the scorer was trained with."""
 
     def __post_init__(self) -> None:
         sources = (self.checkpoint, self.inspect, self.from_pt)
@@ -56,20 +53,19 @@ class ExportConfig:
             )
         if (self.out is None) != (self.inspect is not None):
             raise InputError(
-                "Expected --out FILE with a checkpoint or --from-pt, and not with --inspect. "
+                "Expected --out FILE with a checkpoint or --from-pt, and not with --inspect, found "
+                f"{'none' if self.out is None else self.out}. "
                 "Hint: scorer-export RUN --out scorer.safetensors."
             )
         if (self.model is None) != (self.from_pt is None):
             raise InputError(
                 f"Expected --model with --from-pt and only there, found model {self.model!r}."
             )
-        rule = ("boundary", "boundary_pattern", "boundary_stride", "boundary_think_end")
-        for name in ("aggregator", *rule):
-            default = ExportConfig.__dataclass_fields__[name].default
+        for name, default in (("aggregator", "mean"), ("boundary", BoundaryOptions())):
             if self.from_pt is None and getattr(self, name) != default:
                 raise InputError(
-                    f"Expected --{name.replace('_', '-')} with --from-pt only, found it without. "
-                    "Hint: a run of step-train fit knows its own."
+                    f"Expected --{name} with --from-pt only, found "
+                    f"{getattr(self, name)!r} without. Hint: a run of step-train fit knows its own."
                 )
 
 
@@ -79,16 +75,8 @@ def main() -> None:
 
 
 def _main() -> None:
+    config = parse_config(ExportConfig, None, "scorer-export", DESCRIPTION)
     import sys
-
-    from step_infer.cli.options import parse_config
-
-    argv = sys.argv[1:]
-    if argv and not argv[0].startswith("-"):
-        argv = ["--checkpoint", *argv]
-    elif len(argv) > 2 and not argv[-1].startswith("-") and not argv[-2].startswith("-"):
-        argv = [*argv[:-1], "--checkpoint", argv[-1]]
-    config = parse_config(ExportConfig, argv, "scorer-export", DESCRIPTION)
 
     from rich.console import Console
 
@@ -116,9 +104,6 @@ def _import(config: ExportConfig, console: "Console") -> None:
         config.out,
         config.model,
         boundary=config.boundary,
-        pattern=config.boundary_pattern,
-        stride=config.boundary_stride,
-        think_end=config.boundary_think_end,
         aggregator=config.aggregator,
     )
     taken = ", ".join(

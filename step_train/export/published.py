@@ -8,11 +8,10 @@ from torch import Tensor
 
 from step_infer.client.prompt import load_tokenizer
 from step_infer.errors import InputError
-from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.boundary import BoundaryOptions
 from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import identify
 from step_infer.scorer.network import StepScorer, save_scorer
-from step_infer.scorer.think_end import THINK_END
 from step_infer.storage.files import check_output, sha256_file
 from step_infer.storage.run_directory import package_versions
 from step_train.fit.run_directory import IMPORTED, load_plain
@@ -28,10 +27,7 @@ def import_scorer(
     out: Path | str,
     model: str,
     *,
-    boundary: str = "blank_line",
-    pattern: str | None = None,
-    stride: int = 0,
-    think_end: str = THINK_END,
+    boundary: BoundaryOptions = BoundaryOptions(),  # noqa: B008 - frozen
     aggregator: Literal["mean", "last", "min", "ema"] = "mean",
 ) -> ScorerCard:
     """Write a published scorer (STEP, arXiv 2601.09093) as a scorer file.
@@ -40,10 +36,7 @@ def import_scorer(
         path: a dict with `model_state_dict`, or that state dict itself.
         out: the file to write, atomically.
         model: folder or hub id of the model whose states the scorer reads.
-        boundary: kind of boundary rule that it was trained with; pattern and stride as there.
-        pattern: regular expression of the boundary rule "regex".
-        stride: tokens in a step of the boundary rule "stride".
-        think_end: text that ends the thinking; empty where nothing does.
+        boundary: the boundary rule that it was trained with.
         aggregator: trace aggregator for the card.
 
     Returns:
@@ -62,19 +55,12 @@ def import_scorer(
             f"Expected hidden_size {identity.hidden_size} (model {model}), found {hidden_size} in "
             f"{path}. Hint: give the model whose hidden states the scorer was trained on."
         )
-    rule = BoundaryRule.for_tokenizer(
-        load_tokenizer(model),
-        boundary,
-        pattern=pattern,
-        stride=stride,
-        think_end=think_end or None,
-    )
     card = ScorerCard(
         base_model=model,
         model_config_hash=identity.config_hash,
         tokenizer_hash=identity.tokenizer_hash,
         hidden_size=hidden_size,
-        boundary=rule.to_dict(),
+        boundary=boundary.rule(load_tokenizer(model)).to_dict(),
         width=width,
         aggregator=aggregator,
         training={IMPORTED: {"file": str(path), "sha256": sha256_file(path), "tensors": taken}},

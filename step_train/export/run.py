@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from step_infer.errors import InputError
-from step_infer.scorer.card import LAST_LAYER, ScorerCard
+from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import ModelIdentity
 from step_infer.scorer.network import StepScorer, save_scorer
 from step_infer.storage.files import check_output
@@ -15,13 +15,16 @@ from step_infer.storage.run_directory import package_versions
 from step_train.data.normaliser import Normaliser
 from step_train.data.subspace import Subspace
 from step_train.fit.calibration import fold_temperature
-from step_train.fit.run_directory import BEST, RECORD_KEY, SUBSPACE_KEY, read_checkpoint
-from step_train.judge.gate import EARNED, earned
+from step_train.fit.run_directory import (
+    BEST,
+    OWN_FILES,
+    RECORD_KEY,
+    SUBSPACE_KEY,
+    read_checkpoint,
+)
+from step_train.judge.acceptance import VERDICT_KEY, ranks_above_chance
 
 _PREFIX, _NORMALISER = "scorer.", "normaliser."
-
-OTHER_NORM = "after final norm for the last layer, after its block for any other"
-"""What the card says of features of other layers."""
 
 
 def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> ScorerCard:
@@ -37,19 +40,18 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
         no others where the checkpoint is not the best one of a complete run.
 
     Raises:
-        InputError: the checkpoint is missing, damaged, not ours, not usable, or `earned` refuses;
-            or `out` is a file of that run.
+        InputError: the checkpoint is missing, damaged, not ours, not usable, or not shown to rank
+            above chance (`ranks_above_chance`); or `out` is a file of that run.
     """
     path = Path(checkpoint)
     if path.is_dir():
         path = path / BEST
-    check_output(out, path, path.parent)
+    check_output(out, path, *(path.parent / name for name in OWN_FILES))
     saved = read_checkpoint(path)
     record = saved[RECORD_KEY]
     try:
         model = ModelIdentity(**record["model"])
         width, depth = int(record["width"]), int(record["depth"])
-        layers = list(record["layers"])
         metrics = record.get("metrics", {})
         aggregator = record.get("aggregator", "mean")
         card = ScorerCard(
@@ -60,8 +62,6 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
             boundary=record["boundary"],
             width=width,
             depth=depth,
-            layer=",".join(layers),
-            norm="after final norm" if layers == [LAST_LAYER] else OTHER_NORM,
             aggregator=aggregator,
             training=_training(record, int(saved["epoch"])),
             metrics=metrics,
@@ -75,12 +75,12 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"Expected a checkpoint of step-train fit in {path}, found a damaged one ({error!r}). "
-            "Hint: train again."
+            f"Expected a checkpoint of step-train fit in {path}, found a damaged one "
+            f"({error!r:.200}). Hint: train again."
         ) from error
     # Weights that cannot be used are refused first: that is the greater fault.
     subspace = _subspace(saved, card, path)
-    inputs = card.state_size if subspace is None else subspace.weight_HK.shape[1]
+    inputs = card.hidden_size if subspace is None else subspace.weight_HK.shape[1]
     scorer = StepScorer(inputs, width, depth)
     expected = {name: tuple(tensor.shape) for name, tensor in scorer.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
@@ -99,8 +99,8 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
     if subspace is not None:
         scorer = subspace.unfold(scorer, width, depth)
     _fold(scorer, saved["state_dict"], card)
-    passed = earned(card.metrics, card.aggregator, force)
-    card = dataclasses.replace(card, metrics=card.metrics | {EARNED: passed})
+    passed = ranks_above_chance(card.metrics, card.aggregator, force)
+    card = dataclasses.replace(card, metrics=card.metrics | {VERDICT_KEY: passed})
     save_scorer(out, scorer, card)
     return card
 
@@ -112,15 +112,15 @@ def _subspace(saved: dict[str, Any], card: ScorerCard, path: Path) -> Subspace |
     found: Any = saved.get(SUBSPACE_KEY)
     try:
         subspace = Subspace(**found)
-        good = subspace.mean_H.shape == (card.state_size,)
-        good = good and subspace.weight_HK.shape[:-1] == (card.state_size,)
+        good = subspace.mean_H.shape == (card.hidden_size,)
+        good = good and subspace.weight_HK.shape[:-1] == (card.hidden_size,)
         good = good and all(bool(torch.isfinite(tensor).all()) for tensor in found.values())
     except (TypeError, AttributeError):
         good = False
     if not good:
         raise InputError(
-            f"Expected the subspace of states of size {card.state_size} in {path}, found none or a "
-            "damaged one. Hint: train again."
+            f"Expected the subspace of states of size {card.hidden_size} in {path}, found none or "
+            "a damaged one. Hint: train again."
         )
     return subspace
 
@@ -133,7 +133,7 @@ def _fold(scorer: StepScorer, state: dict[str, Any], card: ScorerCard) -> None:
         if name.startswith(_NORMALISER)
     }
     if statistics:
-        normaliser = Normaliser(card.state_size)
+        normaliser = Normaliser(card.hidden_size)
         normaliser.load_state_dict(statistics)
         normaliser.fold(scorer)
     if card.calibration:

@@ -104,10 +104,11 @@ class PartBatches:
                 row = rows[index]
                 offset = b * ids_BT.shape[1] + len(row["prompt_token_ids"])
                 places.append(torch.tensor(row["boundary_positions"]) + offset)
-            if int(ids_BT.max()) >= self.vocabulary or int(ids_BT.min()) < 0:
+            least, most = int(ids_BT.min()), int(ids_BT.max())
+            if most >= self.vocabulary or least < 0:
                 raise InputError(
                     f"Expected token ids from 0 to {self.vocabulary - 1} (model), found "
-                    f"{int(ids_BT.max())} in part {part} of {self.source.path}."
+                    f"{least if least < 0 else most} in part {part} of {self.source.path}."
                 )
             yield TraceBatch(
                 ids_BT,

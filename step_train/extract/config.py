@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
-from step_infer.scorer.card import LAST_LAYER
 from step_infer.scorer.think_end import THINK_END
 
 KEEP = "traces"
@@ -35,6 +34,16 @@ class ExtractBoundary(BoundaryOptions):
 class ExtractConfig:
     """Everything that `step-train extract` can be told."""
 
+    MAIN_OPTIONS: ClassVar = (
+        "model",
+        "traces",
+        "out",
+        "dtype",
+        "batch_tokens",
+        "accelerator",
+        "devices",
+    )
+
     model: str
     """Model folder or Hugging Face id; its vocabulary must be that of the traces."""
     traces: Path
@@ -46,10 +55,6 @@ class ExtractConfig:
     revision: str | None = None
     """Branch, tag or commit of a model from the hub; none given, the one that made the traces,
     where this is the same model."""
-    layers: str = LAST_LAYER
-    """Layers whose states to store, one after the other, by commas: numbers of blocks from 1 (the
-    state after that block), and "last" (after the final norm, what an engine shows). A scorer of
-    other layers than "last" can be trained and evaluated, but not run in the engine."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the model and of the stored states; auto takes the model's own."""
     batch_tokens: int = 16384
@@ -61,24 +66,8 @@ class ExtractConfig:
     progress: bool = True
     """Show progress on standard error."""
 
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """The layers, in the order in which their states are stored."""
-        return tuple(name.strip() for name in self.layers.split(","))
-
     def __post_init__(self) -> None:
-        names = self.layer_names
-        bad = [name for name in names if name != LAST_LAYER and not _is_block(name)]
-        if bad or len(set(names)) < len(names):
-            raise InputError(
-                f"Expected different layers out of {LAST_LAYER!r} and numbers from 1, by commas, "
-                f"found {self.layers!r}."
-            )
         if self.batch_tokens < 1:
             raise InputError(f"Expected batch_tokens of at least 1, found {self.batch_tokens}.")
         if self.devices is not None and self.devices < 1:
             raise InputError(f"Expected devices of at least 1, found {self.devices}.")
-
-
-def _is_block(name: str) -> bool:
-    return name.isdecimal() and not name.startswith("0")

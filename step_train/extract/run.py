@@ -1,13 +1,12 @@
 """Add features to existing traces by a forward pass of their model: `extract(ExtractConfig(...))`.
 
 The second way to get features; the first is to collect them while the traces are sampled. Both give
-the final-normed states of the last layer at the same boundaries, in the same files; this one also
-those of other layers. Axes: B traces of a batch, T tokens, S steps, H hidden size.
+the final-normed states of the last layer at the same boundaries, in the same files.
+Axes: B traces of a batch, T tokens, S steps, H hidden size.
 """
 
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +19,10 @@ from torch import Tensor
 from data_gen.traces.directory import TraceDirectory
 from data_gen.traces.features import FeatureShard, write_shard
 from data_gen.traces.writer import TraceWriter
+from step_infer.cli.progress import Progress
 from step_infer.client.prompt import load_tokenizer
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import NO_BOUNDARY, BoundaryRule
-from step_infer.scorer.card import LAST_LAYER
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_train.extract.batches import PartBatches, TraceBatch, with_positions
 from step_train.extract.config import KEEP, ExtractConfig
@@ -96,7 +95,6 @@ def _writer(
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
         "dtype": config.dtype,
-        "layers": list(config.layer_names),
         "boundary": rule.to_dict(),
     }
     names = ("sampling", "seed", "system", "chat_template_kwargs", "prompt_date")
@@ -111,7 +109,6 @@ def _writer(
             "hidden_size": identity.hidden_size,
             "revision": identity.revision,
         },
-        layers=list(config.layer_names),
         boundary=rule.to_dict(),
         source=str(config.traces.resolve()),
         **kept,
@@ -150,13 +147,6 @@ def _run(
     writer: TraceWriter | None,
 ) -> None:
     model = load_model(config.model, config.dtype, _revision(config, source))
-    blocks = int(model.config.get_text_config().num_hidden_layers)
-    for name in config.layer_names:
-        if name != LAST_LAYER and int(name) >= blocks:
-            raise InputError(
-                f"Expected layers from 1 to {blocks - 1} or {LAST_LAYER!r} ({config.model} has "
-                f"{blocks} blocks, and the last one is read after the final norm), found {name}."
-            )
     with lightning_run():
         trainer = make_trainer(
             accelerator=config.accelerator,
@@ -166,32 +156,23 @@ def _run(
             enable_checkpointing=False,
         )
         data = TraceData(source, config, rule, model.get_input_embeddings().num_embeddings)
-        trainer.predict(
-            StateExtractor(model, config.layer_names), datamodule=data, return_predictions=False
-        )
+        trainer.predict(StateExtractor(model), datamodule=data, return_predictions=False)
 
 
 class StateExtractor(LightningModule):
     """Computes the states at the boundaries of a batch of traces."""
 
-    def __init__(self, model: "PreTrainedModel", layers: Sequence[str] = (LAST_LAYER,)) -> None:
+    def __init__(self, model: "PreTrainedModel") -> None:
         super().__init__()
         self.model = model
-        self.layers = layers
 
     def predict_step(self, batch: TraceBatch, _batch_index: int) -> Tensor:
-        """Return the layers' states at the batch's boundaries [S, H * layers], on the CPU."""
+        """Return the states at the batch's boundaries [S, H], on the CPU."""
         if not batch.rows:
             return torch.empty(0)
-        others = any(name != LAST_LAYER for name in self.layers)
         # Rows are padded on the right and attention is causal, so no mask is needed.
-        output = self.model(input_ids=batch.ids_BT, use_cache=False, output_hidden_states=others)
-        chosen = [
-            # The first of `hidden_states` is the embedding, so that a block's number is its place.
-            output.last_hidden_state if name == LAST_LAYER else output.hidden_states[int(name)]
-            for name in self.layers
-        ]
-        return torch.cat([BTH.flatten(0, 1)[batch.flat_S] for BTH in chosen], dim=1).cpu()
+        hidden_BTH = self.model(input_ids=batch.ids_BT, use_cache=False).last_hidden_state
+        return hidden_BTH.flatten(0, 1)[batch.flat_S].cpu()
 
 
 class TraceData(LightningDataModule):
@@ -239,25 +220,19 @@ class PartWriter(Callback):
         self.rule = rule
         self.writer = writer
         self._states: dict[int, Tensor] = {}
-        self._bar: Any = None
+        self._progress = Progress(0, "traces", shown=False)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show how many traces this process has to do."""
-        from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
         parts = trainer.datamodule.parts
         listed = self.source.manifest["parts"]
-        hidden_size = pl_module.model.config.get_text_config().hidden_size
-        self._hidden_size = hidden_size * len(pl_module.layers)
+        self._hidden_size = pl_module.model.config.get_text_config().hidden_size
         self._dtype = pl_module.model.dtype
-        self._bar = tqdm(
-            total=sum(listed[part]["traces"]["rows"] for part in parts),
-            unit="trace",
-            desc="extract",
-            disable=not (self.config.progress and trainer.is_global_zero),
-            mininterval=0.5 if sys.stderr.isatty() else 15.0,
-            # What fails at once, fails in one line.
-            delay=2.0,
+        self._progress = Progress(
+            sum(listed[part]["traces"]["rows"] for part in parts),
+            "traces",
+            shown=self.config.progress and trainer.is_global_zero,
+            delay_s=2.0,
         )
         self._list_pieces()
 
@@ -274,16 +249,16 @@ class PartWriter(Callback):
         if batch.rows:
             states = outputs.split(list(batch.steps))
             self._states |= dict(zip(batch.rows, states, strict=True))
-        self._bar.update(len(batch.rows))
+        self._progress.advance(len(batch.rows))
         if not batch.last:
             return
         rows = self._rows(batch.part)
         nothing = torch.empty((0, self._hidden_size), dtype=self._dtype)
         hidden = [self._states.get(index, nothing) for index in range(len(rows))]
-        self._bar.update(len(rows) - len(self._states))
+        self._progress.advance(len(rows) - len(self._states))
         self._states = {}
         if batch.part == 0 and not batch.rows:
-            self._bar.write(f"warning: {NO_BOUNDARY}", file=sys.stderr)
+            print(f"warning: {NO_BOUNDARY}", file=sys.stderr)
         if self.writer is not None and len(self.writer.manifest["parts"]) == batch.part:
             self.writer.add_part(rows, hidden)
         else:
@@ -295,15 +270,13 @@ class PartWriter(Callback):
         """Wait for the other processes, then list what they wrote."""
         trainer.strategy.barrier("parts written")
         self._list_pieces()
-        self._bar.close()
+        self._progress.stop()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         """Take the bar away: the error stands alone."""
-        if self._bar is not None:
-            self._bar.leave = False
-            self._bar.close()
+        self._progress.stop(final=False)
 
     def _list_pieces(self) -> None:
         """Add the parts that other processes have finished, as far as none is missing before."""

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from step_infer.errors import InputError
 
@@ -28,6 +28,19 @@ _FREE_TO_CHANGE = (
 class FitConfig:
     """Everything that `step-train fit` can be told."""
 
+    MAIN_OPTIONS: ClassVar = (
+        "traces",
+        "out",
+        "seed",
+        "val_fraction",
+        "test_fraction",
+        "max_epochs",
+        "components",
+        "baselines",
+        "memory_mib",
+        "accelerator",
+    )
+
     traces: Path
     """Traces directory with features, of step-collect or step-train extract."""
     out: Path
@@ -38,7 +51,8 @@ class FitConfig:
     """Of the choice of test questions alone, so that runs of several seeds share them; null: as
     the seed says."""
     val_fraction: float = 0.15
-    """Part of the questions for early stopping and for the choice of the trace aggregator."""
+    """Part of the questions by which the best epoch, the trace aggregator and, in a sweep, the best
+    variant are chosen."""
     test_fraction: float = 0.15
     """Part of the questions for the final metrics; used for nothing else."""
     max_traces_per_class: int | None = None
@@ -88,7 +102,7 @@ class FitConfig:
     verify_checksums: bool = False
     """Compare every file of the traces directory with its checksum first; reads all of it once."""
     accelerator: str = "auto"
-    """Where to train: auto, cpu, gpu, …"""
+    """Where to run: auto, cpu, gpu, …"""
     devices: int = 1
     """Devices to train on; a scorer is small, so one is mostly the fastest."""
     baselines: Literal["all", "cheap", "none"] = "all"
@@ -119,8 +133,9 @@ class FitConfig:
         if self.depth < 0:
             raise InputError(f"Expected depth of at least 0, found {self.depth}.")
         for name in ("dropout", "early_discount", "label_smoothing"):
-            if not 0 <= getattr(self, name) <= (1 if name == "early_discount" else 0.99):
-                raise InputError(f"Expected {name} from 0 to 1, found {getattr(self, name)}.")
+            most = 1 if name == "early_discount" else 0.99
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"Expected {name} from 0 to {most}, found {getattr(self, name)}.")
         if not self.ranking_weight >= 0:
             raise InputError(f"Expected ranking_weight of at least 0, found {self.ranking_weight}.")
         if self.ranking_weight and self.devices > 1:
@@ -134,7 +149,7 @@ class FitConfig:
                 f"found {self.learning_rate} and {self.weight_decay}."
             )
 
-    def deciding(self) -> dict[str, Any]:
+    def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide what comes out, JSON-ready."""
         values = dataclasses.asdict(self)
         return {name: value for name, value in values.items() if name not in _FREE_TO_CHANGE}

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, dropout
 
+from step_eval.statistics import Floats, auroc, within_question_aurocs
 from step_infer.errors import InputError
 from step_infer.scorer.network import StepScorer
 from step_train.data.feature_blocks import EvaluationBatch, TrainingBatch
@@ -15,7 +16,7 @@ from step_train.data.normaliser import Normaliser
 from step_train.data.trace_table import TraceTable
 from step_train.fit.loss import StepLoss
 from step_train.fit.run_directory import RECORD_KEY, SUBSPACE_KEY
-from step_train.judge.metrics import Floats, auroc, f1, selection_score, within_question
+from step_train.judge.metrics import f1, selection_score
 
 MONITOR = "val_score"
 """What early stopping and the choice of the best epoch look at; higher is better."""
@@ -144,7 +145,8 @@ class ScorerModule(LightningModule):
         if self.trainer.state.fn == "fit":
             losses = {"train_loss": self._training_loss(), **losses}
         self._require_finite(sum(losses.values()))
-        within = within_question(label_S, score_S, table.question_S, resamples=0)["value"]
+        within_Q = within_question_aurocs(label_S, score_S, table.question_S)
+        within = float(within_Q.mean()) if len(within_Q) else None
         metrics = losses | {
             "val_auroc": auroc(label_S, score_S),
             "val_f1": f1(label_S, score_S),

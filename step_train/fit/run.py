@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from data_gen.traces.directory import TraceDirectory
+from step_eval.statistics import Floats
 from step_infer.scorer.network import StepScorer
 from step_infer.storage.files import atomic_write
 from step_train.data.datamodule import StepDataModule
@@ -27,15 +28,13 @@ from step_train.fit.calibration import calibrate
 from step_train.fit.config import FitConfig
 from step_train.fit.loss import StepLoss
 from step_train.fit.module import MONITOR, ScorerModule
-from step_train.fit.run_directory import RECORD_KEY, RECORD_SCHEMA_VERSION, REPORT, RunDirectory
-from step_train.fit.trainer import EpochLines, RunCheckpoint, lightning_run, make_trainer
+from step_train.fit.run_directory import RECORD_KEY, RECORD_SCHEMA_VERSION, REPORT, FitDirectory
+from step_train.fit.trainer import EpochProgress, RunCheckpoint, lightning_run, make_trainer
 from step_train.judge.baselines import compare
 from step_train.judge.baselines_trained import run_baselines
 from step_train.judge.held_out import choose_aggregator, evaluate
-from step_train.judge.metrics import Floats
 from step_train.judge.report import write_report
 from step_train.judge.votes import judge_votes
-from step_train.peak_memory import PeakMemory
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,6 @@ class FitResult:
     """Summary of the data (`TrainingData.summary`)."""
     seconds: float
     """Wall time of this call."""
-    peak_memory_mib: float | None
-    """Most anonymous memory of the (first) process that trained, MiB; mapped files left out."""
 
 
 @dataclass(frozen=True)
@@ -102,15 +99,24 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         verify_checksums=config.verify_checksums and rank_zero_only.rank in (None, 0),
     )
     require_components(config.components, data.rows, config.memory_mib)
-    run = RunDirectory(config.out)
-    # With several devices, Lightning starts this program again for each: only the first writes.
-    first = rank_zero_only.rank in (None, 0)
-    if first:
-        settings = config.deciding() | {"traces_fingerprint": data.fingerprint}
-        run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
-    if run.complete:
-        return _result(run, run.metrics(), started)
-    with PeakMemory() as memory, lightning_run():
+    with FitDirectory(config.out) as run:
+        # With several devices, Lightning starts this program again for each: only the first writes.
+        if rank_zero_only.rank in (None, 0):
+            settings = config.result_settings() | {"traces_fingerprint": data.fingerprint}
+            run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
+        outcome = run.metrics() if run.complete else _fit(config, data, run, callbacks, started)
+    return _result(run, outcome, started)
+
+
+def _fit(
+    config: FitConfig,
+    data: TrainingData,
+    run: FitDirectory,
+    callbacks: Sequence[Callback],
+    started: float,
+) -> dict[str, Any]:
+    """Train, judge and finish a run that is not complete; return its outcome."""
+    with lightning_run():
         module, trainer = train(config, data, run, callbacks)
         best = best_epoch(config, data, run, module, trainer)
         # Once, and last of all: nothing is chosen by the test questions.
@@ -123,16 +129,12 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         with tempfile.TemporaryDirectory() as folder:
             card = export(run.best, Path(folder) / "scorer.safetensors", force=True)
         write_report(run.path / REPORT, data, best.test_score_S, outcome, card, config.seed)
-        run.finish(
-            outcome,
-            seconds=round(time.monotonic() - started, 1),
-            peak_memory_mib=memory.peak_mib and round(memory.peak_mib, 1),
-        )
-    return _result(run, outcome, started)
+        run.finish_fit(outcome, seconds=round(time.monotonic() - started, 1))
+    return outcome
 
 
 def train(
-    config: FitConfig, data: TrainingData, run: RunDirectory, callbacks: Sequence[Callback] = ()
+    config: FitConfig, data: TrainingData, run: FitDirectory, callbacks: Sequence[Callback] = ()
 ) -> tuple[ScorerModule, Trainer]:
     """Train to the end, from the newest checkpoint where there is one; call in `lightning_run`."""
     resume = run.last if run.last.is_file() else None
@@ -150,7 +152,7 @@ def train(
         logger=[csv_logger, TensorBoardLogger(run.path, name="", version="tensorboard")],
         callbacks=[
             stopping,
-            *([EpochLines()] if config.progress else []),
+            *([EpochProgress()] if config.progress else []),
             *callbacks,
             RunCheckpoint(filename=run.best.stem, monitor=MONITOR, mode="max", **files),
             # After the best one, whose state it holds as well.
@@ -180,7 +182,7 @@ def train(
     return module, trainer
 
 
-def _datamodule(config: FitConfig, data: TrainingData, run: RunDirectory) -> StepDataModule:
+def _datamodule(config: FitConfig, data: TrainingData, run: FitDirectory) -> StepDataModule:
     projection = None
     if config.components:
         projection = Projection(
@@ -210,10 +212,9 @@ def _module(config: FitConfig, data: TrainingData) -> ScorerModule:
             "schema_version": RECORD_SCHEMA_VERSION,
             "model": asdict(data.model),
             "boundary": data.boundary,
-            "layers": list(data.layers),
             "width": config.width,
             "depth": config.depth,
-            "settings": config.deciding(),
+            "settings": config.result_settings(),
             "data": data.summary() | {"pos_weight": loss.pos_weight},
         },
         normaliser=Normaliser(inputs) if normalise else None,
@@ -232,7 +233,7 @@ def _stopped(checkpoint: dict[str, Any], stopping: EarlyStopping) -> bool:
 def best_epoch(
     config: FitConfig,
     data: TrainingData,
-    run: RunDirectory,
+    run: FitDirectory,
     module: ScorerModule,
     trainer: Trainer,
 ) -> BestEpoch:
@@ -271,7 +272,7 @@ def _compare(
     def retrain(other: TrainingData) -> Floats:
         with tempfile.TemporaryDirectory() as folder:
             changed = dataclasses.replace(config, out=Path(folder), devices=1, progress=False)
-            run = RunDirectory(folder)
+            run = FitDirectory(folder)
             module, trainer = train(changed, other, run)
             return best_epoch(changed, other, run, module, trainer).test_score_S
 
@@ -292,7 +293,7 @@ def _complete_checkpoint(path: Path, outcome: dict[str, Any]) -> None:
         torch.save(checkpoint, file)
 
 
-def _result(run: RunDirectory, outcome: dict[str, Any], started: float) -> FitResult:
+def _result(run: FitDirectory, outcome: dict[str, Any], started: float) -> FitResult:
     return FitResult(
         run=run.path,
         checkpoint=run.best,
@@ -305,5 +306,4 @@ def _result(run: RunDirectory, outcome: dict[str, Any], started: float) -> FitRe
         history=outcome["history"],
         data=outcome["data"],
         seconds=time.monotonic() - started,
-        peak_memory_mib=run.peak_memory_mib,
     )

@@ -8,7 +8,6 @@ Our own part of a Lightning checkpoint: plain data under one key, all that an ex
 Reading checkpoints without running anything that a pickle may hold.
 """
 
-import json
 import shutil
 from pathlib import Path
 from pickle import UnpicklingError
@@ -19,12 +18,7 @@ from safetensors import SafetensorError
 
 from step_infer.errors import InputError
 from step_infer.storage.files import read_json, write_json
-from step_infer.storage.run_directory import (
-    MANIFEST_NAME,
-    read_manifest,
-    run_manifest,
-    write_manifest,
-)
+from step_infer.storage.run_directory import MANIFEST_NAME, RunDirectory
 from step_train.data.trace_table import SPLITS
 
 KIND = "scorer training"
@@ -33,13 +27,16 @@ KIND = "scorer training"
 BEST, LAST = "best.ckpt", "last.ckpt"
 METRICS, SPLIT, REPORT = "metrics.json", "split.json", "report.html"
 PROJECTED = "projected"
+OWN_FILES = (MANIFEST_NAME, METRICS, SPLIT, REPORT, BEST, LAST, "csv", "tensorboard")
+"""What it holds after the run; other files are its user's."""
 
 
-class RunDirectory:
-    """A run's files. All processes of a run may read; only the first may write."""
+class FitDirectory(RunDirectory):
+    """A training run's files. All processes of a run may read; only the first may write."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
+        """Name a directory; nothing is read or made."""
+        super().__init__(path, KIND)
 
     @property
     def best(self) -> Path:
@@ -56,24 +53,12 @@ class RunDirectory:
         """Folder of the projected features (`step_train.data.projection`)."""
         return self.path / PROJECTED
 
-    @property
-    def complete(self) -> bool:
-        """Whether the run came to its end."""
-        started = (self.path / MANIFEST_NAME).exists()
-        return started and bool(read_manifest(self.path).get("complete"))
-
     def metrics(self) -> dict[str, Any]:
-        """Return the result of a complete run, as `finish` took it."""
+        """Return the result of a complete run, as `finish_fit` took it."""
         return dict(read_json(self.path / METRICS))
 
-    @property
-    def peak_memory_mib(self) -> float | None:
-        """Most anonymous memory of the process that trained, MiB; None before the run's end."""
-        found = read_manifest(self.path).get("peak_memory_mib")
-        return None if found is None else float(found)
-
     def start(self, settings: dict[str, Any], split: dict[str, list[str]], **manifest: Any) -> None:
-        """Make the directory, or check that a run with the same settings stands in it.
+        """Claim the directory, and begin a run or go on with one of the same settings.
 
         Args:
             settings: what decides the outcome, JSON-ready; must agree to go on.
@@ -81,37 +66,16 @@ class RunDirectory:
             manifest: more fields for a new manifest.
 
         Raises:
-            InputError: the directory cannot be written, holds something else, or was started with
-                other settings; the message names the first that differs.
+            InputError: the directory cannot be written, is in use, holds something else, or was
+                started with other settings; the message names the first that differs.
         """
-        if (self.path / MANIFEST_NAME).exists():
-            self._compare(json.loads(json.dumps(settings)))
-            return
-        if self.path.is_dir() and any(not p.name.startswith(".") for p in self.path.iterdir()):
-            raise InputError(
-                f"Expected an empty directory or one of an earlier run at {self.path}, "
-                "found other files. Hint: choose another output directory."
-            )
-        write_json(self.path / SPLIT, split)
-        write_manifest(
-            self.path, run_manifest(kind=KIND, settings=settings, complete=False, **manifest)
-        )
-
-    def _compare(self, settings: dict[str, Any]) -> None:
-        found = read_manifest(self.path)
-        if found.get("kind") != KIND:
-            raise InputError(
-                f"Expected a run directory of step-train fit at {self.path}, found a manifest of "
-                f"kind {found.get('kind')!r}. Hint: choose another output directory."
-            )
-        old = found.get("settings", {})
-        for name in [*settings, *(name for name in old if name not in settings)]:
-            if old.get(name) != settings.get(name):
-                raise InputError(
-                    f"Expected {name} {old.get(name)!r} (the run started in {self.path}), "
-                    f"found {settings.get(name)!r}. "
-                    "Hint: use the same settings to go on, or another output directory."
-                )
+        self.claim()
+        if self.manifest:
+            self.require_settings(settings)
+        else:
+            self.begin(settings, **manifest)
+        if not (self.path / SPLIT).exists():
+            write_json(self.path / SPLIT, split)
 
     def split(self) -> dict[str, list[str]]:
         """Return the question ids of each split.
@@ -129,10 +93,10 @@ class RunDirectory:
             )
         return found
 
-    def finish(self, metrics: dict[str, Any], **manifest: Any) -> None:
+    def finish_fit(self, metrics: dict[str, Any], **manifest: Any) -> None:
         """Write the result, mark the run as complete, and remove what only training needs."""
         write_json(self.path / METRICS, metrics)
-        write_manifest(self.path, read_manifest(self.path) | {"complete": True, **manifest})
+        self.finish(**manifest)
         shutil.rmtree(self.projected, ignore_errors=True)
 
 

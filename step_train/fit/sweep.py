@@ -3,7 +3,6 @@
 import csv
 import multiprocessing
 import re
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -12,14 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from step_eval.statistics import Floats, auroc_by_question
+from step_infer.cli.progress import track
 from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write, write_json
 from step_train.data.subspace import require_components
 from step_train.data.trace_table import TraceTable
-from step_train.data.training_data import read_training_data
+from step_train.data.training_data import TrainingData, read_training_data
 from step_train.fit.config import FitConfig
 from step_train.fit.run import best_epoch, train
-from step_train.fit.run_directory import RunDirectory
+from step_train.fit.run_directory import FitDirectory
 from step_train.fit.sweep_compare import Scores, compare, gain
 from step_train.fit.sweep_config import (
     COMBINED,
@@ -31,7 +32,6 @@ from step_train.fit.sweep_config import (
 )
 from step_train.fit.trainer import lightning_run
 from step_train.judge.held_out import CHOICE_FRACTIONS, trace_scores
-from step_train.judge.metrics import Floats, auroc_by_group
 
 RESULT, TABLE = "sweep.json", "sweep.csv"
 
@@ -93,18 +93,9 @@ def _fit_all(config: SweepConfig, variants: dict[str, Changes]) -> dict[str, lis
                     f"{tasks[out][0]!r}."
                 )
             tasks[out] = (name, config.fit(changes, seed, out))
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
-
     found: dict[str, list[Scores]] = {name: [] for name in variants}
-    bar = tqdm(
-        _outcomes(list(tasks.values()), config.jobs),
-        total=len(tasks),
-        unit="fit",
-        desc="sweep",
-        disable=not config.progress,
-        mininterval=0.5 if sys.stderr.isatty() else 15.0,
-    )
-    for name, outcome in bar:
+    outcomes = _outcomes(list(tasks.values()), config.jobs)
+    for name, outcome in track(outcomes, len(tasks), "fits", shown=config.progress):
         found[name].append(outcome)
     for scores in found.values():
         scores.sort(key=lambda outcome: int(outcome["seed"]))
@@ -153,40 +144,44 @@ def fit_scores(config: FitConfig) -> Scores:
         test_seed=config.test_seed,
     )
     require_components(config.components, data.rows, config.memory_mib)
-    run = RunDirectory(config.out)
-    settings = config.deciding() | {"traces_fingerprint": data.fingerprint, "purpose": "sweep"}
-    run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
-    if not run.complete:
-        with lightning_run():
-            module, trainer = train(config, data, run)
-            best = best_epoch(config, data, run, module, trainer)
-        facts = best.facts
-        aggregator = facts["aggregator"]
-        scores = {"val": best.val_score_S, "test": best.test_score_S}
-        run.finish(
-            {
-                "seed": config.seed,
-                "epochs": facts["epochs"],
-                "best_epoch": facts["best_epoch"],
-                "aggregator": aggregator,
-                "calibration": facts["calibration"],
-                "questions": {
-                    name: counts["questions"] for name, counts in facts["data"]["splits"].items()
-                },
-            }
-            | {
-                name: question_ranking(data.splits[name], score_S, aggregator)
-                for name, score_S in scores.items()
-            }
-        )
-    return run.metrics()
+    with FitDirectory(config.out) as run:
+        settings = config.result_settings() | {
+            "traces_fingerprint": data.fingerprint,
+            "purpose": "sweep",
+        }
+        run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
+        if not run.complete:
+            run.finish_fit(_train_and_score(config, data, run))
+        return run.metrics()
+
+
+def _train_and_score(config: FitConfig, data: TrainingData, run: FitDirectory) -> Scores:
+    with lightning_run():
+        module, trainer = train(config, data, run)
+        best = best_epoch(config, data, run, module, trainer)
+    facts = best.facts
+    aggregator = facts["aggregator"]
+    scores = {"val": best.val_score_S, "test": best.test_score_S}
+    return {
+        "seed": config.seed,
+        "epochs": facts["epochs"],
+        "best_epoch": facts["best_epoch"],
+        "aggregator": aggregator,
+        "calibration": facts["calibration"],
+        "questions": {
+            name: counts["questions"] for name, counts in facts["data"]["splits"].items()
+        },
+    } | {
+        name: question_ranking(data.splits[name], score_S, aggregator)
+        for name, score_S in scores.items()
+    }
 
 
 def question_ranking(table: TraceTable, score_S: Floats, aggregator: str) -> dict[str, list[float]]:
     """Return, for each question that can tell, the AUROC within it at 25, 50 and 75 %."""
     values = np.stack(
         [
-            auroc_by_group(table.correct_N, score_N, table.question_N, len(table.questions))[0]
+            auroc_by_question(table.correct_N, score_N, table.question_N, len(table.questions))[0]
             for score_N in trace_scores(table, score_S, aggregator, CHOICE_FRACTIONS)
         ],
         axis=1,

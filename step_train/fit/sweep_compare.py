@@ -1,18 +1,26 @@
 """What a sweep's fits say: paired differences to the paper's recipe, with intervals.
 
-Axes: Q questions, K seeds, F fractions of a trace, R resamples.
+Axes: Q questions, K seeds, F fractions of a trace, D bootstrap draws.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from step_eval.statistics import (
+    COVERAGE,
+    DRAWS,
+    INTERVAL_KIND,
+    Floats,
+    interval,
+    question_draws,
+)
 from step_infer.errors import InputError
 from step_train.fit.sweep_config import PAPER, Changes
 from step_train.judge.held_out import CHOICE_FRACTIONS
-from step_train.judge.metrics import RESAMPLES, Floats, interval, question_weights
 
 Scores = dict[str, Any]
 """Outcome of one fit (`step_train.fit.sweep.fit_scores`)."""
@@ -23,8 +31,8 @@ DEFINITIONS = {
     "val": "validation questions, other ones for each seed: the winner is chosen by these alone",
     "test": "test questions, the same for all fits: reported, and used for nothing else",
     "difference": "to the paper's recipe with the same seed on the same question",
-    "intervals": "95 % percentile bootstrap over questions and seeds; the variants are not "
-    "corrected for their number",
+    "intervals": f"{100 * COVERAGE:.0f} % bootstrap over questions and seeds, {INTERVAL_KIND}; the "
+    "variants are not corrected for their number",
 }
 """What the numbers mean; travels with them."""
 
@@ -32,7 +40,7 @@ DEFINITIONS = {
 def compare(
     found: dict[str, list[Scores]],
     settings: dict[str, Changes],
-    resamples: int = RESAMPLES,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Compare variants with the paper's recipe.
@@ -40,7 +48,7 @@ def compare(
     Args:
         found: each variant's outcomes, one a seed, in the same order of seeds.
         settings: what each variant changes.
-        resamples: bootstrap resamples of each interval.
+        draws: bootstrap draws of each interval.
         seed: the bootstrap's seed.
 
     Returns:
@@ -53,11 +61,11 @@ def compare(
         row: dict[str, Any] = {"name": name, "settings": settings[name]}
         for split in ("val", "test"):
             own = _values(outcomes, split)
-            row[split] = _estimate(own.mean(axis=2), resamples, seed)
+            row[split] = _estimate(own.mean(axis=2), draws, seed)
             if name != PAPER:
                 _require_same_questions(name, outcomes, found[PAPER], split)
                 difference = (own - _values(found[PAPER], split)).mean(axis=2)
-                row[f"{split}_difference"] = _difference(difference, resamples, seed)
+                row[f"{split}_difference"] = _difference(difference, draws, seed)
             else:
                 row[f"{split}_difference"] = dict.fromkeys(
                     ("value", "low", "high", "includes_zero")
@@ -104,22 +112,21 @@ def _require_same_questions(
             )
 
 
-def _estimate(values_KQ: Floats, resamples: int, seed: int) -> dict[str, Any]:
+def _estimate(values_KQ: Floats, draws: int, seed: int) -> dict[str, Any]:
     """Return the mean over all that is there, with its interval over questions and seeds."""
     there = np.isfinite(values_KQ)
     filled = np.where(there, values_KQ, 0.0)
     num_seeds, num_questions = values_KQ.shape
-    weight_RQ = question_weights(num_questions, resamples, seed)
-    weight_RK = question_weights(num_seeds, resamples, seed + 1)
-    total_R = np.einsum("rk,kq,rq->r", weight_RK, filled, weight_RQ, optimize=True)
-    count_R = np.einsum("rk,kq,rq->r", weight_RK, there * 1.0, weight_RQ, optimize=True)
-    means_R = total_R[count_R > 0] / count_R[count_R > 0]
-    low, high = interval(means_R, num_questions)
-    return {"value": float(filled.sum() / there.sum()), "low": low, "high": high}
+    question_DQ = question_draws(num_questions, draws, seed).astype(np.float64)
+    seed_DK = question_draws(num_seeds, draws, seed + 1).astype(np.float64)
+    total_D = np.einsum("dk,kq,dq->d", seed_DK, filled, question_DQ, optimize=True)
+    count_D = np.einsum("dk,kq,dq->d", seed_DK, there * 1.0, question_DQ, optimize=True)
+    means_D = total_D[count_D > 0] / count_D[count_D > 0]
+    return asdict(interval(filled.sum() / there.sum(), means_D, num_questions))
 
 
-def _difference(values_KQ: Floats, resamples: int, seed: int) -> dict[str, Any]:
-    found = _estimate(values_KQ, resamples, seed)
+def _difference(values_KQ: Floats, draws: int, seed: int) -> dict[str, Any]:
+    found = _estimate(values_KQ, draws, seed)
     shown = found["low"] is not None and (found["low"] > 0 or found["high"] < 0)
     return found | {"includes_zero": not shown}
 

@@ -33,6 +33,9 @@ VARIANTS: dict[str, Changes] = {
 }
 """The built-in variants: the paper's recipe, and one change at a time."""
 
+_TEST_SEED = 0
+"""Of the choice of the test questions, which all fits share."""
+
 _OWN = (
     "out",
     "seed",
@@ -56,30 +59,29 @@ class SweepConfig:
     """Directory to make, or to go on with: finished fits are kept."""
     variants: Path | None = None
     """YAML file of variants: a name, and under it settings of step-train fit that differ from the
-    variant "paper"; a variant may name other traces of the same questions (other layers). Null:
+    variant "paper"; a variant may name other traces of the same questions (other steps). Null:
     the built-in ones."""
     seeds: int = 3
     """Fits of each variant: seeds 0, 1, …, each with its own training and validation questions,
     weights and order. All have the same test questions."""
-    test_seed: int = 0
-    """Of the choice of the test questions."""
     val_fraction: float = 0.2
-    """Part of the questions that variants are chosen by."""
+    """Part of the questions by which the best epoch, the trace aggregator and, in a sweep, the best
+    variant are chosen."""
     test_fraction: float = 0.2
-    """Part of the questions that variants are reported on; used for nothing else."""
+    """Part of the questions for the final metrics; used for nothing else."""
     combine: bool = True
     """Try the changes that helped most on validation questions together as well."""
     jobs: int = 1
     """Fits at the same time, each a process with one thread and its own features in memory."""
     memory_mib: int = 1024
-    """Most memory for blocks of features in a process, MiB."""
+    """Most memory for blocks of features in a process, MiB; smaller features stay in memory."""
     accelerator: str = "auto"
-    """Where to train: auto, cpu, gpu, …"""
+    """Where to run: auto, cpu, gpu, …"""
     progress: bool = True
     """Show progress on standard error."""
 
     def __post_init__(self) -> None:
-        for name, bound in {"seeds": 1, "jobs": 1, "memory_mib": 1, "test_seed": 0}.items():
+        for name, bound in {"seeds": 1, "jobs": 1, "memory_mib": 1}.items():
             if getattr(self, name) < bound:
                 raise InputError(
                     f"Expected {name} of at least {bound}, found {getattr(self, name)}."
@@ -97,7 +99,7 @@ class SweepConfig:
             **values,
             out=out,
             seed=seed,
-            test_seed=self.test_seed,
+            test_seed=_TEST_SEED,
             val_fraction=self.val_fraction,
             test_fraction=self.test_fraction,
             memory_mib=self.memory_mib,
@@ -117,7 +119,10 @@ def read_variants(config: SweepConfig) -> dict[str, Changes]:
     parser = config_parser(FitConfig, "step-train fit", "")
     for name, changes in variants.items():
         if name == COMBINED:
-            raise InputError(f"Expected a variant's name other than {COMBINED!r}, which is made.")
+            raise InputError(
+                f"Expected names of variants other than {COMBINED!r}, which is made, found it in "
+                f"{config.variants}."
+            )
         whole[name] = reference | (changes or {})
         unknown = sorted(whole[name].keys() - _FIELDS)
         if unknown:
@@ -131,8 +136,9 @@ def read_variants(config: SweepConfig) -> dict[str, Changes]:
             whole[name] = {setting: _plain(parsed[setting]) for setting in whole[name]}
             config.fit(whole[name], 0, config.out)
         except (argparse.ArgumentError, InputError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"Expected good settings in variant {name!r}: {reason}") from error
+            raise InputError(
+                f"Expected good settings in variant {name!r}, found: {error}"
+            ) from error
     return whole
 
 
@@ -147,8 +153,7 @@ def _read(path: Path) -> dict[str, Changes]:
     try:
         found = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"Expected a YAML file of variants at {path}, found: {reason}.") from error
+        raise InputError(f"Expected a YAML file of variants at {path}, found: {error}.") from error
     good = isinstance(found, dict) and all(
         isinstance(name, str) and (changes is None or isinstance(changes, dict))
         for name, changes in found.items()

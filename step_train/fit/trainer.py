@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from step_infer.cli.progress import Progress
 from step_infer.errors import InputError
 
 _CHATTER = (
@@ -108,14 +109,13 @@ class RunCheckpoint(ModelCheckpoint):
         super().load_state_dict(state)
 
 
-class EpochLines(Callback):
-    """One line an epoch on standard error: losses, metrics, rate, time left at most."""
+class EpochProgress(Callback):
+    """Progress of a long epoch's batches, and a line of each epoch, both on standard error."""
 
     def __init__(self) -> None:
         self._start = 0.0
         self._first_epoch = 0
-        self._epoch_start = 0.0
-        self._shown = 0.0
+        self._batches = Progress(0, "batches", shown=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -123,31 +123,31 @@ class EpochLines(Callback):
         self._first_epoch = trainer.current_epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the epoch's clock."""
-        self._epoch_start = self._shown = time.monotonic()
+        """Start to count the epoch's batches."""
+        self._batches = Progress(
+            int(trainer.num_training_batches),
+            f"epoch {trainer.current_epoch + 1}: batches",
+            shown=trainer.is_global_zero,
+            delay_s=1.0,
+        )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show how far a long epoch is, on a terminal every second, elsewhere every 30."""
-        now = time.monotonic()
-        live = sys.stderr.isatty()
-        if now - self._shown < (1.0 if live else 30.0) or not trainer.is_global_zero:
-            return
-        self._shown = now
-        done, total = batch_idx + 1, int(trainer.num_training_batches)
-        rate = done / (now - self._epoch_start)
-        left = timedelta(seconds=round((total - done) / rate))
-        text = (
-            f"epoch {trainer.current_epoch + 1}: {done}/{total} batches, {rate:,.0f}/s, {left} left"
-        )
-        print(text, end="\r" if live else "\n", file=sys.stderr, flush=True)
+        """Count a batch."""
+        self._batches.advance()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Take the bar away: the error stands alone."""
+        self._batches.stop(final=False)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Show the epoch's losses and metrics."""
+        self._batches.stop(final=False)
         if not trainer.is_global_zero:
             return
-        now = time.monotonic()
         epoch = trainer.current_epoch + 1
         seen: dict[str, float] = pl_module.history[-1]
         parts = [
@@ -160,12 +160,13 @@ class EpochLines(Callback):
             )
             if name in seen
         ]
-        each = (now - self._start) / (epoch - self._first_epoch)
+        each = (time.monotonic() - self._start) / (epoch - self._first_epoch)
         left = timedelta(seconds=round(each * ((trainer.max_epochs or epoch) - epoch)))
-        rate = int(trainer.num_training_batches) / (now - self._epoch_start)
+        seconds = self._batches.elapsed_s
+        rate = int(trainer.num_training_batches) / seconds
         print(
             f"epoch {epoch}/{trainer.max_epochs}: {', '.join(parts)}, "
-            f"{now - self._epoch_start:.1f} s, {rate:,.0f} batches/s, at most {left} left",
+            f"{seconds:.1f} s, {rate:,.0f} batches/s, at most {left} left",
             file=sys.stderr,
             flush=True,
         )

@@ -10,17 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from step_eval.statistics import DRAWS, Bools, Floats, auroc_by_question
 from step_train.data.trace_table import TraceTable
 from step_train.judge.held_out import FRACTIONS, by_part, trace_metrics, trace_scores
-from step_train.judge.metrics import (
-    RESAMPLES,
-    Bools,
-    Floats,
-    auroc_by_group,
-    pooled_auroc,
-    question_mean,
-    within_question,
-)
+from step_train.judge.metrics import mean_figure, pooled_auroc, within_question
 from step_train.judge.trace_facts import StepFacts
 
 LABELS = {
@@ -82,7 +75,7 @@ def compare(
     score_S: Floats,
     aggregator: str,
     baselines: Sequence[Baseline],
-    resamples: int = RESAMPLES,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Judge baselines as `held_out.evaluate` judges a scorer, and the scorer's gain over each.
@@ -92,7 +85,7 @@ def compare(
         score_S: the scorer's step scores.
         aggregator: the scorer's trace aggregator.
         baselines: scores of the same steps.
-        resamples: bootstrap resamples of each interval.
+        draws: bootstrap draws of each interval.
         seed: the bootstrap's seed.
 
     Returns:
@@ -100,7 +93,7 @@ def compare(
         "trace_score" by percentage and the scorer's "gain" at each; else "not_computed", the
         reason. "definitions" says what the names mean.
     """
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"draws": draws, "seed": seed}
     scorer = trace_scores(table, score_S, aggregator)
     found: dict[str, Any] = {"definitions": DEFINITIONS}
     for baseline in baselines:
@@ -187,6 +180,6 @@ def _gain(
     table: TraceTable, scorer_N: Floats, baseline_N: Floats, options: dict[str, Any]
 ) -> dict[str, Any]:
     count = len(table.questions)
-    scorer_Q, pairs_Q = auroc_by_group(table.correct_N, scorer_N, table.question_N, count)
-    baseline_Q, _ = auroc_by_group(table.correct_N, baseline_N, table.question_N, count)
-    return question_mean((scorer_Q - baseline_Q)[pairs_Q > 0], **options)
+    scorer_Q, pairs_Q = auroc_by_question(table.correct_N, scorer_N, table.question_N, count)
+    baseline_Q, _ = auroc_by_question(table.correct_N, baseline_N, table.question_N, count)
+    return mean_figure((scorer_Q - baseline_Q)[pairs_Q > 0], **options)

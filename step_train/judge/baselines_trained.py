@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from data_gen.traces.directory import TraceDirectory
+from step_eval.statistics import Floats
 from step_infer.errors import InputError
 from step_infer.scorer.identity import identify
 from step_train.data.feature_blocks import MEBIBYTE, EvaluationBatches, buffer
@@ -18,7 +19,6 @@ from step_train.data.trace_table import TraceTable
 from step_train.data.training_data import TrainingData
 from step_train.extract.model import local_model
 from step_train.judge.baselines import Baseline, known_baselines
-from step_train.judge.metrics import Floats
 from step_train.judge.trace_facts import read_step_facts, rows_of_traces
 
 _MOST_ROWS = 50_000

@@ -17,13 +17,11 @@ class EvaluateConfig:
     """Scorer file to judge instead of a run."""
     traces: Path | None = None
     """Traces directory with features; by default, with a run, the one it was trained on."""
-    questions: Literal["auto", "all", "test", "val", "train"] = "auto"
+    split: Literal["auto", "all", "test", "val", "train"] = "auto"
     """Which questions: all, or those of one split of the run. Auto: the test split of the traces
     that the run was trained on, all questions of others."""
     out: Path | None = None
     """JSON file to write; without it, the figures are only printed."""
-    seed: int = 0
-    """Of the bootstrap and of the drawn votes."""
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.scorer is None):
@@ -33,10 +31,8 @@ class EvaluateConfig:
             )
         if self.scorer is not None and self.traces is None:
             raise InputError("Expected --traces with --scorer, found none.")
-        if self.scorer is not None and self.questions not in ("auto", "all"):
+        if self.scorer is not None and self.split not in ("auto", "all"):
             raise InputError(
-                f"Expected a run for questions {self.questions!r}, found a scorer file, which "
+                f"Expected a run for --split {self.split}, found a scorer file, which "
                 "knows no split. Hint: use --run."
             )
-        if self.seed < 0:
-            raise InputError(f"Expected seed of at least 0, found {self.seed}.")

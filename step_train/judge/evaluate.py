@@ -8,6 +8,8 @@ import numpy as np
 import torch
 
 from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.manifest import OWN_FILES as TRACE_FILES
+from step_eval.statistics import Floats
 from step_infer.errors import InputError
 from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.network import StepScorer, load_scorer
@@ -15,18 +17,21 @@ from step_infer.storage.files import check_output, write_json
 from step_infer.storage.run_directory import MANIFEST_NAME, run_manifest
 from step_train.data.feature_blocks import EvaluationBatches, FeatureRows
 from step_train.data.trace_table import TraceTable, read_traces, require_both_classes
-from step_train.data.training_data import identity_of, layers_of
+from step_train.data.training_data import identity_of
 from step_train.export.run import export
-from step_train.fit.run_directory import RunDirectory
+from step_train.fit.run_directory import OWN_FILES as FIT_FILES
+from step_train.fit.run_directory import FitDirectory
 from step_train.judge.baselines import compare, known_baselines
 from step_train.judge.config import EvaluateConfig
 from step_train.judge.held_out import evaluate
-from step_train.judge.metrics import Floats
 from step_train.judge.trace_facts import read_step_facts
 from step_train.judge.votes import judge_votes
 
 KIND = "scorer evaluation"
 """What the JSON calls itself."""
+
+_SEED = 0
+"""Of the bootstrap and of the drawn votes."""
 
 
 def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
@@ -43,14 +48,10 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
     scorer, card = _load(config)
     directory = TraceDirectory(config.traces or card.training.get("traces", ""))
     if config.out is not None:
-        check_output(config.out, directory.path, config.run, config.scorer)
+        held = [directory.path / name for name in TRACE_FILES]
+        held += [config.run / name for name in FIT_FILES] if config.run is not None else []
+        check_output(config.out, config.scorer, *held)
     card.check_model(identity_of(directory))
-    layers = ",".join(layers_of(directory))
-    if layers != card.layer:
-        raise InputError(
-            f"Expected features of layer {card.layer!r} (scorer card), found {layers!r} in "
-            f"{directory.path}. Hint: see step-train extract --layers."
-        )
     if directory.manifest.get("boundary") != card.boundary:
         raise InputError(
             f"Expected traces with the scorer's boundary rule, found another one in "
@@ -58,8 +59,8 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         )
     table, skipped = read_traces(directory)
     own = directory.fingerprint == card.training.get("traces_fingerprint")
-    split = RunDirectory(config.run).split() if config.run is not None else None
-    questions = config.questions
+    split = FitDirectory(config.run).split() if config.run is not None else None
+    questions = config.split
     if questions == "auto":
         questions = "test" if own and split is not None else "all"
     if split is not None and questions != "all":
@@ -76,14 +77,14 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         questions=questions,
         trained_on=_trained_on(table, split, own),
         aggregator=card.aggregator,
-        metrics=evaluate(table, score_S, seed=config.seed)
-        | {"votes": judge_votes(directory, table, score_S, card.aggregator, config.seed)},
+        metrics=evaluate(table, score_S, seed=_SEED)
+        | {"votes": judge_votes(directory, table, score_S, card.aggregator, _SEED)},
         baselines=compare(
             table,
             score_S,
             card.aggregator,
             known_baselines(table, read_step_facts(directory, table)),
-            seed=config.seed,
+            seed=_SEED,
         ),
     )
     if config.out is not None:
@@ -99,7 +100,7 @@ def _load(config: EvaluateConfig) -> tuple[StepScorer, ScorerCard]:
         raise InputError(
             f"Expected a run directory of step-train fit at {config.run}, found none there."
         )
-    if not RunDirectory(config.run).complete:
+    if not FitDirectory(config.run).complete:
         raise InputError(
             f"Expected a complete run in {config.run}, found one that has not come to its end. "
             "Hint: give step-train fit the same command again."
@@ -116,14 +117,14 @@ def _only(table: TraceTable, ids: list[str], name: str) -> TraceTable:
     if not len(chosen):
         raise InputError(
             f"Expected traces of the run's {name} questions, found none with these ids. "
-            "Hint: use --questions all for other traces."
+            "Hint: use --split all for other traces."
         )
     return chosen
 
 
-def _trained_on(table: TraceTable, split: dict[str, list[str]] | None, own: bool) -> int | None:
+def _trained_on(table: TraceTable, split: dict[str, list[str]] | None, held: bool) -> int | None:
     """Return how many of the table's questions were for training; None where that is not known."""
-    if not own:
+    if not held:
         return 0
     if split is None:
         return None

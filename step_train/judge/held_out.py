@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from step_eval.statistics import COVERAGE, DRAWS, INTERVAL_KIND, Floats, within_question_aurocs
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_train.data.trace_table import TENTHS, TraceTable
 from step_train.judge.metrics import (
-    RESAMPLES,
-    Floats,
     pair_ranking,
     pooled_auroc,
     reliability,
@@ -34,7 +33,7 @@ DEFINITIONS = {
     "samples counts once",
     "each_question": "mean of the questions' own figures, over the questions with right and wrong "
     "samples",
-    "intervals": "95 % percentile bootstrap over questions",
+    "intervals": f"{100 * COVERAGE:.0f} % bootstrap over questions, {INTERVAL_KIND}",
     "ece": "expected calibration error, 15 bins of equal width",
     "progress": "step number divided by the number of the trace's steps, in tenths; known only "
     "once a trace has ended",
@@ -46,14 +45,14 @@ DEFINITIONS = {
 
 
 def evaluate(
-    table: TraceTable, score_S: Floats, resamples: int = RESAMPLES, seed: int = 0
+    table: TraceTable, score_S: Floats, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Any]:
     """Judge the step scores of a split's traces.
 
     Args:
         table: the split's traces.
         score_S: a step score in [0, 1] for each of their steps [S], in the table's order.
-        resamples: bootstrap resamples of each interval.
+        draws: bootstrap draws of each interval.
         seed: the bootstrap's seed.
 
     Returns:
@@ -62,7 +61,7 @@ def evaluate(
         "reliability" (the calibration curve), "trace_score" (by aggregator and percentage) and
         "definitions". What these traces do not show is None.
     """
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"draws": draws, "seed": seed}
     return {
         "data": table.summary(),
         **by_part(table, lambda mask_S: _slice(mask_S, table, score_S, options)),
@@ -135,12 +134,12 @@ def choose_aggregator(table: TraceTable, score_S: Floats) -> tuple[str, dict[str
     """
     found: dict[str, float | None] = {}
     for name in AGGREGATORS:
-        values = [
-            within_question(table.correct_N, trace_score_N, table.question_N, resamples=1)["value"]
+        within_FQ = [
+            within_question_aurocs(table.correct_N, trace_score_N, table.question_N)
             for trace_score_N in trace_scores(table, score_S, name, CHOICE_FRACTIONS)
         ]
-        # The same traces at each of them: all have a value, or none.
-        found[name] = None if None in values else float(np.mean(values))
+        # The same traces at each of them: all questions have a value, or none.
+        found[name] = float(np.mean(within_FQ)) if len(within_FQ[0]) else None
     ranked = {name: value for name, value in found.items() if value is not None}
     return (max(ranked, key=lambda name: ranked[name]) if ranked else "mean"), found
 

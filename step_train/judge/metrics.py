@@ -1,72 +1,63 @@
-"""Metrics of scores against labels, overall and within question, with intervals.
+"""Metrics of scores against labels, and what a training report says of them.
 
-Plain functions on numpy arrays. "Within question" compares only scores of one question: an AUROC
-for each question that has both labels, then their mean, each such question counting once. Pooled
-AUROC also rewards telling easy questions from hard ones, which is of no use for choosing among one
-question's traces (arXiv 2609.03436). Intervals are 95 % intervals of a bootstrap over questions:
-percentiles, expanded for few questions (Hesterberg, "What Teachers Should Know About the
-Bootstrap", 2015, section 4.3).
-Axes: S samples (steps or traces), G groups, Q questions, R resamples, B score bins.
+Plain functions on numpy arrays. AUROC and all intervals are those of `step_eval.statistics`; here
+stand the metrics that only training needs, and JSON-ready figures: dictionaries of "value", "low"
+and "high" (None where the samples do not have them).
+Axes: S samples (steps or traces), Q questions, D bootstrap draws, B score bins.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from scipy.stats import norm, t
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    brier_score_loss,
-    f1_score,
-    roc_auc_score,
-)
+from sklearn.metrics import accuracy_score, average_precision_score, brier_score_loss, f1_score
 
-Floats = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.int64]
-Bools = npt.NDArray[np.bool_]
+from step_eval.statistics import (
+    DRAWS,
+    Bools,
+    Floats,
+    Ints,
+    auroc,
+    auroc_by_question,
+    auroc_with_interval,
+    interval,
+    question_draws,
+    question_mean,
+    require_finite,
+    require_two_labels,
+    sorted_runs,
+    within_question_aurocs,
+)
 
 THRESHOLD = 0.5
 """Step scores from here on count as "right" for F1 and accuracy."""
 
-RESAMPLES = 2000
-"""Bootstrap resamples of an interval."""
-
 ECE_BINS = 15
 """Bins of equal width for calibration (Guo et al., arXiv 1706.04599, section 2)."""
-
-_INTERVAL_BINS = 2048
-
-
-def auroc(label_S: Bools, score_S: Floats) -> float:
-    """Return the area under the ROC curve: how often a right sample outscores a wrong one."""
-    _check(label_S, score_S)
-    return float(roc_auc_score(label_S, score_S))
 
 
 def auprc(label_S: Bools, score_S: Floats) -> float:
     """Return the average precision of the right samples."""
-    _check(label_S, score_S)
+    require_two_labels(label_S, score_S)
     return float(average_precision_score(label_S, score_S))
 
 
 def f1(label_S: Bools, score_S: Floats) -> float:
     """Return F1 of the right samples at a threshold of 0.5; 0 where none is called right."""
-    _check(label_S, score_S)
+    require_two_labels(label_S, score_S)
     return float(f1_score(label_S, score_S >= THRESHOLD, zero_division=0.0))
 
 
 def accuracy(label_S: Bools, score_S: Floats) -> float:
     """Return the share of samples on their own side of 0.5."""
-    _check(label_S, score_S)
+    require_two_labels(label_S, score_S)
     return float(accuracy_score(label_S, score_S >= THRESHOLD))
 
 
 def brier(label_S: Bools, score_S: Floats) -> float:
     """Return the mean squared distance of scores, as probabilities, from labels."""
-    _check(label_S, score_S)
+    require_two_labels(label_S, score_S)
     return float(brier_score_loss(label_S, score_S))
 
 
@@ -75,7 +66,7 @@ def ece(label_S: Bools, score_S: Floats, bins: int = ECE_BINS) -> float:
 
     Bins of equal width over [0, 1], weighed by their samples (arXiv 1706.04599, equation 3).
     """
-    _check(label_S, score_S)
+    require_two_labels(label_S, score_S)
     bin_S = score_bins(score_S, bins)
     gap_B = np.bincount(bin_S, weights=score_S - label_S, minlength=bins)
     return float(np.abs(gap_B).sum() / len(label_S))
@@ -125,82 +116,50 @@ def selection_score(label_S: Bools, score_S: Floats) -> float:
     return 0.75 * auroc(label_S, score_S) + 0.25 * f1(label_S, score_S)
 
 
-def auroc_by_group(
-    label_S: Bools, score_S: Floats, group_S: Ints, num_groups: int
-) -> tuple[Floats, Ints]:
-    """Return each group's AUROC [G], NaN without both labels, and its right/wrong pairs [G]."""
-    order, start, ties = _runs(score_S, group_S)
-    label, group = label_S[order], group_S[order]
-    size_G = np.bincount(group, minlength=num_groups)
-    right_G = np.bincount(group, weights=label, minlength=num_groups).astype(np.int64)
-    first_G = np.cumsum(size_G) - size_G
-    # Ranks from 0; equal scores share their mean rank.
-    rank = np.repeat(start + (ties - 1) / 2, ties) - first_G[group]
-    rank_sum_G = np.bincount(group, weights=rank * label, minlength=num_groups)
-    pairs_G = right_G * (size_G - right_G)
-    wins_G = rank_sum_G - right_G * (right_G - 1) / 2
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(pairs_G > 0, wins_G / pairs_G, np.nan), pairs_G
-
-
-def auprc_by_group(label_S: Bools, score_S: Floats, group_S: Ints, num_groups: int) -> Floats:
-    """Return each group's average precision [G], NaN without right samples."""
-    # Highest score first within each group.
-    order, start, ties = _runs(-score_S, group_S)
-    label, group = label_S[order].astype(np.float64), group_S[order]
-    size_G = np.bincount(group, minlength=num_groups)
-    right_G = np.bincount(group, weights=label, minlength=num_groups)
-    first_G, first_right_G = np.cumsum(size_G) - size_G, np.cumsum(right_G) - right_G
-    group, end = group[start], start + ties
+def auprc_by_question(
+    label_S: Bools, score_S: Floats, question_S: Ints, num_questions: int
+) -> Floats:
+    """Return each question's average precision [Q], NaN without right samples."""
+    # Highest score first within each question.
+    order, start, ties = sorted_runs(-score_S, question_S)
+    label, question = label_S[order].astype(np.float64), question_S[order]
+    size_Q = np.bincount(question, minlength=num_questions)
+    right_Q = np.bincount(question, weights=label, minlength=num_questions)
+    first_Q, first_right_Q = np.cumsum(size_Q) - size_Q, np.cumsum(right_Q) - right_Q
+    question, end = question[start], start + ties
     right_so_far = np.append(0, np.cumsum(label))
-    precision = (right_so_far[end] - first_right_G[group]) / (end - first_G[group])
+    precision = (right_so_far[end] - first_right_Q[question]) / (end - first_Q[question])
     gained = right_so_far[end] - right_so_far[start]
-    sum_G = np.bincount(group, weights=gained * precision, minlength=num_groups)
+    sum_Q = np.bincount(question, weights=gained * precision, minlength=num_questions)
     with np.errstate(invalid="ignore", divide="ignore"):
-        return sum_G / np.where(right_G > 0, right_G, np.nan)
+        return sum_Q / np.where(right_Q > 0, right_Q, np.nan)
 
 
-def _runs(score_S: Floats, group_S: Ints) -> tuple[Ints, Ints, Ints]:
-    """Return the order by group and score, and each run of equal scores: its start and length."""
-    order = np.lexsort((score_S, group_S))
-    score, group = score_S[order], group_S[order]
-    new = np.ones(len(order), dtype=bool)
-    new[1:] = (group[1:] != group[:-1]) | (score[1:] != score[:-1])
-    start = np.flatnonzero(new)
-    return order, start, np.diff(np.append(start, len(order)))
-
-
-def within_question(
-    label_S: Bools, score_S: Floats, question_S: Ints, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, Any]:
-    """Return the mean of the questions' own AUROCs, with its interval.
-
-    Returns:
-        "value", "low" and "high" (None where no question has both labels, the interval also where
-        one has), and "questions": how many have both.
-    """
-    _check_finite(score_S)
-    num_questions = int(question_S.max()) + 1 if len(question_S) else 0
-    values, pairs = auroc_by_group(label_S, score_S, question_S, num_questions)
-    return question_mean(values[pairs > 0], resamples, seed)
-
-
-def question_mean(values_Q: Floats, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
+def mean_figure(values_Q: Floats, draws: int = DRAWS, seed: int = 0) -> dict[str, Any]:
     """Return the mean of a figure that each question has, with its interval.
 
     Returns:
-        As `within_question`.
+        "value", "low" and "high" (None without questions, the interval also for one), and
+        "questions": how many there are.
     """
-    count = len(values_Q)
-    if not count:
-        return {"value": None, "low": None, "high": None, "questions": 0}
-    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
-    low, high = interval(values_Q[draws].mean(axis=1), count)
-    return {"value": float(values_Q.mean()), "low": low, "high": high, "questions": count}
+    figure: dict[str, Any] = {"value": None, "low": None, "high": None}
+    if len(values_Q):
+        figure = asdict(question_mean(values_Q, draws, seed))
+    return figure | {"questions": len(values_Q)}
+
+
+def within_question(
+    label_S: Bools, score_S: Floats, question_S: Ints, draws: int = DRAWS, seed: int = 0
+) -> dict[str, Any]:
+    """Return the mean of the questions' own AUROCs as `mean_figure` does.
+
+    Questions without both labels have none.
+    """
+    return mean_figure(within_question_aurocs(label_S, score_S, question_S), draws, seed)
 
 
 def pair_ranking(
-    label_S: Bools, score_S: Floats, question_S: Ints, resamples: int = RESAMPLES, seed: int = 0
+    label_S: Bools, score_S: Floats, question_S: Ints, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Any]:
     """Return how often the right one of two samples of one question has the higher score.
 
@@ -210,77 +169,27 @@ def pair_ranking(
     Returns:
         "value", "low", "high" (None as in `within_question`) and "pairs".
     """
-    _check_finite(score_S)
+    require_finite(score_S)
     num_questions = int(question_S.max()) + 1 if len(question_S) else 0
-    values, pairs = auroc_by_group(label_S, score_S, question_S, num_questions)
-    values, pairs = values[pairs > 0], pairs[pairs > 0]
-    if not len(pairs):
+    values_Q, pairs_Q = auroc_by_question(label_S, score_S, question_S, num_questions)
+    values_Q, pairs_Q = values_Q[pairs_Q > 0], pairs_Q[pairs_Q > 0]
+    if not len(pairs_Q):
         return {"value": None, "low": None, "high": None, "pairs": 0}
-    times_RQ = question_weights(len(pairs), resamples, seed)
-    wins = values * pairs
-    low, high = interval((times_RQ @ wins) / (times_RQ @ pairs), len(pairs))
-    total = int(pairs.sum())
-    return {"value": float(wins.sum() / total), "low": low, "high": high, "pairs": total}
+    times_DQ = question_draws(len(pairs_Q), draws, seed).astype(np.float64)
+    wins_Q, total = values_Q * pairs_Q, int(pairs_Q.sum())
+    drawn_D = (times_DQ @ wins_Q) / (times_DQ @ pairs_Q.astype(np.float64))
+    return asdict(interval(wins_Q.sum() / total, drawn_D, len(pairs_Q))) | {"pairs": total}
 
 
 def pooled_auroc(
-    label_S: Bools, score_S: Floats, question_S: Ints, resamples: int = RESAMPLES, seed: int = 0
+    label_S: Bools, score_S: Floats, question_S: Ints, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Any]:
-    """Return the AUROC over all samples, with its interval over resampled questions.
-
-    The value is exact. For the interval, scores are cut into 2,048 bins of equal size, so that a
-    resample costs nothing: wins of question i's right samples over question j's wrong ones are
-    counted once, [Q, Q].
+    """Return the AUROC over all samples, with its interval over questions.
 
     Returns:
         "value", "low" and "high"; all None with one label only.
     """
-    _check_finite(score_S)
+    require_finite(score_S)
     if not len(label_S) or label_S.all() or not label_S.any():
         return {"value": None, "low": None, "high": None}
-    value = auroc(label_S, score_S)
-    _, question_S = np.unique(question_S, return_inverse=True)
-    num_questions = int(question_S.max()) + 1
-    edges = np.unique(np.quantile(score_S, np.linspace(0, 1, _INTERVAL_BINS + 1)[1:-1]))
-    bin_S = np.searchsorted(edges, score_S, side="right")
-    num_bins = len(edges) + 1
-    cell_S = (label_S * num_questions + question_S) * num_bins + bin_S
-    counts = np.bincount(cell_S, minlength=2 * num_questions * num_bins).astype(np.float64)
-    wrong_QB, right_QB = counts.reshape(2, num_questions, num_bins)
-    wins_QQ = right_QB @ (np.cumsum(wrong_QB, axis=1) - 0.5 * wrong_QB).T
-    weight_RQ = question_weights(num_questions, resamples, seed)
-    wins_R = ((weight_RQ @ wins_QQ) * weight_RQ).sum(axis=1)
-    pairs_R = (weight_RQ @ right_QB.sum(axis=1)) * (weight_RQ @ wrong_QB.sum(axis=1))
-    low, high = interval(wins_R[pairs_R > 0] / pairs_R[pairs_R > 0], num_questions)
-    return {"value": value, "low": low, "high": high}
-
-
-@lru_cache(maxsize=8)
-def question_weights(num_questions: int, resamples: int, seed: int) -> Floats:
-    """Return how often each question is drawn in each resample [R, Q]; not to be written to."""
-    shares = np.full(num_questions, 1 / num_questions)
-    drawn = np.random.default_rng(seed).multinomial(num_questions, shares, size=resamples)
-    return drawn.astype(np.float64)
-
-
-def interval(values_R: Floats, num_questions: int) -> tuple[float | None, float | None]:
-    """Return the 95 % interval of resampled values; (None, None) for one question."""
-    if num_questions < 2 or not len(values_R):
-        return None, None
-    widened = np.sqrt(num_questions / (num_questions - 1)) * t.ppf(0.975, num_questions - 1)
-    tail = norm.cdf(-widened)
-    low, high = np.quantile(values_R, [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _check(label_S: Bools, score_S: Floats) -> None:
-    if label_S.shape != score_S.shape or label_S.ndim != 1:
-        raise ValueError(f"Expected labels and scores [S], found {label_S.shape}, {score_S.shape}.")
-    if label_S.all() or not label_S.any():
-        raise ValueError("Expected right and wrong samples, found one class only.")
-    _check_finite(score_S)
-
-
-def _check_finite(score_S: Floats) -> None:
-    if not np.isfinite(score_S).all():
-        raise ValueError("Expected finite scores, found NaN or infinity.")
+    return asdict(auroc_with_interval(label_S, score_S, question_S, draws, seed))

@@ -10,6 +10,7 @@ from scipy.special import expit, logit
 
 from data_gen.traces.directory import TraceDirectory
 from step_eval.report.page import render_page
+from step_eval.statistics import FEW_QUESTIONS, Floats
 from step_infer.client.prompt import load_tokenizer
 from step_infer.errors import InputError
 from step_infer.scorer.card import ScorerCard
@@ -18,7 +19,7 @@ from step_train.data.trace_table import TraceTable
 from step_train.data.training_data import TrainingData
 from step_train.extract.model import local_model
 from step_train.judge.held_out import trace_scores
-from step_train.judge.metrics import Floats, reliability
+from step_train.judge.metrics import reliability
 from step_train.judge.report_figures import (
     auroc_by_progress,
     auroc_by_step,
@@ -37,8 +38,6 @@ _SAMPLES = 2
 _MOST_STEPS, _MOST_CHARACTERS = 80, 500
 """Of a sample trace's text, and of one of its steps."""
 
-FEW_QUESTIONS = 30
-
 
 def write_report(
     path: Path,
@@ -54,7 +53,7 @@ def write_report(
         path: the HTML file.
         data: the run's data.
         score_S: calibrated step scores of the test questions.
-        outcome: what `RunDirectory.finish` takes.
+        outcome: what `FitDirectory.finish_fit` takes.
         card: the card that the scorer gets at export.
         seed: of the choice of sample traces.
     """

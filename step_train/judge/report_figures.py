@@ -18,7 +18,7 @@ from step_eval.report.figures import (
     legend_above,
     progress_axis,
 )
-from step_train.judge.metrics import Floats
+from step_eval.statistics import Floats
 
 _SCORER = SERIES[1]
 _LINES = {

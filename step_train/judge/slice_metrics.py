@@ -1,32 +1,29 @@
 """All metrics of some steps, over all of them and within question, with intervals.
 
 Most metrics come from sums over questions, so that a bootstrap over questions needs no sample
-twice: a resample weighs the questions' sums. Axes: S samples, Q questions, R resamples, K sums of a
-metric, B score bins.
+twice: a draw weighs the questions' sums. Axes: S samples, Q questions, D bootstrap draws, K sums of
+a metric, B score bins.
 """
 
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from step_eval.statistics import DRAWS, Bools, Floats, Ints, interval, question_draws
 from step_train.judge.metrics import (
     ECE_BINS,
-    RESAMPLES,
     THRESHOLD,
-    Bools,
-    Floats,
-    Ints,
-    auprc_by_group,
-    interval,
+    auprc_by_question,
+    mean_figure,
     pooled_auroc,
-    question_mean,
-    question_weights,
     score_bins,
     within_question,
 )
 
-_AUPRC_BINS = 512
+_AUPRC_BINS = 256
+_PART = 1 << 18  # entries of draws x sums
 
 SLICE_METRICS = ("auroc", "auprc", "f1", "accuracy", "brier", "ece")
 """What `slice_metrics` gives an interval for."""
@@ -36,7 +33,7 @@ def slice_metrics(
     label_S: Bools,
     score_S: Floats,
     question_S: Ints,
-    resamples: int = RESAMPLES,
+    draws: int = DRAWS,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Judge scores of some steps, or of any other samples.
@@ -48,7 +45,7 @@ def slice_metrics(
         labels. A figure that these samples do not have is None: all but accuracy, Brier score and
         calibration error need both labels.
     """
-    options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"draws": draws, "seed": seed}
     found: dict[str, Any] = {
         "samples": len(label_S),
         "auroc": pooled_auroc(label_S, score_S, question_S, **options),
@@ -66,18 +63,25 @@ def slice_metrics(
         found[name] = {"value": None, "low": None, "high": None}
         if usable:
             value = float(combine(sums_QK.sum(axis=0)))
-            if name == "auprc":  # the bins are for the interval alone
-                value = float(auprc_by_group(label_S, score_S, np.zeros_like(question_S), 1)[0])
-            values_R = combine(question_weights(count, resamples, seed) @ sums_QK)
-            low, high = interval(values_R[np.isfinite(values_R)], count)
-            found[name] = {"value": value, "low": low, "high": high}
+            drawn_D = _drawn(sums_QK, combine, question_draws(count, draws, seed))
+            if name == "auprc":  # its bins are for the interval alone, and shift it a little
+                exact = float(auprc_by_question(label_S, score_S, np.zeros_like(question_S), 1)[0])
+                value, drawn_D = exact, np.minimum(drawn_D + (exact - value), 1.0)
+            found[name] = asdict(interval(value, drawn_D[np.isfinite(drawn_D)], count))
         own_Q = combine(sums_QK)
         if name == "auprc":
-            own_Q = auprc_by_group(label_S, score_S, question_S, count)
-        found["each_question"][name] = question_mean(own_Q[both_Q], **options)
+            own_Q = auprc_by_question(label_S, score_S, question_S, count)
+        found["each_question"][name] = mean_figure(own_Q[both_Q], **options)
     return found
 
 
+def _drawn(sums_QK: Floats, combine: "Combine", times_DQ: Floats) -> Floats:
+    """Return the metric in each draw [D]; some draws at a time stay in the processor's cache."""
+    parts = np.array_split(times_DQ, max(1, len(times_DQ) * sums_QK.shape[1] // _PART))
+    return np.concatenate([combine(part.astype(sums_QK.dtype) @ sums_QK) for part in parts])
+
+
+Combine = Callable[[Floats], Floats]
 Sums = tuple[Floats, Callable[[Floats], Floats]]
 """Sums of each question [Q, K], and what makes the metric of sums [..., K]: [...]."""
 
@@ -128,16 +132,17 @@ def _auprc(label_S: Bools, score_S: Floats, question_S: Ints, count: int) -> Sum
     # Bin 0 has the highest scores.
     bin_S = bins - 1 - np.searchsorted(edges, score_S, side="right")
     cell_S = (question_S * 2 + label_S) * bins + bin_S
-    sums = np.bincount(cell_S, minlength=count * 2 * bins).reshape(count, 2 * bins)
+    counts = np.bincount(cell_S, minlength=count * 2 * bins).reshape(count, 2, bins)
+    right_QB, so_far_QB = counts[:, 1], np.cumsum(counts, axis=2)
+    # The sums up to a bin are sums over questions too. Single precision is off by some 1e-7.
+    sums = np.hstack([right_QB, so_far_QB[:, 1], so_far_QB.sum(axis=1)]).astype(np.float32)
 
     def combine(sums: Floats) -> Floats:
-        wrong, right = sums[..., :bins], sums[..., bins:]
-        right_so_far = np.cumsum(right, axis=-1)
-        precision = _ratio(right_so_far, right_so_far + np.cumsum(wrong, axis=-1))
-        gained = np.where(right > 0, right * precision, 0.0)
-        return _ratio(gained.sum(axis=-1), right_so_far[..., -1])
+        right, right_so_far, so_far = np.split(sums, 3, axis=-1)
+        gained = np.einsum("...b,...b->...", right, right_so_far / np.maximum(so_far, 1))
+        return _ratio(gained, right_so_far[..., -1])
 
-    return sums.astype(np.float64), combine
+    return sums, combine
 
 
 def _ratio(part: Floats, whole: Floats) -> Floats:

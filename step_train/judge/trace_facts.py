@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_gen.traces.directory import TraceDirectory
+from step_eval.statistics import Floats
 from step_infer.errors import InputError
 from step_train.data.trace_table import Ints, TraceTable
-from step_train.judge.metrics import Floats
 
 
 @dataclass(frozen=True)

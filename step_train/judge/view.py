@@ -12,7 +12,7 @@ from rich.table import Table
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_train.fit.run_directory import IMPORTED
-from step_train.judge.gate import earned
+from step_train.judge.acceptance import ranks_above_chance
 
 
 def print_baselines(baselines: dict[str, Any], console: Console) -> None:
@@ -96,14 +96,14 @@ def print_card(card: ScorerCard, source: str, console: Console) -> None:
 
 
 def _network(card: ScorerCard) -> str:
-    sizes = [card.state_size, *[card.width] * card.depth, 1]
+    sizes = [card.hidden_size, *[card.width] * card.depth, 1]
     return ", ReLU, ".join(f"Linear({a}, {b})" for a, b in itertools.pairwise(sizes))
 
 
 def _earned(card: ScorerCard) -> str:
     if IMPORTED in card.training:
         return "not known: imported, never evaluated here"
-    if earned(card.metrics, card.aggregator, force=True):
+    if ranks_above_chance(card.metrics, card.aggregator, force=True):
         return "yes: within-question AUROC at half of the trace lies above 0.5"
     return f"NO: {NOT_EARNED}"
 

@@ -1,6 +1,6 @@
 """How often a vote of N traces finds the right answer, by the weights of the votes.
 
-Axes: M traces of a question, G groups of equal answers, D draws.
+Axes: M traces of a question, G groups of equal answers, C choices of N traces.
 """
 
 from collections.abc import Sequence
@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 
 from data_gen.traces.directory import TraceDirectory
+from step_eval.statistics import DRAWS, Bools, Floats, Ints
 from step_eval.votes import vote_rule
 from step_infer.client.answers import vote
 from step_infer.client.grading import Grader
 from step_train.data.trace_table import TraceTable
 from step_train.judge.held_out import trace_scores
-from step_train.judge.metrics import RESAMPLES, Bools, Floats, Ints, question_mean
+from step_train.judge.metrics import mean_figure
 
 VOTERS = (4, 8, 16, 32, 64)
 """How many traces vote."""
 
-DRAWS = 64
+CHOICES = 64
 """Random choices of N traces of a question."""
 
 _RULES = {
@@ -122,13 +123,13 @@ def _ballot(
 
 
 def vote_accuracy(
-    ballots: Sequence[Ballot], draws: int = DRAWS, resamples: int = RESAMPLES, seed: int = 0
+    ballots: Sequence[Ballot], choices: int = CHOICES, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, Any]:
     """Return the accuracy of votes of 4 to 64 traces, with intervals over questions.
 
     Returns:
         "by_traces": for each number of traces that a question has, "questions" (those with enough
-        traces), and for each rule the accuracy as `metrics.question_mean` gives it with "gain", the
+        traces), and for each rule the accuracy as `metrics.mean_figure` gives it with "gain", the
         same for its paired difference to the uniform vote. "not_computed": rules left out, and why.
     """
     names = list(_RULES)
@@ -144,16 +145,16 @@ def vote_accuracy(
         right = {name: np.empty(len(enough)) for name in names}
         for index, ballot in enumerate(enough):
             generator = np.random.default_rng([seed, voters, index])
-            for name, value in _right_share(ballot, names, voters, draws, generator).items():
+            for name, value in _right_share(ballot, names, voters, choices, generator).items():
                 right[name][index] = value
-        options: dict[str, Any] = {"resamples": resamples, "seed": seed}
+        options: dict[str, Any] = {"draws": draws, "seed": seed}
         by_traces[str(voters)] = {"questions": len(enough)} | {
-            name: question_mean(values, **options)
-            | {"gain": question_mean(values - right["uniform"], **options)}
+            name: mean_figure(values, **options)
+            | {"gain": mean_figure(values - right["uniform"], **options)}
             for name, values in right.items()
         }
     return {
-        "draws": draws,
+        "draws": choices,
         "by_traces": by_traces,
         "not_computed": not_computed,
         "definitions": DEFINITIONS,
@@ -161,29 +162,29 @@ def vote_accuracy(
 
 
 def _right_share(
-    ballot: Ballot, names: Sequence[str], voters: int, draws: int, generator: np.random.Generator
+    ballot: Ballot, names: Sequence[str], voters: int, choices: int, generator: np.random.Generator
 ) -> dict[str, float]:
-    """Return for each rule how often the drawn traces vote for the right answer."""
+    """Return for each rule how often the chosen traces vote for the right answer."""
     count, groups = len(ballot.group_M), len(ballot.right_G)
     if not groups:
         return dict.fromkeys(names, 0.0)
-    drawn_DM = np.argsort(generator.random((draws, count)), axis=1)[:, :voters]
-    group_DM = ballot.group_M[drawn_DM]
-    draw_DM = np.broadcast_to(np.arange(draws)[:, None], drawn_DM.shape)
-    voting = group_DM >= 0
-    cell = (draw_DM * groups + group_DM)[voting]
+    chosen_CM = np.argsort(generator.random((choices, count)), axis=1)[:, :voters]
+    group_CM = ballot.group_M[chosen_CM]
+    choice_CM = np.broadcast_to(np.arange(choices)[:, None], chosen_CM.shape)
+    voting = group_CM >= 0
+    cell = (choice_CM * groups + group_CM)[voting]
     # Ties go to the group whose first voter comes first, as in `answers.vote`.
-    first = np.full(draws * groups, voters)
-    np.minimum.at(first, cell, np.broadcast_to(np.arange(voters), drawn_DM.shape)[voting])
-    first_DG = first.reshape(draws, groups)
+    first = np.full(choices * groups, voters)
+    np.minimum.at(first, cell, np.broadcast_to(np.arange(voters), chosen_CM.shape)[voting])
+    first_CG = first.reshape(choices, groups)
     shares = {}
     for name in names:
         weighed_by, rule = _RULES[name]
         known = ballot.score_M if weighed_by == "score" else ballot.confidence_M
         weight_M = np.array(vote_rule(rule)(known))
-        weight_DG = np.bincount(cell, weight_M[drawn_DM][voting], minlength=draws * groups)
-        weight_DG = weight_DG.reshape(draws, groups)
-        best = weight_DG >= weight_DG.max(axis=1, keepdims=True) * (1 - 1e-9)
-        winner_D = np.where(best, first_DG, voters + 1).argmin(axis=1)
-        shares[name] = float((ballot.right_G[winner_D] & voting.any(axis=1)).mean())
+        weight_CG = np.bincount(cell, weight_M[chosen_CM][voting], minlength=choices * groups)
+        weight_CG = weight_CG.reshape(choices, groups)
+        best = weight_CG >= weight_CG.max(axis=1, keepdims=True) * (1 - 1e-9)
+        winner_C = np.where(best, first_CG, voters + 1).argmin(axis=1)
+        shares[name] = float((ballot.right_G[winner_C] & voting.any(axis=1)).mean())
     return shares

@@ -20,6 +20,7 @@ from command_harness import Finished, run_command
 from fake_engine import made_up_model, made_up_scorer
 from rich.console import Console
 
+from data_gen import collection
 from data_gen.collect import collect
 from data_gen.commands import main
 from data_gen.config import CollectConfig
@@ -312,8 +313,11 @@ def test_changed_questions_are_noticed(config: CollectConfig) -> None:
         run(config, CollectEngine())
 
 
-def test_parts_are_also_written_when_time_has_passed(config: CollectConfig) -> None:
-    often = dataclasses.replace(config, part_traces=1000, part_seconds=1e-9)
+def test_parts_are_also_written_when_time_has_passed(
+    config: CollectConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "PART_SECONDS", 1e-9)
+    often = dataclasses.replace(config, part_traces=1000)
     run(often, CollectEngine())
     assert TraceDirectory(often.out).num_parts == 18
 
@@ -405,9 +409,8 @@ def test_boundary_options_beside_a_scorer_must_be_its_own(
     ("change", "message"),
     [
         ({"num_traces": 0}, "--num-traces of at least 1, found 0"),
-        ({"part_seconds": 0.0}, "--part-seconds above 0"),
         ({"grading_workers": 0}, "--grading-workers of at least 1, found 0"),
-        ({"grading_timeout_s": 0.0}, "--grading-timeout-s above 0"),
+        ({"steps_per_trace": 0}, "--steps-per-trace of at least 1, found 0"),
         ({"allow_mismatch": ["tokenizer_hash"]}, "--scorer beside --allow-mismatch"),
     ],
 )
@@ -447,7 +450,7 @@ def test_the_command_says_in_one_line_what_is_wrong(
 
 def test_the_commands_help_and_configuration(config: CollectConfig, tmp_path: Path) -> None:
     text = command("--help").stdout
-    assert "Traces N sampled for each question." in text
+    assert "Traces N for each question." in text
     assert "default: 64" in text
     (tmp_path / "c.yaml").write_text(f"model: {config.model}\nquestions: q\nout: o\nseed: 7\n")
     printed = command("--config", str(tmp_path / "c.yaml"), "--print-config").stdout

@@ -27,9 +27,10 @@ from step_infer.scorer.boundary import BoundaryRule
 from step_train.extract.config import ExtractConfig
 from step_train.extract.run import extract
 
+pytestmark = pytest.mark.engine
+
 ENGINE_N = 8
 ENGINE_QUESTIONS = 4
-DEMO_MODEL = CHECKPOINT
 
 
 @dataclasses.dataclass
@@ -44,20 +45,7 @@ class Collected:
 
 
 @pytest.fixture(scope="module")
-def engine_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The demo model, or one with random weights where it is not there."""
-    if (DEMO_MODEL / "config.json").exists():
-        return str(DEMO_MODEL)
-    from step_train.demo_model.export import export_model, new_model
-
-    folder = tmp_path_factory.mktemp("model") / "random"
-    torch.manual_seed(0)
-    export_model(new_model(2, 128, 256), folder)
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def collected(engine_model: str, tmp_path_factory: pytest.TempPathFactory) -> Collected:
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
     """Collect, kill after the second part, go on.
 
     The killed engine had a process of its own, as engines of several ranks and on CUDA have.
@@ -65,7 +53,9 @@ def collected(engine_model: str, tmp_path_factory: pytest.TempPathFactory) -> Co
     folder = tmp_path_factory.mktemp("collect")
     questions = folder / "questions.jsonl"
     write_questions(LedgerConfig(questions, "test", ENGINE_QUESTIONS, seed=5))
-    config = CollectConfig(engine_model, str(questions), str(folder / "out"), num_traces=ENGINE_N)
+    config = CollectConfig(
+        str(CHECKPOINT), str(questions), str(folder / "out"), num_traces=ENGINE_N
+    )
     options = ["--model", config.model, "--questions", config.questions, "--out", config.out]
     options += ["--num-traces", str(ENGINE_N), "--system", "", "--part-traces", "4"]
     options += ["--sampling.temperature", "1", "--sampling.top-p", "1", "--sampling.top-k", "0"]
@@ -116,24 +106,21 @@ def listed_parts(config: CollectConfig) -> list[Any]:
     return []
 
 
-@pytest.mark.engine
 def test_a_killed_run_loses_and_repeats_nothing(collected: Collected) -> None:
     config, before = collected.config, collected.before
     assert_whole(config, ENGINE_QUESTIONS)
     assert list(TraceDirectory(config.out).keys())[: len(before)] == before
 
 
-@pytest.mark.engine
-@pytest.mark.slow
 @pytest.mark.parametrize("processes", ["0", "1"], ids=["engine inside", "engine of its own"])
 def test_a_terminated_run_keeps_all_traces_that_were_finished(
-    engine_model: str, tmp_path: Path, processes: str
+    tmp_path: Path, processes: str
 ) -> None:
     questions = tmp_path / "questions.jsonl"
     write_questions(LedgerConfig(questions, "test", 4, seed=5))
     out = tmp_path / "out"
-    options = ["--model", engine_model, "--questions", questions, "--out", out]
-    options += ["--num-traces", "500", "--part-traces", "2000", "--part-seconds", "9999"]
+    options = ["--model", CHECKPOINT, "--questions", questions, "--out", out]
+    options += ["--num-traces", "500", "--part-traces", "2000"]
     options += ["--sampling.max-tokens", "200"]
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen(
@@ -160,7 +147,6 @@ def test_a_terminated_run_keeps_all_traces_that_were_finished(
     wait_for_the_end_of(engines)
 
 
-@pytest.mark.engine
 def test_the_engines_traces_hold_together(collected: Collected, tmp_path: Path) -> None:
     config = collected.config
     found = TraceDirectory(config.out)
@@ -185,13 +171,11 @@ def test_the_engines_traces_hold_together(collected: Collected, tmp_path: Path) 
     assert found.manifest["summary"]["traces"] == len(rows)
 
 
-@pytest.mark.engine
 def test_no_engine_outlives_a_killed_collector(collected: Collected) -> None:
     assert collected.engines
     wait_for_the_end_of(collected.engines)
 
 
-@pytest.mark.engine
 def test_extraction_agrees_with_the_engines_own_capture(
     collected: Collected, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers import AutoModel
 
 from data_gen import commands
-from data_gen.commands import _main
+from data_gen.commands import import_command
 from data_gen.config import ImportConfig
 from data_gen.importer import import_traces
 from data_gen.ledger.questions import iter_questions
@@ -28,7 +28,6 @@ from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
 from step_train import commands as training_commands
 
-MODEL = str(CHECKPOINT)
 QUESTIONS = list(itertools.islice(iter_questions("test"), 3))
 
 
@@ -68,7 +67,9 @@ def write(path: Path, rows: list[Any]) -> None:
 @pytest.fixture
 def config(tmp_path: Path) -> ImportConfig:
     write(tmp_path / "responses.jsonl", ROWS)
-    return ImportConfig(str(tmp_path / "responses.jsonl"), MODEL, str(tmp_path / "traces"))
+    return ImportConfig(
+        str(tmp_path / "responses.jsonl"), str(CHECKPOINT), str(tmp_path / "traces")
+    )
 
 
 def run(config: ImportConfig) -> dict[str, Any]:
@@ -87,7 +88,7 @@ def test_responses_become_traces(config: ImportConfig) -> None:
     assert TraceDirectory(config.out).complete
     rows = traces(config)
     assert len({(row["question_id"], row["trace_id"]) for row in rows}) == len(rows)
-    tokenizer = load_tokenizer(MODEL)
+    tokenizer = load_tokenizer(str(CHECKPOINT))
     rule = BoundaryOptions().rule(tokenizer)
     texts = [response(0, 0), response(1, 0), response(1, 1), response(0, 1), response(2, 0)]
     for row, text in zip(rows, texts, strict=False):
@@ -217,12 +218,12 @@ def test_features_of_imported_traces_are_extracted(tmp_path: Path) -> None:
     made, out = tmp_path / "traces", tmp_path / "features"
     result = run_command(
         *(commands.main, "import", "--responses", tmp_path / "responses.jsonl"),
-        *("--model", MODEL, "--out", made),
+        *("--model", CHECKPOINT, "--out", made),
     )
     assert result.returncode == 0, result.stderr
     assert "Left out: 2 no answer, 2 no thinking part, 1 too long" in result.stdout
     result = run_command(
-        *(training_commands.main, "extract", "--model", MODEL, "--traces", made),
+        *(training_commands.main, "extract", "--model", CHECKPOINT, "--traces", made),
         *("--out", out, "--dtype", "float32", "--accelerator", "cpu"),
     )
     assert result.returncode == 0, result.stderr
@@ -236,7 +237,7 @@ def test_features_of_imported_traces_are_extracted(tmp_path: Path) -> None:
     hidden = shard.hidden(0, sum(row["num_steps"] for row in rows))
     assert hidden.shape == (sum(row["num_steps"] for row in rows), 256)
     row = rows[-1]
-    model = AutoModel.from_pretrained(MODEL, dtype=torch.float32).eval()
+    model = AutoModel.from_pretrained(str(CHECKPOINT), dtype=torch.float32).eval()
     with torch.inference_mode():
         ids = torch.tensor([row["prompt_token_ids"] + row["token_ids"]])
         states = model(input_ids=ids).last_hidden_state[0]
@@ -268,11 +269,11 @@ def test_bad_input_is_named_in_one_line(tmp_path: Path, options: list[str], mess
     files = {name: str(tmp_path / f"{name}.jsonl") for name in ("binary", "empty")}
     given = {
         "--responses": str(tmp_path / "good.jsonl"),
-        "--model": MODEL,
+        "--model": str(CHECKPOINT),
         "--out": str(tmp_path / "traces"),
     } | {options[0]: options[1].format(**files)}
     with pytest.raises(InputError, match=message) as caught:
-        _main(["import", *itertools.chain(*given.items())])
+        import_command(list(itertools.chain(*given.items())))
     assert len(str(caught.value).splitlines()) == 1
 
 

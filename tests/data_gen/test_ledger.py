@@ -1,9 +1,10 @@
-"""The demo world: questions, reasoner, tokenizer, statistics and training batches."""
+"""The demo world: questions, reasoner, tokenizer and training batches."""
 
 import itertools
 import json
 import random
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from data_gen.ledger.questions import (
     split_of,
 )
 from data_gen.ledger.reasoner import Odds, Reasoner
-from data_gen.ledger.statistics import majority_credit, world_statistics
 from data_gen.ledger.stream import TraceStream
 from data_gen.ledger.tokenizer import (
     IM_END,
@@ -170,19 +170,25 @@ def test_reasoner_is_deterministic():
 
 
 def test_world_is_hard_enough_to_learn_from_and_majority_helps():
+    rng = random.Random("ledger/statistics/0")
+    reasoner = Reasoner()
     questions = list(itertools.islice(iter_questions("test"), 300))
-    world = world_statistics(questions, 64)
-    assert 0.45 < world.single < 0.62
-    assert 0.85 < world.majority < 0.98
-    assert world.any_right > 0.97
-    assert world.tokens_wrong > world.tokens_right
-    assert 800 < world.tokens < 1000
-
-
-def test_tied_majority_counts_by_share():
-    assert majority_credit(["1", "1", "2"], "1") == 1
-    assert majority_credit(["1", "2"], "2") == 0.5
-    assert majority_credit(["1", "1", "2"], "2") == 0
+    tokens = {True: [], False: []}
+    by_majority = with_a_right_trace = 0
+    for question in questions:
+        traces = [reasoner.trace(question.numbers, rng) for _ in range(64)]
+        for trace in traces:
+            tokens[trace.correct].append(len(encode_array(trace.text)) + 1)  # one ends the turn
+        counts = Counter(trace.answer for trace in traces)
+        tied = [answer for answer, count in counts.items() if count == max(counts.values())]
+        by_majority += (int(question.answer) in tied) / len(tied)
+        with_a_right_trace += any(trace.correct for trace in traces)
+    both = tokens[True] + tokens[False]
+    assert 0.45 < len(tokens[True]) / len(both) < 0.62
+    assert 0.85 < by_majority / len(questions) < 0.98
+    assert with_a_right_trace / len(questions) > 0.97
+    assert np.mean(tokens[False]) > np.mean(tokens[True])
+    assert 800 < np.mean(both) < 1000
 
 
 TEXTS = [

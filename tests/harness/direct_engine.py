@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from server_harness import CHECKPOINT, SCORER
+from places import CHECKPOINT, SCORER
 
 from step_infer.client.engine import leave_a_core
 

@@ -36,7 +36,6 @@ from step_infer.scheduler import StepScheduler
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.wire import CONFIG_KEY, ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, StepRows
 
-MODEL = CHECKPOINT
 EOS, THINK_END, BOUNDARY, WORD = 2, 4, 6, 10
 RULE = BoundaryRule("blank_line", frozenset({BOUNDARY}), THINK_END, r"\n\n")
 BLOCK_SIZE = 4
@@ -48,7 +47,9 @@ def _config(
     max_num_seqs: int, max_num_batched_tokens: int, policy: str, block_size: int, longest: int
 ) -> VllmConfig:
     return VllmConfig(
-        model_config=ModelConfig(model=str(MODEL), dtype="bfloat16", max_model_len=longest, seed=0),
+        model_config=ModelConfig(
+            model=str(CHECKPOINT), dtype="bfloat16", max_model_len=longest, seed=0
+        ),
         cache_config=CacheConfig(block_size=block_size, enable_prefix_caching=True),
         scheduler_config=SchedulerConfig(
             max_num_seqs=max_num_seqs,

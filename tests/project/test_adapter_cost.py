@@ -9,6 +9,7 @@ import pytest
 from places import ROOT
 
 from step_eval.replay.shapes import read_shape
+from step_infer.errors import InputError
 
 SCRIPT = ROOT / "benchmarks" / "adapter_cost.py"
 
@@ -19,6 +20,12 @@ def load(name):
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(SCRIPT.parent))
+
+
+def test_a_file_that_holds_no_runs_is_refused(tmp_path):
+    (tmp_path / "runs.jsonl").write_text("nonsense")
+    with pytest.raises(InputError, match="--out to hold a run a line, as JSON, found: Expecting v"):
+        load("adapter_cost")._read(tmp_path / "runs.jsonl")
 
 
 def run(engine, repeat, rate, runner=0):
@@ -55,7 +62,7 @@ def test_the_gpu_is_busy_while_any_kernel_runs():
 
 
 @pytest.mark.engine
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_tiny_shape_runs_and_what_is_done_is_not_done_again(tmp_path):
     shape = read_shape("qwen3-8b")
     shape |= {"hidden_size": 64, "head_dim": 32, "intermediate_size": 128, "vocab_size": 128}

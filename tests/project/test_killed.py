@@ -12,6 +12,7 @@ import torch
 from collect_engine import CollectEngine
 from fake_engine import made_up_model
 from places import ROOT
+from prepared_process import killed, start
 from rich.console import Console
 from safetensors.torch import load_file
 from synthetic_traces import write_traces
@@ -26,22 +27,8 @@ from step_train.export.run import export
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
 
-# Dies at the Nth rename of a file to its final name, before or after it, as `kill -9` would.
-DIE = """
-import os, signal, sys
-from pathlib import Path
-replace, left, name, when = Path.replace, [int(sys.argv[1])], sys.argv[2], sys.argv[3]
-def deadly(self, target):
-    hit = Path(target).match(name)
-    left[0] -= hit
-    if hit and not left[0] and when == "before":
-        os.kill(os.getpid(), signal.SIGKILL)
-    done = replace(self, target)
-    if hit and not left[0]:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return done
-Path.replace = deadly
-"""
+pytestmark = pytest.mark.slow
+
 FIT = """
 from step_train.fit.run import fit
 from step_train.fit.config import FitConfig
@@ -52,18 +39,6 @@ EXPORT = """
 from step_train.export.run import export
 export(Path(sys.argv[4]), Path(sys.argv[5]), force=True)
 """
-
-
-def killed(code, *arguments):
-    """Run code that kills itself; it must have died of that."""
-    done = subprocess.run(
-        [sys.executable, "-c", DIE + code, *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def config(traces, run):
@@ -118,14 +93,15 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_result(
 
 def test_a_fit_killed_from_outside_in_the_middle_of_training_goes_on(traces, whole, tmp_path):
     code = "import sys; from pathlib import Path\n" + FIT
-    arguments = ["", "", "", str(traces), str(tmp_path / "run")]
-    process = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=ROOT)
+    arguments = ["", "", "", traces, tmp_path / "run"]
+    process = start(code, *arguments, log=tmp_path / "log")
     last = tmp_path / "run" / "last.ckpt"
     deadline = time.monotonic() + 240
-    while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not last.exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert last.exists()
     assert not (tmp_path / "run" / "metrics.json").exists()
     result = fit(config(traces, tmp_path / "run"))
@@ -203,7 +179,7 @@ def model_and_traces(folder, questions):
 
 
 def long_command(name, folder):
-    """Return a command that takes long, and a file that it makes early."""
+    """Return arguments of `step-train` that take long, and a file that it makes early."""
     if name == "fit":
         traces = write_traces(folder / "traces", "label", questions=20).path
         options = ["--traces", traces, "--width", "32", "--baselines", "none"]
@@ -219,13 +195,7 @@ def long_command(name, folder):
         first = "checkpoints/step-0000002.ckpt"
     out = folder / "out"
     options += ["--out", out, *(["--accelerator", "cpu"] if name != "demo-model" else [])]
-    command = [sys.executable, "-m", "step_train.commands", name, *map(str, options)]
-    return command, out / first
-
-
-def heed_interrupts():
-    """A process that a shell has put into the background ignores them, and so do its children."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return [name, *options], out / first
 
 
 @pytest.mark.parametrize("name", ["fit", "extract", "demo-model"])
@@ -235,16 +205,16 @@ def heed_interrupts():
 def test_a_run_that_is_told_to_end_ends_at_once_and_not_with_success(
     tmp_path, name, number, status
 ):
-    command, first = long_command(name, tmp_path)
-    process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
-    )
+    arguments, first = long_command(name, tmp_path)
+    code = "from step_train.commands import main; main()"
+    process = start(code, *arguments, log=tmp_path / "log")
     deadline = time.monotonic() + 120
-    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not first.exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
+    os.kill(process.pid, number)
+    process.join(60)
+    errors = (tmp_path / "log").read_text()
+    assert process.exitcode == status, errors
     assert first.exists()
     assert "Traceback" not in errors
     manifest = tmp_path / "out" / "manifest.json"  # the demo model's comes at the end

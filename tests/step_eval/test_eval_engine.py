@@ -19,8 +19,6 @@ QUESTIONS = 2
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Return the output directory and the finished command of a run of four methods."""
-    if not (CHECKPOINT / "model.safetensors").exists():
-        pytest.skip("the demo model is not there")
     folder = tmp_path_factory.mktemp("eval")
     questions = folder / "questions.jsonl"
     write_questions(LedgerConfig(questions, "test", QUESTIONS, seed=5))

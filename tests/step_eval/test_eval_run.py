@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pyarrow
@@ -10,19 +12,35 @@ import pytest
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from rich.console import Console
 
+from step_eval import measure
 from step_eval.budget import mean_response_tokens
 from step_eval.config import EvalConfig
 from step_eval.measure import prefix_hashes
 from step_eval.merge import merge
-from step_eval.records import RecordStore, locked
+from step_eval.recorded.traces import World
+from step_eval.records import RecordStore
 from step_eval.report.table import print_results
 from step_eval.results import write_results
 from step_eval.run import evaluate
+from step_eval.simulation.check import check
+from step_eval.simulation.timing import Timing, read_timing
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
-from step_infer.storage.run_directory import read_manifest, run_manifest, write_manifest
+from step_infer.storage.run_directory import (
+    RunDirectory,
+    read_manifest,
+    run_manifest,
+    write_manifest,
+)
 
 QUESTIONS = 8
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_reading_at_every_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "SAMPLE_S", 1e-9)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +59,7 @@ def config(inputs):
     """Return a function that makes settings for an output directory."""
 
     def make(out, **changes):
-        values = {"num_traces": 12, "kv_budget_tokens": 3000, "system": "", "sample_seconds": 1e-9}
+        values = {"num_traces": 12, "kv_budget_tokens": 3000, "system": ""}
         return EvalConfig(**{**inputs, **values, "out": str(out), **changes})
 
     return make
@@ -250,7 +268,7 @@ def test_an_empty_shard_is_refused(config, tmp_path):
 
 def test_two_runs_cannot_write_one_directory(run, config):
     with (
-        locked(Path(run[0].out)),
+        RunDirectory(run[0].out, "step-eval").claim(),
         pytest.raises(InputError, match="another process that writes there"),
     ):
         evaluate(config(run[0].out), FakeEngine, quiet())
@@ -278,6 +296,23 @@ def test_runs_that_do_not_belong_together_are_not_joined(run, config, tmp_path):
         merge([whole, whole], str(tmp_path / "joined"))
     with pytest.raises(InputError, match="found one of the runs"):
         merge([whole], whole)
+    with pytest.raises(
+        InputError, match=f"Expected --out to be empty or an earlier join, found a run in {whole}"
+    ):
+        merge([str(other)], whole)
+
+
+def test_records_without_times_give_no_costs_of_a_step(run, tmp_path):
+    shutil.copytree(run[0].out, tmp_path / "out")
+    path = RecordStore(tmp_path / "out").path("sc", 0)
+    path.write_text(re.sub(r'"finished_s":[\d.]+', '"finished_s":0', path.read_text()))
+    with pytest.raises(InputError, match=r"in .*out that give costs of a step, found none\."):
+        read_timing(str(tmp_path / "out"))
+
+
+def test_a_run_of_other_questions_checks_nothing(run):
+    with pytest.raises(InputError, match=r"with as many traces in .*, found none\."):
+        check(run[0].out, World((), "nothing"), Timing())
 
 
 def test_an_incomplete_run_says_so(config, tmp_path, capsys):

@@ -2,22 +2,19 @@
 
 import itertools
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_eval.curves import auroc, auroc_by_progress, score_curve, scored_traces
+from step_eval.comparison import compare, outcome, summarise
+from step_eval.curves import auroc_by_progress, score_curve, scored_traces
 from step_eval.records import AnswerRecord, QuestionRecord, TraceRecord
-from step_eval.statistics import (
-    bootstrap_weights,
-    compare,
-    interval,
-    outcome,
-    summarise,
-)
-from step_eval.stops import describe_stops, fates, stops
+from step_eval.statistics import auroc, bootstrap_weights, interval, question_mean
+from step_eval.stops import describe_stops, stop_totals, stops
 from step_eval.votes import SHOWN_VOTES, has_signal, vote_rule
 from step_infer.errors import InputError
 
@@ -176,9 +173,33 @@ def test_the_interval_covers_the_truth_when_only_repeats_vary():
     covered = 0
     for _ in range(400):
         values = rng.normal(size=160)
-        found = interval(plain @ values, drawn @ values)
+        found = interval(plain @ values, drawn @ values, 40)
         covered += found.low <= 0 <= found.high
     assert 0.91 <= covered / 400 <= 0.975
+
+
+@pytest.mark.parametrize("questions", [10, 50])
+def test_the_interval_of_normal_figures_holds_their_mean_95_times_of_100(questions):
+    rng = np.random.default_rng(11)
+    covered = 0
+    for _ in range(1000):
+        found = question_mean(rng.normal(3, 2, size=questions))
+        covered += found.low <= 3 <= found.high
+    assert 0.935 <= covered / 1000 <= 0.965  # plain percentiles: 0.90 of 10 questions
+
+
+def test_scipy_and_scikit_learn_are_loaded_by_the_first_figure_that_needs_them():
+    code = (
+        "import sys\nfrom step_eval.command import main\nimport step_eval.results\n"
+        "sys.argv = ['step-eval', '--help']\ntry:\n    main()\nexcept SystemExit:\n"
+        "    print('loaded:', sorted({'scipy', 'sklearn'} & set(sys.modules)))\n"
+        "step_eval.statistics.auroc([True, False], [0.2, 0.1])\n"
+        "print('then:', 'sklearn' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: " in done.stdout
+    assert "loaded: []" in done.stdout
+    assert "then: True" in done.stdout
 
 
 def test_bootstrap_weights_of_every_draw_sum_to_one():
@@ -224,8 +245,10 @@ def test_a_difference_in_noise_is_not_shown():
 def test_one_question_alone_shows_nothing():
     before = [answered("q", False, seconds=9, repeat=r) for r in (0, 1)]
     after = [answered("q", True, method="step", seconds=3, repeat=r) for r in (0, 1)]
-    verdicts = {d.verdict for d in compare(before, after, VOTES).differences.values()}
-    assert verdicts == {"no difference shown"}
+    found = compare(before, after, VOTES).differences
+    assert {d.verdict for d in found.values()} == {"no difference shown"}
+    seconds = found["seconds"].difference
+    assert (seconds.value, seconds.low, seconds.high) == (-6, None, None)
 
 
 def test_the_interval_covers_the_truth_as_often_as_it_says():
@@ -264,7 +287,8 @@ def test_auroc_is_the_share_of_pairs_in_order():
         if x and not y
     ]
     assert auroc(right, scores) == pytest.approx(sum(pairs) / len(pairs))
-    assert auroc([True, True], [0.1, 0.2]) is None
+    with pytest.raises(ValueError, match="one class"):
+        auroc([True, True], [0.1, 0.2])
 
 
 def scored(trace_id, answer, scores, **more):
@@ -287,6 +311,12 @@ def test_scores_that_only_know_the_question_rank_nothing_within_it():
     assert last.overall > 0.75
     assert last.within == pytest.approx(0.5)
     assert last.questions == 20
+
+
+def test_traces_of_one_outcome_have_no_auroc():
+    traces = scored_traces([record("q", [scored(0, "7", [0.5] * 4)], "step")], [])
+    point = auroc_by_progress(traces, "mean")[-1]
+    assert (point.overall, point.within, point.questions, point.traces) == (None, None, 0, 1)
 
 
 def test_auroc_rises_when_scores_part_late():
@@ -314,9 +344,9 @@ def test_a_pruned_trace_takes_the_outcome_of_its_twin_with_the_same_start():
     late = auroc_by_progress(known, "mean")[-1]
     assert late.traces == 0
     [stop] = stops(after, before)
-    assert (stop.saved, stop.twin_right, stop.score) == (whole.tokens - cut.tokens, True, 0.4)
+    assert (stop.saved, stop.whole_right, stop.score) == (whole.tokens - cut.tokens, True, 0.4)
     assert stop.progress == cut.tokens / whole.tokens
-    found = fates([stop])
+    found = stop_totals([stop])
     assert (found.pruned, found.known, found.would_be_right) == (1, 1, 1)
     assert (found.tokens_saved, found.estimated) == (whole.tokens - cut.tokens, 0)
 
@@ -329,7 +359,7 @@ def test_a_pruned_trace_without_such_a_twin_is_left_out(change):
     cut = scored(0, None, [0.4] * 3, **{"finish_reason": "pruned", "correct": None} | change)
     after, before = [record("q", [cut], "step")], [record("q", [whole])]
     assert scored_traces(after, before) == []
-    found = fates(stops(after, before))
+    found = stop_totals(stops(after, before))
     assert (found.pruned, found.known, found.tokens_saved) == (1, 0, 0)
     # What it saved is guessed from the other traces of the question, and said to be a guess.
     assert (found.estimated, found.tokens_estimated) == (1, whole.tokens - cut.tokens)
@@ -339,7 +369,8 @@ def test_without_a_baseline_the_estimate_comes_from_longer_traces_of_the_same_qu
     cut = trace(0, None, tokens=100, finish_reason="pruned")
     ended = [trace(1, tokens=90), trace(2, tokens=150), trace(3, tokens=250)]
     longest = trace(0, None, tokens=300, finish_reason="pruned")
-    found = fates(stops([record("q", [cut, *ended], "step"), record("p", [longest], "step")], []))
+    records = [record("q", [cut, *ended], "step"), record("p", [longest], "step")]
+    found = stop_totals(stops(records, []))
     assert (found.pruned, found.known, found.estimated) == (2, 0, 1)
     assert found.tokens_estimated == (50 + 150) / 2
 

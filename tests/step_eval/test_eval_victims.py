@@ -6,6 +6,8 @@ import pytest
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from rich.console import Console
 
+from step_eval import measure
+from step_eval.comparison import outcome
 from step_eval.config import EvalConfig
 from step_eval.merge import merge
 from step_eval.methods.registry import METHODS, method_names
@@ -17,11 +19,19 @@ from step_eval.report.table import print_results
 from step_eval.results import build_results, read_run, write_results
 from step_eval.run import evaluate
 from step_eval.simulation.config import METHODS as SIMULATED
-from step_eval.statistics import outcome
 from step_infer.errors import InputError
+
+pytestmark = pytest.mark.slow
 
 QUESTIONS, TRACES = 6, 12
 VICTIM_METHODS = "sc,step,single," + ",".join(ABLATIONS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_reading_at_every_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "SAMPLE_S", 1e-9)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,7 @@ def config(tmp_path_factory):
 
     def make(out, **changes):
         values = {"num_traces": TRACES, "kv_budget_tokens": 3000, "system": "", "repeats": 2}
-        values |= {"sample_seconds": 1e-9, "out": str(out)}
+        values["out"] = str(out)
         return EvalConfig(**{**inputs, **values, **changes})
 
     return make
@@ -125,7 +135,10 @@ def test_the_oracle_stops_a_right_trace_only_when_no_wrong_one_runs(run):
 
 
 def test_the_oracle_asks_for_the_method_sc(run, config, tmp_path):
-    with pytest.raises(InputError, match="sc to have answered question q000, repeat 0, before"):
+    with pytest.raises(
+        InputError,
+        match="sc to have answered question q000, repeat 0, .* in .*/out. Hint: --methods sc,or",
+    ):
         evaluate(config(tmp_path / "out", methods="step,oracle"), FakeEngine, quiet())
     assert not (tmp_path / "out" / "records").exists()
     # Named after it, it still comes first.

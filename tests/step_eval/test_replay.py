@@ -180,12 +180,12 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
         *good, "--shape", "gpt-9"
     )
     assert "--methods out of" in refused(*good, "--methods", "sc,magic")
-    assert "either --scale or --mean-tokens" in refused(
-        *good, "--scale", "2", "--mean-tokens", "100"
+    assert "either --length-scale or --mean-tokens" in refused(
+        *good, "--length-scale", "2", "--mean-tokens", "100"
     )
-    assert "--scale above 0" in refused(*good, "--scale", "0")
+    assert "--length-scale above 0" in refused(*good, "--length-scale", "0")
     assert "--kv-budget in (0, 1]" in refused(*good, "--kv-budget", "2")
-    assert "at most 40960 tokens" in refused(*good, "--scale", "100")
+    assert "at most 40960 tokens" in refused(*good, "--length-scale", "100")
     (tmp_path / "bad.parquet").write_text("no table")
     assert "recorded traces of step-eval record" in refused(
         *good[2:], "--traces", tmp_path / "bad.parquet"

@@ -6,8 +6,10 @@ import sys
 import time
 
 import pytest
+from command_harness import run_command
 from places import CHECKPOINT, ROOT
 
+from step_eval.command import main
 from step_eval.recorded.files import read_table
 from step_eval.records import RecordStore
 from step_eval.simulation.question import Setting, run_question
@@ -16,7 +18,7 @@ from step_eval.simulation.timing import engine_shape
 from step_infer.storage.files import read_json
 from step_infer.storage.run_directory import read_manifest
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = pytest.mark.engine
 
 RECORDED = ROOT / "benchmarks" / "recorded" / "ledger.parquet"
 QUESTIONS, NUM_TRACES = 2, 16
@@ -27,14 +29,15 @@ METHODS = ("sc", "step", "oracle", "least-confident")
 def run(tmp_path_factory):
     """Return the directory of a replay that was killed in its second method, and went on."""
     out = tmp_path_factory.mktemp("replay") / "out"
-    options = ["--shape", CHECKPOINT / "config.json", "--scale", "0.4"]
+    options = ["--shape", CHECKPOINT / "config.json", "--length-scale", "0.4"]
     options += ["--traces", RECORDED, "--out", out, "--limit", QUESTIONS, "--kv-budget", "0.4"]
     options += ["--num-traces", NUM_TRACES, "--methods", ",".join(METHODS)]
-    command = [sys.executable, "-m", "step_eval.command", "replay", *map(str, options)]
     cache = str(tmp_path_factory.getbasetemp() / "cache")
-    environment = {**os.environ, "XDG_CACHE_HOME": cache}
     killed = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "step_eval.command", "replay", *map(str, options)],
+        env={**os.environ, "XDG_CACHE_HOME": cache},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     first = out / "records" / "step-r0.jsonl"
     deadline = time.monotonic() + 400
@@ -46,7 +49,9 @@ def run(tmp_path_factory):
     killed.wait()
     before = {path.name: path.read_bytes() for path in first.parent.iterdir()}
     assert before["step-r0.jsonl"].count(b"\n") < QUESTIONS
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=800)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("XDG_CACHE_HOME", cache)
+        found = run_command(main, "replay", *options)
     assert found.returncode == 0, found.stderr[-3000:]
     return out, before, found
 

@@ -9,6 +9,7 @@ import pytest
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from rich.console import Console
 
+from step_eval import measure
 from step_eval.config import EvalConfig
 from step_eval.report.figures import fitting_columns
 from step_eval.report.html import render_report
@@ -18,6 +19,13 @@ from step_eval.results import build_results, read_run
 from step_eval.run import evaluate
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _a_reading_at_every_step():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "SAMPLE_S", 1e-9)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +41,6 @@ def run(tmp_path_factory):
         num_traces=10,
         kv_budget_tokens=2500,
         repeats=2,
-        sample_seconds=1e-9,
     )
     evaluate(config, FakeEngine, Console(quiet=True))
     return read_run(config.out)
@@ -194,6 +201,17 @@ def test_an_interval_around_zero_is_called_no_difference(run):
     page = render(manifest, {"sc": records["sc"], "step": twins})
     assert page.count("no difference shown") >= 3
     assert "No figure is shown to be worse" in page
+
+
+def test_one_question_has_figures_without_intervals(run):
+    manifest, records = run
+    first = {name: [r for r in group if r.question_id == "q001"] for name, group in records.items()}
+    page = render(manifest, first)
+    assert not re.search(r"95 % interval [\d+-]", page)
+    assert page.count("no interval") > 16
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_results(build_results(manifest, first), console)
+    assert "no interval" in console.export_text()
 
 
 def test_questions_that_were_lost_are_listed_and_names_are_escaped(run):

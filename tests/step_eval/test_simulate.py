@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from places import SCORER
 
 from data_gen.traces.features import write_shard
 from data_gen.traces.table import write_part
@@ -25,19 +26,18 @@ from step_infer.errors import InputError
 from step_infer.scorer.network import load_scorer
 from step_infer.storage.run_directory import run_manifest, write_manifest
 
-SCORER = "checkpoints/ledger-5m/scorer/scorer.safetensors"
-SMALL = Distributions(questions=24, right_tokens=200, wrong_tokens=260, step_tokens=20)
+SMALL = Distributions(right_tokens=200, wrong_tokens=260, step_tokens=20)
 
 
 @pytest.fixture(scope="module")
 def world():
-    return draw_world(SMALL, 16, seed=0)
+    return draw_world(SMALL, 24, 16, seed=0)
 
 
 @pytest.mark.parametrize("aggregator", ["mean", "last"])
 @pytest.mark.parametrize("target", [0.5, 0.7, 0.9])
 def test_a_made_up_scorer_has_the_auroc_asked_for(target, aggregator):
-    world = draw_world(dataclasses.replace(SMALL, questions=150), 16, seed=0)
+    world = draw_world(SMALL, 150, 16, seed=0)
     scores, reached = tuned_scores(world, target, 0.5, aggregator, seed=1)
     assert reached == pytest.approx(target, abs=0.05 if target == 0.5 else 0.01)
     assert within_auroc(world, scores.__getitem__, 0.5, aggregator) == reached
@@ -147,7 +147,7 @@ def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
         "features": {"file": "features/shard-00000.safetensors"},
     }
     write_manifest(tmp_path, run_manifest(kind="traces", parts=[part]))
-    found = read_world(tmp_path, SCORER)
+    found = read_world(tmp_path, str(SCORER))
     scorer, card = load_scorer(SCORER)
     assert found.aggregator == card.aggregator
     [question] = found.questions
@@ -164,7 +164,7 @@ def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
 @pytest.mark.parametrize("columns", ["80", "100", "160"])
 def test_a_narrow_terminal_cuts_no_figure(tmp_path, capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
-    options = ["--world.questions", "4", "--num-traces", "[16]", "--kv-budget", "[0.25]"]
+    options = ["--limit", "4", "--num-traces", "[16]", "--kv-budget", "[0.25]"]
     command(["simulate", *options, "--auroc", "[0.7]", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "…" not in printed
@@ -176,7 +176,7 @@ def test_a_narrow_terminal_cuts_no_figure(tmp_path, capsys, monkeypatch, columns
 
 
 def test_the_command_writes_results_and_a_page_on_its_own(tmp_path, capsys):
-    argv = ["simulate", "--out", str(tmp_path), "--world.questions", "6", "--jobs", "1"]
+    argv = ["simulate", "--out", str(tmp_path), "--limit", "6", "--jobs", "1"]
     argv += ["--world.right_tokens", "150", "--world.wrong_tokens", "200"]
     argv += ["--world.step_tokens", "20", "--num-traces", "[8]", "--kv-budget", "[0.3, 0.6]"]
     command([*argv, "--auroc", "[0.5, 0.9]", "--methods", "sc,step,oracle"])

@@ -9,7 +9,7 @@ from data_gen.ledger.__main__ import LedgerConfig, write_questions
 from step_eval import command as eval_command
 from step_infer.storage.files import read_json
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.engine, pytest.mark.nightly, pytest.mark.timeout(1200)]
 
 QUESTIONS, NUM_TRACES = 2, 8
 

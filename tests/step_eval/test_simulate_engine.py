@@ -18,10 +18,11 @@ from scheduler_harness import (
 )
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
+from step_eval.methods.victim_scheduler import VictimScheduler
+from step_eval.methods.victims import VICTIMS
 from step_eval.simulation.engine import simulate
 from step_eval.simulation.schedule import EngineShape, Pruning, SimulatedTrace
 from step_infer.errors import InputError
-from step_infer.policy import VICTIMS
 from step_infer.scheduler import StepScheduler
 
 
@@ -155,7 +156,7 @@ def test_simulation_stops_the_victims_that_the_real_scheduler_stops(victim, in_f
         scripts, blocks, shape, settings = workload(seed, ranked=victim == "rank")
         settings["min_keep"] = 1
         engine, steps, _, preempted = real_run(
-            StepScheduler,
+            VictimScheduler,
             in_flight,
             scripts,
             blocks,

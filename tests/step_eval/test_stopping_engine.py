@@ -8,12 +8,12 @@ from places import CHECKPOINT
 
 from data_gen.ledger.__main__ import LedgerConfig, write_questions
 from data_gen.ledger.questions import iter_questions
+from step_eval.comparison import voted_group
 from step_eval.config import EvalConfig
 from step_eval.methods.deepconf import DeepConf
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.records import RecordStore
 from step_eval.run import evaluate
-from step_eval.statistics import voted_group
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
@@ -26,8 +26,6 @@ MAX_MODEL_LEN = 2048
 
 @pytest.fixture(scope="module")
 def llm():
-    if not (CHECKPOINT / "model.safetensors").exists():
-        pytest.skip("the demo model is not there")
     with StepLLM(str(CHECKPOINT), confidence=True, max_model_len=MAX_MODEL_LEN) as llm:
         yield llm
 

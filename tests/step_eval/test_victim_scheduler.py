@@ -8,6 +8,8 @@ from step_eval.methods.victims import VICTIMS
 from step_infer.errors import InputError
 from step_infer.scheduler import StepScheduler
 
+pytestmark = pytest.mark.oldest
+
 STEP = (WORD, WORD, WORD, BOUNDARY)
 
 

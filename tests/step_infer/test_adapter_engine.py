@@ -21,7 +21,7 @@ from step_infer.errors import InputError
 from step_infer.event_log import read_events
 from step_infer.scorer.network import load_scorer
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.gpu, pytest.mark.oldest]
 
 QUESTIONS = [
     "618+487+934+246+799+358+171+866+529+402+755+183+690 mod 1000 = ?",

@@ -8,6 +8,8 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy, create_request_qu
 
 from step_infer.compat import held_back
 
+pytestmark = pytest.mark.oldest
+
 PLANS = st.lists(st.tuples(st.booleans(), st.integers(0, 2)), max_size=12)
 
 

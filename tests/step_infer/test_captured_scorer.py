@@ -6,6 +6,8 @@ import torch
 from step_infer.gpu_scorer import CapturedScorer, graph_sizes
 from step_infer.scorer.network import StepScorer
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.mark.parametrize("most", [1, 7, 8, 9, 64, 100, 256])
 def test_a_graph_is_there_for_every_number_of_rows(most):

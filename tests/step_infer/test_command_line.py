@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -11,12 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from step_infer.cli.command import run, sigterm_as_interrupt
-from step_infer.cli.options import config_parser, parse_config
+from step_infer.cli.options import config_parser, parse_config, run_subcommand
 from step_infer.client.engine import EngineGuard
 from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
@@ -124,6 +125,74 @@ def test_the_help_writes_options_as_the_documents_do() -> None:
     assert not re.search(r"--[a-z.]*_|<class", text)
 
 
+@dataclass(frozen=True)
+class Arranged(Config):
+    """Settings of a test, the most used ones named."""
+
+    MAIN_OPTIONS: ClassVar = ("num_things", "name", "sampling.top_p")
+
+
+def test_the_help_shows_main_options_first_and_all_others_as_advanced() -> None:
+    text = config_parser(Arranged, "try-it", "Try it.").format_help()
+    assert text.startswith("usage: try-it --name NAME [options]\n")
+    first, advanced = (
+        re.findall(r"^  (?:-h, )?--([\w.-]+)", part, re.MULTILINE)
+        for part in text.split("\nadvanced:\n")
+    )
+    assert first == ["num-things", "name", "sampling.top-p", "config", "print-config", "help"]
+    others = ["loud", "quiet", "sampling.temperature", "sampling.top-k", "sampling.max-tokens"]
+    assert advanced == [*others, "engine", "names"]
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Settings with values that need no name."""
+
+    POSITIONAL: ClassVar = "runs"
+
+    out: str
+    """What to make."""
+    runs: list[str] = field(default_factory=list)
+    """What it is made from."""
+    paired: bool = False
+    """Whether to leave out what is missing in one."""
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["a", "b", "--out", "o"],
+        ["--out", "o", "a", "b"],
+        ["--paired", "--out=o", "a", "b"],
+        ["a", "b", "--out=o", "--paired", "false"],
+        ["--runs", "a", "--runs", "b", "--out", "o"],
+    ],
+)
+def test_values_without_a_name_stand_before_or_behind_the_options(argv: list[str]) -> None:
+    found = parse_config(Merge, argv, "try-it", "Try it.")
+    assert found == Merge("o", ["a", "b"], paired=argv[0] == "--paired")
+
+
+def test_a_positional_option_of_one_value_takes_all_words_as_one() -> None:
+    @dataclass(frozen=True)
+    class Report:
+        POSITIONAL: ClassVar = "run"
+
+        run: Path
+
+    assert parse_config(Report, ["a", "b"], "try-it", "Try it.") == Report(Path("a b"))
+
+
+def test_an_option_or_nothing_runs_the_default_and_a_name_its_subcommand() -> None:
+    called: list[tuple[str, list[str]]] = []
+    commands = {"merge": lambda argv: called.append(("merge", list(argv)))}
+    for argv in ([], ["--out", "o"], ["merge", "a"]):
+        run_subcommand("try-it", commands, lambda argv: called.append(("", list(argv))), argv)
+    assert called == [("", []), ("", ["--out", "o"]), ("merge", ["a"])]
+    with pytest.raises(InputError, match="a subcommand out of merge, found 'split'"):
+        run_subcommand("try-it", commands, lambda argv: None, ["split"])
+
+
 def test_a_file_gives_settings_and_options_go_before_it(tmp_path: Path) -> None:
     path = tmp_path / "c.yaml"
     path.write_text("name: n\nnum_things: 5\nsampling:\n  top_k: 7\n")
@@ -158,6 +227,12 @@ def test_exit_statuses(
         run(main)
     assert caught.value.code == status
     assert capsys.readouterr().err == printed
+
+
+def test_a_refusal_is_one_line_and_shows_what_was_found_as_it_is() -> None:
+    refusal = InputError("Expected a,\n\n   found 'b  c':\r\n\td. ")
+    assert str(refusal) == "Expected a, found 'b  c': d."
+    assert str(pickle.loads(pickle.dumps(refusal))) == str(refusal)  # from an engine's process
 
 
 def test_a_block_with_something_to_keep_keeps_it_when_it_is_terminated(

@@ -29,6 +29,8 @@ from step_infer.counters import Counters, Totals
 from step_infer.scheduler import StepScheduler
 from step_infer.stat_logger import StepStatLogger
 
+pytestmark = pytest.mark.oldest
+
 STEP = (WORD, WORD, WORD, BOUNDARY)
 
 

@@ -101,7 +101,7 @@ def test_a_scorer_of_other_layers_is_refused_in_one_line(tmp_path):
     _, card = load_scorer(SCORER)
     card = dataclasses.replace(card, layer="3,last")
     file = tmp_path / "scorer.safetensors"
-    save_scorer(file, StepScorer(card.state_size, card.width), card)
+    save_scorer(file, StepScorer(card.hidden_size, card.width), card)
     done = run_command(doctor.main, "--model", CHECKPOINT, "--scorer", file)
     assert done.returncode == 2
     (line,) = [x for x in done.stderr.splitlines() if x.startswith("error:")]

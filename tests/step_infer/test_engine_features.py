@@ -11,8 +11,9 @@ import pytest
 import torch
 from direct_engine import direct_engine
 from engine_precision import DTYPE, SCORE_TOLERANCE
+from places import CHECKPOINT, SCORER
 from safetensors.torch import save_file
-from server_harness import CHECKPOINT, PROMPT, QUESTION, SCORER
+from server_harness import PROMPT, QUESTION
 from vllm_log import untouched_vllm_log
 
 from step_infer.doctor.live_check import DirectForward

@@ -13,6 +13,8 @@ from step_infer.live_traces import LiveTrace
 from step_infer.scheduler import StepScheduler
 from step_infer.settings import RequestOptions, StepSettings
 
+pytestmark = pytest.mark.oldest
+
 STEP = (WORD, WORD, WORD, BOUNDARY)
 
 

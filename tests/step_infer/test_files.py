@@ -91,11 +91,18 @@ def test_an_output_that_would_take_an_inputs_place_is_refused(tmp_path: Path) ->
         "other/manifest.json",
         "run/traces/new.json",
     )
+    inputs = (
+        None,
+        tmp_path / "log.jsonl",
+        run / "manifest.json",
+        run / "traces",
+        tmp_path / "none",
+    )
     for name in refused:
         with pytest.raises(InputError, match=r"found .*input .*Hint: choose another --out"):
-            check_output(tmp_path / name, None, tmp_path / "log.jsonl", run, tmp_path / "none")
+            check_output(tmp_path / name, *inputs)
     for name in ("log.html", "run/mine.json", "run/new.json", "none"):
-        check_output(tmp_path / name, None, tmp_path / "log.jsonl", run, tmp_path / "none")
+        check_output(tmp_path / name, *inputs)
     with pytest.raises(InputError, match="found the folder"):
         check_output(run)
 

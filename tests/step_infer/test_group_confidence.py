@@ -129,8 +129,8 @@ def test_a_window_without_recorded_confidences_is_refused_and_the_request_runs(c
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"window": 0}, "step setting window a whole number >= 1, found 0"),
-        ({"window": 2.5}, "step setting window a whole number"),
+        ({"window": 0}, "step option window a whole number >= 1, found 0"),
+        ({"window": 2.5}, "step option window a whole number"),
         ({"stop_below": 3.0}, "Expected step option window beside stop_below"),
         ({"window": 8, "stop_below": "3"}, "stop_below a finite number, found '3'"),
         ({"window": 8, "stop_below": math.nan}, "stop_below a finite number, found nan"),

@@ -2,10 +2,13 @@
 
 import random
 
+import pytest
 from scheduler_harness import BOUNDARY, EOS, WORD, Engine, Script, check_empty, make_scheduler
 
 from step_infer import policy
 from step_infer.scheduler import StepScheduler
+
+pytestmark = pytest.mark.oldest
 
 QUESTIONS, TRACES, MIN_KEEP = 20, 8, 2
 STEP = (WORD, WORD, WORD, BOUNDARY)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from direct_engine import direct_engine
 from engine_precision import DTYPE
-from server_harness import PROMPT, SCORER
+from places import SCORER
+from server_harness import PROMPT
 
 from step_infer.event_log import read_events
 

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
-from server_harness import CHECKPOINT, PROMPT, QUESTION, SCORER, serve
+from places import CHECKPOINT, SCORER
+from server_harness import PROMPT, QUESTION, serve
 
 from step_infer.client.engine import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from step_infer.client.llm import StepLLM
@@ -24,7 +25,8 @@ from step_infer.scorer.network import load_scorer
 ON_CUDA = torch.cuda.is_available()
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.slow,
+    pytest.mark.gpu,
+    pytest.mark.alone,
     pytest.mark.skipif(ON_CUDA and torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
 ]
 
@@ -99,11 +101,13 @@ def has_scorer(worker):
     return worker.row_scorer is not None
 
 
+@pytest.mark.nightly
 def test_only_the_rank_whose_output_is_read_scores(parallel):
     kind, llm = parallel
     assert llm._llm.collective_rpc(has_scorer) == SCORING_RANKS[kind]
 
 
+@pytest.mark.nightly
 def test_scores_over_two_ranks_equal_those_of_one_process(parallel, forward):
     llm = parallel[1]
     # Each of another question: traces of one may be alike.
@@ -142,6 +146,7 @@ def counted(worker):
     return vars(worker).pop("counted", None)
 
 
+@pytest.mark.nightly
 def test_traces_that_join_others_are_scored_from_then_on_over_two_ranks(parallel, forward):
     from vllm import SamplingParams
 

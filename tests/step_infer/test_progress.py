@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from step_infer.cli.progress import TraceProgress
+from step_infer.cli.progress import Progress, TraceProgress, track
 
 
 class Clock:
@@ -79,3 +79,45 @@ def test_a_question_and_a_label_are_shown_where_there_are_any(clock: Clock) -> N
         assert printed.getvalue() == ""
     line = "STEP traces 2/4 1.00 traces/s, 10 tokens/s, 1/2 questions right, 0:00:02 left"
     assert printed.getvalue().splitlines() == [line]
+
+
+def test_pieces_are_counted_and_what_is_left_is_estimated(clock: Clock) -> None:
+    printed = io.StringIO()
+    with Progress(40, "fits", before=10, console=Console(file=printed)) as progress:
+        for second in range(1, 21):
+            clock.time_s = float(second)
+            progress.advance()
+        progress.note = "loss 0.5"
+    assert printed.getvalue().splitlines() == [
+        "fits 25/40 1.00/s, 0:00:15 left",
+        "fits 30/40 1.00/s, 0:00:10 left, loss 0.5",
+    ]
+
+
+def test_what_ends_before_the_delay_shows_nothing(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in track([1, 2], 2, "shards", delay_s=2):
+        clock.time_s += 0.5 * number
+    assert capsys.readouterr().err == ""
+    for _ in track([1, 2], 2, "shards", delay_s=2):
+        clock.time_s += 1
+    assert capsys.readouterr().err == "shards 2/2 1.00/s\n"
+
+
+def test_progress_that_is_not_shown_prints_nothing(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in track(range(3), 3, "fits", shown=False):
+        clock.time_s += 60
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_is_taken_away_where_something_else_has_the_last_word(clock: Clock) -> None:
+    printed = io.StringIO()
+    progress = Progress(2, "things", console=Console(file=printed, force_terminal=True, width=80))
+    progress.start()
+    progress.advance()
+    progress.stop(final=False)
+    assert printed.getvalue().endswith("\x1b[1A\x1b[2K")  # one line up, and cleared
+    progress.stop(final=False)

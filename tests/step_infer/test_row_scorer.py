@@ -8,6 +8,8 @@ from step_infer import row_scorer
 from step_infer.row_scorer import RowScorer, token_confidence
 from step_infer.scorer.network import StepScorer
 
+pytestmark = pytest.mark.gpu
+
 
 def doubled(hidden_states):
     return hidden_states * 2

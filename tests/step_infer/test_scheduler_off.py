@@ -24,6 +24,8 @@ from step_infer import compat
 from step_infer.scheduler import StepScheduler
 from step_infer.wire import UNSCORED_ATTRIBUTE
 
+pytestmark = pytest.mark.oldest
+
 PREFIXES = [tuple(random.Random(n).choices(range(WORD, 90), k=30)) for n in range(3)]
 
 

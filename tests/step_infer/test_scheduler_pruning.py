@@ -4,10 +4,10 @@ import dataclasses
 import random
 
 import pytest
+from places import SCORER
 from scheduler_harness import (
     BOUNDARY,
     EOS,
-    MODEL,
     WORD,
     Engine,
     Script,
@@ -21,6 +21,8 @@ from vllm.v1.engine import FinishReason
 from step_infer import compat
 from step_infer.scheduler import StepScheduler
 from step_infer.settings import RequestOptions
+
+pytestmark = pytest.mark.oldest
 
 STEP = (WORD, WORD, WORD, BOUNDARY)
 
@@ -378,7 +380,7 @@ def test_a_pruned_trace_that_cannot_be_counted_still_ends_for_its_client(monkeyp
 
 
 def test_a_worker_that_does_not_score_is_named_once(caplog):
-    engine_ = engine(40, scorer=str(MODEL / "scorer" / "scorer.safetensors"))
+    engine_ = engine(40, scorer=str(SCORER))
     for n in range(6):
         engine_.add(trace(f"t{n}", "g"))
     while engine_.busy:

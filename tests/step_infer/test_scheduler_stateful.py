@@ -32,6 +32,8 @@ from step_infer.replies import IMPLICIT_GROUP
 from step_infer.scheduler import StepScheduler
 from step_infer.scorer.aggregate import AGGREGATORS
 
+pytestmark = pytest.mark.oldest
+
 NUM_BLOCKS = 24
 OPTIONS = [
     "a",

@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from server_harness import PROMPT, QUESTION, SCORER, Server, serve
+from places import SCORER
+from server_harness import PROMPT, QUESTION, Server, serve
 
 from step_infer.event_log import read_events
 from step_infer.scorer.aggregate import AGGREGATORS
@@ -64,6 +65,7 @@ def test_options_as_json_text_count(server):
     assert step["score"] == step["scores"][-1]
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 def test_every_choice_of_one_request_has_its_scores(server, kind):
     response = getattr(server, kind)("{}", n=4)
@@ -227,6 +229,7 @@ def test_several_prompts_return_the_first_ones_scores(server):
     assert report(response)["positions"] == rule.positions(response.choices[0].token_ids)
 
 
+@pytest.mark.oldest
 def test_metrics_stand_beside_vllms_own(server):
     before = server.step_metrics()
     assert before, "vLLM does not find our entry point: is this environment older than it?"

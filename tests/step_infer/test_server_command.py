@@ -114,6 +114,30 @@ def test_what_the_user_sets_is_not_set_again(tmp_path):
     assert value_of(words, "--config") == str(file)
 
 
+def test_a_config_file_is_read_as_vllm_reads_it(tmp_path):
+    file = tmp_path / "server.yaml"
+    lines = ["# block-size: 64", "enable_chunked_prefill: false", "max-model-len: 9000"]
+    lines += ["compilation-config:", "  enforce-eager: true", '"kv-cache-memory-bytes": 1000000000']
+    file.write_text("\n".join(lines))
+    words = command(f"--config={file}")
+    assert value_of(words, "--block-size") == "32"
+    assert value_of(words, "--max-num-batched-tokens") == "9000"
+    assert "--enforce-eager" in words
+    assert not {"--no-enable-chunked-prefill", "--kv-cache-memory-bytes"} & set(words)
+    # A flag of the command line goes before the file's.
+    words = command(f"--config={file}", "--max_model_len", "8000")
+    assert value_of(words, "--max-num-batched-tokens") == "8000"
+
+
+@pytest.mark.parametrize("content", ["- port\n", "port: [\n", "\n"])
+def test_a_config_file_without_flags_is_refused(content, tmp_path):
+    file = tmp_path / "server.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match="Expected a YAML file .*after --config") as caught:
+        command("--config", str(file))
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_whole_prefills_fit_into_a_long_context():
     assert value_of(command("--max-model-len", "9000"), "--max-num-batched-tokens") == "9000"
 

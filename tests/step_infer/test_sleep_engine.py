@@ -9,6 +9,7 @@ from step_infer.client.trace import Sampling
 
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM sleeps on CUDA only"),
 ]
 

@@ -6,6 +6,8 @@ import torch
 from step_infer.gpu_scorer import SplitScorer, split
 from step_infer.scorer.network import StepScorer
 
+pytestmark = pytest.mark.gpu
+
 HALVES = [torch.bfloat16, torch.float16]
 DEPTHS = [0, 1, 2]
 

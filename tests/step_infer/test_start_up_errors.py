@@ -9,9 +9,8 @@ import sys
 
 import pytest
 import torch
-from places import ROOT
+from places import CHECKPOINT, ROOT, SCORER
 from scheduler_harness import make_scheduler
-from server_harness import CHECKPOINT, SCORER
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from step_infer.errors import InputError

@@ -5,15 +5,13 @@ import shutil
 
 import pytest
 import torch
-from places import CHECKPOINT
+from places import CHECKPOINT, SCORER
 from safetensors.torch import save_file
 
 from step_infer import serve
 from step_infer.client.llm import StepLLM
 from step_infer.client.weights import check_weights
 from step_infer.errors import InputError
-
-MODEL = CHECKPOINT
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def folder(tmp_path):
 
 def test_whole_weights_and_hub_ids_are_taken(folder):
     check_weights(str(folder))
-    check_weights(str(MODEL))
+    check_weights(str(CHECKPOINT))
     check_weights("org/some-model")
     (folder / "model.safetensors.index.json").write_text("[]")
     check_weights(str(folder))
@@ -75,13 +73,12 @@ def test_a_pointer_in_place_of_the_file_is_named(folder):
 
 
 def test_no_engine_and_no_server_start_on_a_cut_file(tmp_path):
-    model = shutil.copytree(MODEL, tmp_path / "model")
+    model = shutil.copytree(CHECKPOINT, tmp_path / "model")
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     with pytest.raises(InputError, match="Expected a whole .* at .*, found 100,000 bytes"):
         StepLLM(str(model))
-    scorer = MODEL / "scorer" / "scorer.safetensors"
-    arguments = [str(model), "--scorer", str(scorer), "--print-command"]
+    arguments = [str(model), "--scorer", str(SCORER), "--print-command"]
     with pytest.raises(InputError, match="Expected a whole .* at .*, found 100,000 bytes"):
         serve._main(arguments)
     assert serve._main([*arguments, "--load_format=dummy"]) == 0

@@ -15,6 +15,8 @@ from step_infer.row_scorer import RowScorer
 from step_infer.scorer.network import StepScorer
 from step_infer.wire import ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE
 
+pytestmark = pytest.mark.oldest
+
 ROWS_BH = torch.randn(3, 8, generator=torch.Generator().manual_seed(0))
 
 

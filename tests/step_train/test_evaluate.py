@@ -90,7 +90,7 @@ def test_a_run_and_its_exported_file_agree_on_other_traces(run, other):
 
 
 def test_questions_of_training_are_counted(run):
-    found = evaluate_scorer(EvaluateConfig(run / "run", questions="all"))
+    found = evaluate_scorer(EvaluateConfig(run / "run", split="all"))
     split = json.loads((run / "run" / "split.json").read_text())
     assert found["trained_on"] == len(split["train"])
     found = evaluate_scorer(
@@ -138,7 +138,9 @@ def test_traces_that_do_not_fit_the_scorer_are_refused(run, tmp_path):
     manifest = json.loads((directory.path / "manifest.json").read_text())
     manifest["boundary"]["token_ids"] = [6, 7]
     (directory.path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(InputError, match="the scorer's boundary rule"):
+    with pytest.raises(
+        InputError, match="the scorer's boundary rule, found another one in .*/rule. Hint"
+    ):
         evaluate_scorer(EvaluateConfig(run / "run", traces=directory.path))
 
 
@@ -158,7 +160,7 @@ def test_states_that_are_not_finite_are_named(run, tmp_path):
         ([], "either --run or --scorer, found none"),
         (["--run", "r", "--scorer", "s"], "either --run or --scorer, found both"),
         (["--scorer", "s"], "Expected --traces with --scorer"),
-        (["--scorer", "s", "--traces", "t", "--questions", "test"], "knows no split"),
+        (["--scorer", "s", "--traces", "t", "--split", "test"], "knows no split"),
         (["--run", "/none"], "/none"),
     ],
 )

@@ -47,7 +47,7 @@ def test_draws_of_all_traces_are_the_vote_itself():
         scores = generator.random(8)
         right = np.arange(4) == 2
         winner = vote([str(g) for g in groups], scores.tolist()).answer
-        found = vote_accuracy([ballot(groups, right, scores.tolist())], draws=5)
+        found = vote_accuracy([ballot(groups, right, scores.tolist())], choices=5)
         assert found["by_traces"]["8"]["score"]["value"] == float(winner == "2")
 
 

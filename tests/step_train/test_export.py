@@ -20,7 +20,7 @@ from step_train.export.run import export
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
 from step_train.fit.run_directory import RECORD_KEY
-from step_train.judge.gate import earned
+from step_train.judge.acceptance import ranks_above_chance
 
 MODEL = ModelIdentity("a/folder", "c" * 64, "t" * 64, 16)
 
@@ -246,11 +246,11 @@ def test_a_scorer_that_cannot_rank_needs_force_and_says_so(command, useless, tmp
 def test_the_gate_looks_at_half_of_the_trace_with_the_cards_aggregator(within, passes):
     useless = {"within_question": {"value": 0.5, "low": 0.4, "high": 0.6}}
     metrics = {"trace_score": {"last": {"50%": {"within_question": within}, "100%": useless}}}
-    assert earned(metrics, "last", force=True) is passes
-    assert earned(metrics, "mean", force=True) is False
+    assert ranks_above_chance(metrics, "last", force=True) is passes
+    assert ranks_above_chance(metrics, "mean", force=True) is False
     if not passes:
         with pytest.raises(InputError, match="at half of the trace"):
-            earned(metrics, "last")
+            ranks_above_chance(metrics, "last")
 
 
 def test_the_command_refuses_in_one_line(command, result, tmp_path):

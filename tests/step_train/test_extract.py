@@ -124,61 +124,14 @@ def test_states_are_those_of_a_forward_pass_of_each_trace_alone(model, extracted
                 checked += 1
 
 
-@pytest.fixture(scope="module")
-def both_layers(model, source, tmp_path_factory):
-    out = tmp_path_factory.mktemp("layers") / "traces"
-    return extract(config(model, source, out, dtype="float32", layers="1,last"))
-
-
-def test_states_of_other_layers_are_stored_one_after_the_other(model, extracted, both_layers):
-    from transformers import AutoModelForCausalLM
-
-    assert both_layers.manifest["layers"] == ["1", "last"]
-    shard = both_layers.shards()[0]
-    assert shard.hidden_size == 2 * 128
-    row = both_layers.part(0).to_pylist()[0]
-    found = shard.hidden(row["row_start"], row["row_start"] + row["num_steps"])
-    torch.testing.assert_close(
-        found[:, 128:], extracted.shards()[0].hidden(0, row["num_steps"]), atol=1e-4, rtol=1e-4
-    )
-    # What the first block alone gives: the second one and the norm are left out.
-    whole = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval().model
-    ids = torch.tensor([row["prompt_token_ids"] + row["token_ids"]])
-    states = []
-    whole.layers[0].register_forward_hook(lambda _m, _i, output: states.append(output))
-    with torch.inference_mode():
-        whole(ids, use_cache=False)
-    first = states[0][0] if isinstance(states[0], tuple) else states[0]
-    places = torch.tensor(row["boundary_positions"]) + len(row["prompt_token_ids"])
-    torch.testing.assert_close(found[:, :128], first.reshape(-1, 128)[places], atol=1e-4, rtol=1e-4)
-
-
-def test_a_scorer_of_other_layers_is_trained_and_kept_out_of_the_engine(
-    model, both_layers, tmp_path
-):
+def test_a_scorer_is_trained_on_extracted_states(model, extracted, tmp_path):
     options = {"max_epochs": 2, "width": 16, "val_fraction": 0.3, "test_fraction": 0.3}
     # Twelve traces of twelve questions: this seed's splits have right and wrong ones.
-    result = fit(FitConfig(both_layers.path, tmp_path / "run", 0, progress=False, **options))
+    result = fit(FitConfig(extracted.path, tmp_path / "run", 0, progress=False, **options))
     card = export(result.run, tmp_path / "scorer.safetensors", force=True)
-    assert (card.layer, card.hidden_size, card.state_size) == ("1,last", 128, 256)
-    scorer, _ = load_scorer(tmp_path / "scorer.safetensors")
-    assert scorer(torch.zeros(3, 256)).shape == (3,)
-    with pytest.raises(InputError, match="scorer of the layer 'last'.* found layer '1,last'"):
-        load_scorer(tmp_path / "scorer.safetensors", expect=identify(model))
-
-
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        ("2", "Expected layers from 1 to 1 or 'last' .* has 2 blocks"),
-        ("0", "numbers from 1, by commas, found '0'"),
-        ("last,last", "Expected different layers"),
-        ("first", "numbers from 1"),
-    ],
-)
-def test_layers_that_are_not_there_are_refused(model, source, tmp_path, layers, message):
-    with pytest.raises(InputError, match=message):
-        extract(config(model, source, tmp_path / "out", layers=layers))
+    assert (card.layer, card.hidden_size) == ("last", 128)
+    scorer, _ = load_scorer(tmp_path / "scorer.safetensors", expect=identify(model))
+    assert scorer(torch.zeros(3, 128)).shape == (3,)
 
 
 def test_traces_are_copied_with_their_boundaries(source, extracted):

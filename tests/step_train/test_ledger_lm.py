@@ -15,11 +15,14 @@ from data_gen.ledger.stream import TraceStream
 from data_gen.ledger.tokenizer import encode_array, prompt_text
 from step_infer.errors import InputError
 from step_infer.scorer.identity import identify
+from step_infer.storage.run_directory import RunDirectory
 from step_train.commands import demo_model_command
 from step_train.demo_model.config import LedgerLMConfig
 from step_train.demo_model.export import new_model
 from step_train.demo_model.module import LedgerLM
 from step_train.demo_model.run import train_ledger_lm
+
+pytestmark = pytest.mark.slow
 
 
 def tiny(out, **changes):
@@ -87,7 +90,7 @@ def test_mixed_precision_trains_as_on_a_gpu(tmp_path):
 
 
 def test_run_directory_in_use_asks_for_resume(finished):
-    with pytest.raises(InputError, match="--resume true"):
+    with pytest.raises(InputError, match="without checkpoints, found .*ckpt. Hint: --resume true"):
         train_ledger_lm(tiny(finished))
 
 
@@ -111,8 +114,17 @@ def test_bad_setting_is_named(tmp_path, change, message):
 
 def test_unwritable_run_directory_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="run directory that can be made"):
+    with pytest.raises(InputError, match="Expected a writable output directory"):
         train_ledger_lm(tiny(tmp_path / "file" / "run"))
+
+
+def test_two_processes_cannot_train_in_one_directory(tmp_path):
+    with (
+        RunDirectory(tmp_path, None).claim(),
+        pytest.raises(InputError, match="Expected no other process writing"),
+    ):
+        train_ledger_lm(tiny(tmp_path))
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_command_refuses_an_unknown_flag(tmp_path):

@@ -1,16 +1,23 @@
 """Metrics of step scores: against scikit-learn, against known answers, and their intervals."""
 
+from dataclasses import asdict
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
+from step_eval import comparison
+from step_eval.statistics import auroc_by_question
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_train.data.trace_table import TraceTable
+from step_train.judge import metrics, slice_metrics
 from step_train.judge.held_out import choose_aggregator, evaluate, trace_scores
 from step_train.judge.metrics import (
     METRICS,
-    auprc_by_group,
-    auroc_by_group,
+    auprc_by_question,
     ece,
     pair_ranking,
     pooled_auroc,
@@ -42,7 +49,7 @@ def table(correct, questions, steps):
 @pytest.mark.parametrize("seed", range(5))
 def test_grouped_auroc_is_scikit_learns_on_each_group(seed):
     label, score, group = samples(seed)
-    values, pairs = auroc_by_group(label, score, group, 7)
+    values, pairs = auroc_by_question(label, score, group, 7)
     for g in range(7):
         mask = group == g
         assert values[g] == pytest.approx(roc_auc_score(label[mask], score[mask]))
@@ -52,7 +59,7 @@ def test_grouped_auroc_is_scikit_learns_on_each_group(seed):
 @pytest.mark.parametrize("seed", range(5))
 def test_grouped_average_precision_is_scikit_learns_on_each_group(seed):
     label, score, group = samples(seed)
-    values = auprc_by_group(label, score, group, 8)
+    values = auprc_by_question(label, score, group, 8)
     for g in range(7):
         mask = group == g
         assert values[g] == pytest.approx(average_precision_score(label[mask], score[mask]))
@@ -86,7 +93,7 @@ def test_pair_ranking_counts_each_pair_once():
 
 def test_a_group_with_one_label_has_no_auroc():
     label = np.array([True, True, False, True])
-    values, pairs = auroc_by_group(label, np.arange(4.0), np.array([0, 0, 2, 2]), 3)
+    values, pairs = auroc_by_question(label, np.arange(4.0), np.array([0, 0, 2, 2]), 3)
     assert np.isnan(values[:2]).all()
     assert values[2] == 1.0
     assert pairs.tolist() == [0, 0, 1]
@@ -111,6 +118,15 @@ def test_a_score_that_names_the_question_only_is_blind_within_question():
     found = within_question(label, share, question)
     assert found["value"] == 0.5
     assert found["low"] == found["high"] == 0.5
+
+
+@given(st.lists(st.floats(-1e3, 1e3).map(lambda x: round(x, 3)), min_size=1, max_size=40))
+def test_training_and_evaluation_reports_have_the_same_interval(values):
+    records = [SimpleNamespace(question_id=f"q{i:02}", it=value) for i, value in enumerate(values)]
+    evaluation = asdict(comparison.mean_of_records(records, lambda record: record.it))
+    training = metrics.mean_figure(np.array(values))
+    assert training == pytest.approx(evaluation | {"questions": len(values)}, abs=1e-9)
+    assert comparison.interval is metrics.interval is slice_metrics.interval
 
 
 def test_without_a_question_of_both_labels_there_is_no_value():
@@ -138,7 +154,7 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(questions):
         score = np.repeat(generator.normal(size=(questions, 10)), 8)
         label, question = np.repeat(label, 8), np.repeat(np.arange(questions), 80)
         for i, metric in enumerate((within_question, pooled_auroc)):
-            found = metric(label, score, question, resamples=300)
+            found = metric(label, score, question, draws=300)
             hits[i] += found["low"] <= 0.5 <= found["high"]
     assert (hits >= 88).all()
 

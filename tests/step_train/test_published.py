@@ -16,7 +16,6 @@ from step_infer.scorer.network import load_scorer, read_card
 from step_train.export.command import main
 from step_train.export.published import import_scorer, read_network
 
-MODEL = str(CHECKPOINT)
 H = 256
 
 
@@ -36,7 +35,7 @@ def command(monkeypatch, capsys, tmp_path):
 
     def call(content, *options):
         torch.save(content, tmp_path / "scorer.pt")
-        arguments = ["--from-pt", tmp_path / "scorer.pt", "--model", MODEL, *options]
+        arguments = ["--from-pt", tmp_path / "scorer.pt", "--model", CHECKPOINT, *options]
         arguments += ["--out", tmp_path / "scorer.safetensors"]
         monkeypatch.setattr(sys, "argv", ["scorer-export", *map(str, arguments)])
         with pytest.raises(SystemExit) as left:
@@ -51,7 +50,7 @@ def test_the_import_does_not_take_the_place_of_its_source(tmp_path):
     torch.save(network().state_dict(), path)
     before = path.read_bytes()
     with pytest.raises(InputError, match="Expected an output file apart from what is read"):
-        import_scorer(path, path, MODEL)
+        import_scorer(path, path, str(CHECKPOINT))
     assert path.read_bytes() == before
 
 
@@ -65,11 +64,11 @@ def test_a_published_scorer_gives_the_same_logits(command, tmp_path, prefix, wra
     assert (status, errors) == (0, "")
     assert f"net.2.weight from {prefix}2.weight" in output
     assert "never evaluated here" in output
-    scorer, card = load_scorer(tmp_path / "scorer.safetensors", expect=identify(MODEL))
+    scorer, card = load_scorer(tmp_path / "scorer.safetensors", expect=identify(str(CHECKPOINT)))
     hidden_SH = torch.randn(9, H)
     assert torch.equal(scorer(hidden_SH), net(hidden_SH).squeeze(-1))
     assert (card.width, card.aggregator, card.metrics) == (512, "mean", {})
-    assert card.boundary_rule == BoundaryRule.for_tokenizer(load_tokenizer(MODEL))
+    assert card.boundary_rule == BoundaryRule.for_tokenizer(load_tokenizer(str(CHECKPOINT)))
     assert card.training["imported"]["file"].endswith("scorer.pt")
 
 
@@ -77,7 +76,7 @@ def test_layers_of_any_names_and_half_precision_are_taken_in_order(command, tmp_
     net = network(width=64).half()
     new = {"0": "fc1", "2": "out"}
     state = {f"{new[name[0]]}{name[1:]}": tensor for name, tensor in net.state_dict().items()}
-    status, output, _ = command(state, "--boundary", "newline", "--aggregator", "last")
+    status, output, _ = command(state, "--boundary.kind", "newline", "--aggregator", "last")
     assert status == 0
     assert "net.2.bias from out.bias" in output
     scorer, card = load_scorer(tmp_path / "scorer.safetensors")
@@ -155,7 +154,7 @@ def test_a_damaged_safetensors_file_is_refused_as_well(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["run", "--out", "s", "--boundary", "newline"], "--boundary with --from-pt only"),
+        (["run", "--out", "s", "--boundary.kind", "newline"], "--boundary with --from-pt only"),
         (["run", "--out", "s", "--model", "m"], "--model with --from-pt and only there"),
         (["--from-pt", "f", "--out", "s"], "--model with --from-pt and only there"),
         (["run", "--from-pt", "f", "--out", "s"], "found 2 of them"),

@@ -16,7 +16,7 @@ def samples(seed, count=3000, questions=40):
 @pytest.mark.parametrize("name", SLICE_METRICS)
 def test_values_are_those_of_the_plain_metrics(name):
     label, score, question = samples(0)
-    found = slice_metrics(label, score, question, resamples=10)
+    found = slice_metrics(label, score, question, draws=10)
     assert found[name]["value"] == pytest.approx(METRICS[name](label, score))
     own = [METRICS[name](label[question == q], score[question == q]) for q in range(40)]
     each = found["within_question"] if name == "auroc" else found["each_question"][name]
@@ -38,6 +38,13 @@ def test_intervals_are_those_of_a_plain_bootstrap_over_questions(name):
     assert (found["low"], found["high"]) == pytest.approx(
         tuple(np.quantile(values, [0.0203, 0.9797])), abs=0.006
     )
+
+
+def test_perfect_scores_have_an_average_precision_of_one_and_no_more():
+    _, score, question = samples(4)
+    found = slice_metrics(score > 0.7, score, question)["auprc"]
+    assert found["value"] == pytest.approx(1)
+    assert 0.999 < found["low"] <= found["high"] <= 1
 
 
 def test_one_class_leaves_the_metrics_that_need_no_second_one():

@@ -25,6 +25,8 @@ from step_train.fit.sweep_config import (
     read_variants,
 )
 
+pytestmark = pytest.mark.slow
+
 FILE = """
 paper: {max_epochs: 2, width: 16, batch_size: 256}
 fast: {learning_rate: 0.01}

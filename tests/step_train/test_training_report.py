@@ -3,12 +3,11 @@
 import re
 
 import pytest
+from places import CHECKPOINT
 from synthetic_traces import write_traces
 
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
-
-CHECKPOINT = "checkpoints/ledger-5m"
 
 
 def report(path, write=None, **options):
@@ -74,10 +73,10 @@ def test_steps_are_shown_with_their_text_and_score(tmp_path):
     from step_train.judge.report import sample_traces
 
     directory = write_traces(tmp_path / "traces", "label", questions=5)
-    write_manifest(directory.path, read_manifest(directory.path) | {"model": CHECKPOINT})
+    write_manifest(directory.path, read_manifest(directory.path) | {"model": str(CHECKPOINT)})
     table, _ = read_traces(directory)
     score_S = table.label_S * 0.8 + 0.1
-    samples, reason = sample_traces(directory, table, score_S, CHECKPOINT, 0)
+    samples, reason = sample_traces(directory, table, score_S, str(CHECKPOINT), 0)
     assert reason == ""
     assert len({sample["question"] for sample in samples}) == 1
     for sample in samples:
@@ -86,5 +85,5 @@ def test_steps_are_shown_with_their_text_and_score(tmp_path):
         }
         assert len(sample["steps"]) == len(sample["scores"])
         assert all(step["text"] for step in sample["steps"])
-    again, _ = sample_traces(directory, table, score_S, CHECKPOINT, 0)
+    again, _ = sample_traces(directory, table, score_S, str(CHECKPOINT), 0)
     assert again == samples

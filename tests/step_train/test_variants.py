@@ -20,6 +20,8 @@ from step_train.fit.loss import StepLoss, ranking_loss, step_weights
 from step_train.fit.module import ScorerModule
 from step_train.fit.run import fit
 
+pytestmark = pytest.mark.slow
+
 
 def table(correct=(True, False, False), steps=(1, 2, 3), question=(0, 0, 1)):
     """Return three traces: right of one step, wrong of two and of three."""
@@ -40,6 +42,7 @@ EVERY = torch.arange(6)
 
 def config(traces, out, **options):
     defaults = {"max_epochs": 4, "learning_rate": 3e-3, "progress": False, "width": 32}
+    defaults["baselines"] = "none"
     return FitConfig(traces, out, **(defaults | options))
 
 
@@ -149,7 +152,7 @@ VARIANTS = {
     "ranking": {"ranking_weight": 1.0},
     "deep": {"depth": 3},
     "linear": {"depth": 0},
-    "normalise": {"normalise": "standard"},
+    "normalise": {"normalise": "standard", "baselines": "all", "shuffles": 1},
     "dropout": {"dropout": 0.3},
     "select": {"select": "within_question"},
 }

