@@ -164,8 +164,8 @@ class ImportConfig:
     system: str = SYSTEM_PROMPT
     """System text of the chat prompt; an empty text leaves it out."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    """More arguments of the model's chat template that were used, as
-    --chat-template-kwargs.NAME VALUE."""
+    """More arguments of the model's chat template, as --chat-template-kwargs.NAME VALUE: those
+    that its author gave it, such as enable_thinking or reasoning_effort."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
     """What ends a step."""
     skip_bad_lines: bool = False
