@@ -50,7 +50,7 @@ ask() { # budget method part seconds [options]: one method on one part of the qu
     options+=(--shard "$3/$((SHARDS * $(engines_of "$2")))")
     if [[ $1 != 1.0 ]]; then options+=(--lengths-from "$work/lengths.json"); fi
     if [[ $2 == oracle ]]; then options+=(--oracle-from "$work/kv1.0/sc-$3"); fi
-    if ((TURNS)); then options+=(--turns "$work/gpu$gpu.lock"); fi
+    if ((TURNS)); then options+=(--device-lock "$work/gpu$gpu.lock"); fi
     options+=("${@:5}")
     exec env CUDA_VISIBLE_DEVICES=$gpu timeout -k 10 "$4" "$PYTHON" -m step_eval.command \
         --model "$model" --scorer "$SCORER" --questions "$work/test.jsonl" --num-traces "$N" \

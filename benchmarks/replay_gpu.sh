@@ -11,7 +11,7 @@
 # Foreseen by step-eval simulate at 4.5 ms a step: a question of hmmt25 takes 30 s with SC and 14 to 17 s with
 # a method that prunes, one of demo 14 s and 7 to 8 s.
 #
-# The engines of a set, one a method, start side by side and then take turns (--turns): while a question
+# The engines of a set, one a method, start side by side and then take turns (--device-lock): while a question
 # is measured, the others stand still. Each set has SECONDS_EACH, the start of its engines included.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,7 +35,7 @@ for set in $SETS; do
     for method in "${methods[@]}"; do
         timeout -k 10 "$SECONDS_EACH" "$PYTHON" -m step_eval.command replay --methods "$method" \
             --traces "$TRACES" --shape "$SHAPE" --num-traces "$N" --kv-budget "$KV_BUDGET" \
-            --limit "$QUESTIONS" "${scale[@]}" --turns "$OUT/turns.lock" --out "$OUT/$set-$method" \
+            --limit "$QUESTIONS" "${scale[@]}" --device-lock "$OUT/turns.lock" --out "$OUT/$set-$method" \
             --engine.gpu_memory_utilization "$share" --engine.max_model_len "$CONTEXT" \
             "${engine[@]}" \
             >>"$OUT/$set-$method.log" 2>&1 &

@@ -9,7 +9,7 @@ of full width, which is what is judged here.
 
 The states are made up and not to please the subspace: noise of full rank, low-rank common variance
 with an offset of each question, and what tells right from wrong lies across all of that variance.
-World "linear": a mean shift along one direction, with a known AUROC within question. World
+TracePool "linear": a mean shift along one direction, with a known AUROC within question. TracePool
 "interaction": no mean differs; two directions go together in right traces and against each other in
 wrong ones.
 

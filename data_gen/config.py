@@ -113,7 +113,7 @@ class CollectConfig(QuestionOptions):
         Only these must agree when a run goes on. Files are left to the caller, who adds their
         checksums.
         """
-        settings = self.reading() | {name: getattr(self, name) for name in RESULT_FIELDS}
+        settings = self.reading_settings() | {name: getattr(self, name) for name in RESULT_FIELDS}
         for name, value in dataclasses.asdict(self.sampling).items():
             settings[f"sampling.{name}"] = value
         for name in RESULT_ENGINE_ARGS:

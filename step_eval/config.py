@@ -76,7 +76,7 @@ class MethodOptions(PruningOptions):
     """Traces of a question that DeepConf lets run to their ends first, for its threshold."""
     window: int = WINDOW
     """Tokens of DeepConf's sliding window; traces shorter than that are never stopped."""
-    turns: str | None = None
+    device_lock: str | None = None
     """Lock file for runs that share a device: their engines start together, then each question has
     the device to itself."""
     kv_series_questions: int = 3
@@ -197,7 +197,7 @@ class EvalConfig(MethodOptions, QuestionOptions):
         names = ["num_traces", "seed", "system", "chat_template_kwargs"]
         names += ["kv_budget", "kv_budget_tokens"]
         names += sorted({s for name in self.method_names for s in METHODS[name].settings})
-        settings = self.reading()
+        settings = self.reading_settings()
         for name in (*names, "sampling", "boundary"):
             value = getattr(self, name)
             if dataclasses.is_dataclass(value) and not isinstance(value, type):

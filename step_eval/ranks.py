@@ -68,7 +68,7 @@ class Ranks:
                     f"{theirs.get(name)!r} in {run}."
                 )
 
-    def of(self, method: str, repeat: int, question: Question) -> dict[int, float]:
+    def for_question(self, method: str, repeat: int, question: Question) -> dict[int, float]:
         """Return the rank of each trace by its number; none for a method that needs no ranks.
 
         Raises:

@@ -95,7 +95,7 @@ def build_results(
         plain = records[baseline] if name != baseline else []
         traces = scored_traces(group, plain)
         stopped = stops(group, plain)
-        methods[name]["fates"] = dataclasses.asdict(stop_totals(stopped))
+        methods[name]["stop_totals"] = dataclasses.asdict(stop_totals(stopped))
         if stopped:
             stopping[name] = describe_stops(stopped, group, plain)
         if traces:

@@ -160,7 +160,7 @@ class Evaluation:
         method = METHODS[name]
         shown = {question.id for question in self.inputs.questions[: config.kv_series_questions]}
         vote_by = vote_name(name, config.vote)
-        with turn(config.turns, alone=False):
+        with device_lock(config.device_lock, alone=False):
             engine = self._engine(method.engine_options(config), budget.tokens)
         with (
             engine as llm,
@@ -168,10 +168,10 @@ class Evaluation:
                 len(missing) * (method.traces or config.num_traces), label=f"{method.label} traces"
             ) as progress,
         ):
-            with turn(config.turns, alone=False):
+            with device_lock(config.device_lock, alone=False):
                 self._warm_up(llm)
             for repeat, question in missing:
-                with turn(config.turns, alone=True):
+                with device_lock(config.device_lock, alone=True):
                     record = measure(
                         llm,
                         name,
@@ -202,7 +202,7 @@ class Evaluation:
         self, name: str, llm: StepLLM, question: Question, repeat: int
     ) -> list[TracePlan]:
         """Return the orders for a question's traces under a method."""
-        ranks = self.ranks.of(name, repeat, question)
+        ranks = self.ranks.for_question(name, repeat, question)
         plans = self._plans(llm, question, repeat)[: METHODS[name].traces]
         return [
             dataclasses.replace(plan, options={**plan.options, "rank": ranks[plan.trace_id]})
@@ -264,7 +264,7 @@ _PAUSE_S = 0.05
 
 
 @contextmanager
-def turn(path: Path | str | None, alone: bool) -> Iterator[None]:
+def device_lock(path: Path | str | None, alone: bool) -> Iterator[None]:
     """Hold a lock file, alone or together with others that do not ask to be alone.
 
     Args:

@@ -44,8 +44,8 @@ def fit_command(argv: Sequence[str]) -> None:
     from lightning.fabric.utilities.rank_zero import rank_zero_only
     from rich.console import Console
 
+    from step_train.evaluation.view import print_baselines, print_metrics, print_votes
     from step_train.fit.run import fit
-    from step_train.judge.view import print_baselines, print_metrics, print_votes
 
     result = fit(config)
     if rank_zero_only.rank not in (None, 0):
@@ -94,15 +94,15 @@ def sweep_command(argv: Sequence[str]) -> None:
 def evaluate_command(argv: Sequence[str]) -> None:
     """Run `step-train evaluate`: judge a scorer, and print the outcome."""
     from data_gen.traces.manifest import read_trace_manifest
-    from step_train.judge.config import EvaluateConfig
+    from step_train.evaluation.config import EvaluateConfig
 
     config = parse_config(EvaluateConfig, argv, "step-train evaluate", EVALUATE)
     if config.traces is not None:
         read_trace_manifest(config.traces)  # before seconds of imports
     from rich.console import Console
 
-    from step_train.judge.evaluate import evaluate_scorer
-    from step_train.judge.view import print_baselines, print_metrics, print_votes
+    from step_train.evaluation.evaluate import evaluate_scorer
+    from step_train.evaluation.view import print_baselines, print_metrics, print_votes
 
     outcome = evaluate_scorer(config)
     console = Console(soft_wrap=not sys.stdout.isatty())

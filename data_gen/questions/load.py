@@ -71,7 +71,7 @@ class QuestionOptions:
             raise InputError(f"Expected --limit of at least 1 question, found {self.limit}.")
         shard_part(self.shard)
 
-    def reading(self) -> dict[str, Any]:
+    def reading_settings(self) -> dict[str, Any]:
         """Return the options that decide what a row becomes, flat and JSON-ready."""
         names = ("benchmark", "question_field", "answer_field", "id_field", "choice_seed")
         return {name: getattr(self, name) for name in names}

@@ -82,8 +82,8 @@ class SlimSC:
             min_keep: traces of the question that always stay.
         """
         encode = hashed_ngrams if self.encoder is None else load_encoder(self.encoder)
-        rivals = Rivals(self, encode, llm.rule, llm.tokenizer.decode, plans, min_keep)
-        return llm.stream(plans, max_in_flight=len(plans), on_step=on_step, stop=rivals.stop)
+        monitor = ThoughtMonitor(self, encode, llm.rule, llm.tokenizer.decode, plans, min_keep)
+        return llm.stream(plans, max_in_flight=len(plans), on_step=on_step, stop=monitor.stop)
 
 
 class _Thoughts:
@@ -112,7 +112,7 @@ class _Thoughts:
         return pairs / (self.count * (self.count - 1))
 
 
-class Rivals:
+class ThoughtMonitor:
     """The running traces of one question and their thoughts."""
 
     def __init__(

@@ -1,13 +1,8 @@
-"""Recorded traces without their text, in one small Parquet file.
+"""Where recorded traces come from, and the small file that holds them without their text.
 
-What a replay needs of a trace: its length, boundaries, step scores, confidences and answer. Made by
-`step-eval record`; read by `step-eval replay` and `step-eval simulate`. A part of step-collect's
-traces table can be read as well.
-
-Recorded traces as a world: a directory of step-collect or of step-eval.
-
-Reads the tables and shards by their file contract (checkpoints/README.md): this floor may not
-import the package that writes them, and needs a few columns only.
+What a replay needs of a trace is its length, boundaries, step scores, confidences and answer. It is
+read from a directory of step-collect or of step-eval, or from one Parquet file, which `step-eval
+record` makes and `write_table` writes.
 """
 
 import dataclasses
@@ -18,15 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.features import FeatureShard
+from data_gen.traces.manifest import KIND as TRACES_KIND
 from data_gen.traces.manifest import OWN_FILES as TRACE_FILES
-from step_eval.recorded.traces import PoolQuestion, PoolTrace, World
+from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
 from step_eval.records import QuestionRecord, TraceRecord
 from step_eval.results import KIND as EVAL_KIND
 from step_eval.results import OWN_FILES as EVAL_FILES
 from step_eval.results import read_run
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
-from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.network import StepScorer, load_scorer
 from step_infer.storage.files import atomic_path, check_output
 from step_infer.storage.run_directory import read_manifest
@@ -49,8 +46,8 @@ _LENGTHS = {"prompt_tokens": "prompt_token_ids", "num_tokens": "token_ids"}
 """Columns of lengths, and the lists that they count in step-collect's table."""
 
 
-def write_table(path: Path | str, world: World) -> None:
-    """Write the traces of a world as one file, atomically."""
+def write_table(path: Path | str, pool: TracePool) -> None:
+    """Write the traces of a pool as one file, atomically."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -69,7 +66,7 @@ def write_table(path: Path | str, world: World) -> None:
             "step_confidences": trace.confidences or None,
             "mean_token_confidence": trace.confidence,
         }
-        for question in world.questions
+        for question in pool.questions
         for number, trace in enumerate(question.traces)
     ]
     schema = pa.schema(
@@ -87,7 +84,7 @@ def write_table(path: Path | str, world: World) -> None:
             ("step_confidences", pa.list_(pa.float32())),
             ("mean_token_confidence", pa.float32()),
         ],
-        {_AGGREGATOR: (world.aggregator or "").encode(), _SOURCE: world.source.encode()},
+        {_AGGREGATOR: (pool.aggregator or "").encode(), _SOURCE: pool.source.encode()},
     )
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
@@ -105,8 +102,6 @@ def record(
         InputError: the traces or the scorer cannot be used, there is no such aggregator, or `out`
             is one of the inputs.
     """
-    from step_eval.recorded.files import read_world
-
     if aggregator is not None and aggregator not in AGGREGATORS:
         raise InputError(
             f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {aggregator!r}."
@@ -114,16 +109,16 @@ def record(
     source = Path(traces)
     own = [source / name for name in (*TRACE_FILES, *EVAL_FILES)] if source.is_dir() else [source]
     check_output(out, scorer, *own)
-    world = read_world(traces, scorer)
-    write_table(out, dataclasses.replace(world, aggregator=aggregator or world.aggregator))
-    count = sum(len(question.traces) for question in world.questions)
+    pool = read_pool(traces, scorer)
+    write_table(out, dataclasses.replace(pool, aggregator=aggregator or pool.aggregator))
+    count = sum(len(question.traces) for question in pool.questions)
     return (
-        f"{out}: {count:,} traces of {len(world.questions)} questions, "
-        f"{'with' if world.scored else 'without'} step scores"
+        f"{out}: {count:,} traces of {len(pool.questions)} questions, "
+        f"{'with' if pool.scored else 'without'} step scores"
     )
 
 
-def read_table(path: Path | str) -> World:
+def read_table(path: Path | str) -> TracePool:
     """Read a file of `write_table`, or a part of step-collect's traces table.
 
     Raises:
@@ -164,7 +159,7 @@ def read_table(path: Path | str) -> World:
     metadata = found.metadata or {}
     source = metadata.get(_SOURCE, b"").decode()
     about = f"recorded traces of {path}" + (f" ({source})" if source else "")
-    return World(questions, about, metadata.get(_AGGREGATOR, b"").decode() or None)
+    return TracePool(questions, about, metadata.get(_AGGREGATOR, b"").decode() or None)
 
 
 def pool_trace(row: dict[str, Any]) -> PoolTrace:
@@ -199,7 +194,7 @@ _DIRECTORY_COLUMNS = [
 ]
 
 
-def read_world(path: Path | str, scorer: Path | str | None = None) -> World:
+def read_pool(path: Path | str, scorer: Path | str | None = None) -> TracePool:
     """Read recorded traces, and score their steps where a scorer is given.
 
     Args:
@@ -225,16 +220,20 @@ def read_world(path: Path | str, scorer: Path | str | None = None) -> World:
                 f"Expected a directory of step-collect for --scorer, found {path} of step-eval, "
                 "which keeps no hidden states."
             )
-        return eval_world(path)
-    if manifest.get("kind") != "traces" or not manifest.get("parts"):
+        return _eval_pool(path)
+    if manifest.get("kind") != TRACES_KIND or not manifest.get("parts"):
         raise InputError(
             f"Expected traces of step-collect or step-eval in {path}, found none. "
             "Hint: make them with step-collect."
         )
     net, card = load_scorer(scorer) if scorer is not None else (None, None)
     by_question: dict[str, list[tuple[dict[str, Any], PoolTrace]]] = {}
-    for part in manifest["parts"]:
-        for row in _rows(Path(path), part, net, card):
+    directory = TraceDirectory(path)
+    for index in range(directory.num_parts):
+        rows = directory.part(index, _DIRECTORY_COLUMNS).to_pylist()
+        if net is not None:
+            _score(rows, net, directory.shard(index))
+        for row in rows:
             row["num_tokens"] = len(row["token_ids"])
             text_T = np.array(row["token_ids"], dtype=np.int64)
             trace = dataclasses.replace(pool_trace(row), text=text_T)
@@ -249,56 +248,23 @@ def read_world(path: Path | str, scorer: Path | str | None = None) -> World:
     about = f"recorded traces of {path}: {len(questions)} questions"
     if scorer is not None:
         about += f", scored by {scorer}"
-    return World(tuple(questions), about, card.aggregator if card is not None else None)
+    return TracePool(tuple(questions), about, card.aggregator if card is not None else None)
 
 
-def _rows(
-    path: Path, part: dict[str, Any], net: StepScorer | None, card: ScorerCard | None
-) -> list[dict[str, Any]]:
-    """Return the rows of a part, their step scores made by a scorer if there is one."""
-    import pyarrow
-    import pyarrow.parquet
-
-    file = path / part["traces"]["file"]
-    try:
-        rows = pyarrow.parquet.read_table(file, columns=_DIRECTORY_COLUMNS).to_pylist()
-    except (OSError, KeyError, pyarrow.ArrowException) as error:
+def _score(rows: list[dict[str, Any]], net: StepScorer, shard: FeatureShard) -> None:
+    """Put a scorer's step scores of a part's states [S, H] in the place of its rows' own."""
+    width = net.net[0].in_features
+    if shard.hidden_size != width:
         raise InputError(
-            f"Expected a part of a traces table at {file}, found: {str(error).splitlines()[0]}"
-        ) from error
-    if net is None or card is None:
-        return rows
-    if part["features"] is None:
-        raise InputError(
-            f"Expected hidden states in {path} for --scorer, found none. "
-            "Hint: collect with --features true, or leave --scorer out."
-        )
-    score_S = _scores(path / part["features"]["file"], net, card.hidden_size)
-    for row in rows:
-        start = row["row_start"]
-        row["step_scores"] = score_S[start : start + row["num_steps"]]
-    return rows
-
-
-def _scores(path: Path, net: StepScorer, width: int) -> list[float]:
-    """Return the step score of every row of a feature shard [S]."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            hidden_SH = file.get_tensor("hidden")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"Expected a feature shard at {path}, found: {error}.") from error
-    if hidden_SH.shape[1] != width:
-        raise InputError(
-            f"Expected states of width {width} (scorer) in {path}, found {hidden_SH.shape[1]}."
+            f"Expected states of width {width} (scorer) in {shard.path}, found {shard.hidden_size}."
         )
     with torch.inference_mode():
-        scores: list[float] = torch.sigmoid(net(hidden_SH)).tolist()
-    return scores
+        score_S = torch.sigmoid(net(shard.hidden())).tolist()
+    for row in rows:
+        row["step_scores"] = score_S[row["row_start"] : row["row_start"] + row["num_steps"]]
 
 
-def eval_world(path: Path | str) -> World:
+def _eval_pool(path: Path | str) -> TracePool:
     """Return the traces that the method sc of a step-eval directory made."""
     _, records = read_run(path)
     found = sc_records(records, path)
@@ -315,7 +281,7 @@ def eval_world(path: Path | str) -> World:
         for question_id, group in by_id.items()
     )
     about = f"traces of the method sc in {path}: {len(questions)} questions"
-    return World(questions, about)
+    return TracePool(questions, about)
 
 
 def sc_records(

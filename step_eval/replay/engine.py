@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from step_eval.recorded.traces import PoolQuestion, PoolTrace, World, pick
+from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool, pick
 from step_eval.replay.shapes import kv_bytes_per_token
 from step_eval.replay.signals import signals
 from step_infer.client.engine import EngineStats
@@ -26,17 +26,17 @@ _KV_ROOM = 1.1
 class ReplayEngine:
     """What an evaluation uses of a `StepLLM`, on recorded traces."""
 
-    def __init__(self, llm: StepLLM, world: World, vocabulary: int, first_seed: int) -> None:
+    def __init__(self, llm: StepLLM, pool: TracePool, vocabulary: int, first_seed: int) -> None:
         """Take over a running engine.
 
         Args:
             llm: the engine, with a ReplayScheduler, or a plain one.
-            world: the recorded traces, scaled.
+            pool: the recorded traces, scaled.
             vocabulary: tokens of the model's vocabulary.
             first_seed: seed of the first repeat; each further repeat has the next.
         """
         self._llm = llm
-        self._questions = {question.question_id: question for question in world.questions}
+        self._questions = {question.question_id: question for question in pool.questions}
         self._vocabulary = vocabulary
         self._first_seed = first_seed
         self._chosen: dict[tuple[str, int], tuple[PoolTrace, int]] = {}
@@ -151,7 +151,7 @@ def as_answered(question: PoolQuestion) -> PoolQuestion:
     return dataclasses.replace(question, traces=traces)
 
 
-def starter(shape: dict[str, Any], world: World, first_seed: int) -> Callable[..., Any]:
+def starter(shape: dict[str, Any], pool: TracePool, first_seed: int) -> Callable[..., Any]:
     """Return what starts an engine on recorded traces, called like `StepLLM`."""
     vocabulary = int((shape.get("text_config") or shape)["vocab_size"])
     bytes_per_token = kv_bytes_per_token(shape)
@@ -167,6 +167,6 @@ def starter(shape: dict[str, Any], world: World, first_seed: int) -> Callable[..
             options["additional_config"] = AdapterConfig({})
         else:
             options["scheduler_cls"] = _SCHEDULER
-        return ReplayEngine(StepLLM(model, **options), world, vocabulary, first_seed)
+        return ReplayEngine(StepLLM(model, **options), pool, vocabulary, first_seed)
 
     return start

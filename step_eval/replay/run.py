@@ -13,8 +13,8 @@ from rich.console import Console
 from data_gen.questions.load import Question, QuestionSet
 from step_eval.inputs import EvalInputs
 from step_eval.methods.registry import METHODS
-from step_eval.recorded.files import read_world
-from step_eval.recorded.traces import PoolQuestion, World
+from step_eval.recorded.files import read_pool
+from step_eval.recorded.traces import PoolQuestion, TracePool
 from step_eval.replay.config import ReplayConfig
 from step_eval.replay.engine import as_answered, chosen_traces, starter
 from step_eval.replay.shapes import NO_WEIGHTS, model_folder, read_shape, write_model, write_scorer
@@ -54,48 +54,48 @@ class ReplayInputs(EvalInputs):
         return settings
 
 
-def read_traces(config: ReplayConfig) -> tuple[World, float]:
+def read_traces(config: ReplayConfig) -> tuple[TracePool, float]:
     """Return the recorded traces at the length asked for, and the factor on their lengths.
 
     Raises:
         InputError: they cannot be read, lack the right answers, or lack the scores or confidences
             that a method needs.
     """
-    world = read_world(config.traces)
-    without = [question.question_id for question in world.questions if question.truth is None]
+    pool = read_pool(config.traces)
+    without = [question.question_id for question in pool.questions if question.truth is None]
     if without:
         raise InputError(
             f"Expected a ground truth for every question in {config.traces}, found none for "
             f"{without[0]}."
         )
-    world = replace(world, questions=tuple(as_answered(question) for question in world.questions))
+    pool = replace(pool, questions=tuple(as_answered(question) for question in pool.questions))
     needing = [name for name in config.method_names if METHODS[name].needs_scorer]
-    if needing and not world.scored:
+    if needing and not pool.scored:
         raise InputError(
             f"Expected recorded step scores in {config.traces} for the method {needing[0]}, found "
             "none. Hint: collect the traces with step-collect --scorer."
         )
     unsure = [name for name in config.method_names if METHODS[name].needs_confidence]
-    if unsure and not world.confident:
+    if unsure and not pool.confident:
         raise InputError(
             f"Expected recorded confidences in {config.traces} for the method {unsure[0]}, found "
             "none. Hint: collect the traces with step-collect, which records them."
         )
     factor = config.length_scale
     if config.mean_tokens is not None:
-        factor = config.mean_tokens / world.mean_response_tokens
-    return world.scaled(factor), factor
+        factor = config.mean_tokens / pool.mean_response_tokens
+    return pool.scaled(factor), factor
 
 
-def prepare(config: ReplayConfig) -> tuple[ReplayInputs, World]:
+def prepare(config: ReplayConfig) -> tuple[ReplayInputs, TracePool]:
     """Read the traces, write the model without weights and its scorer; no engine starts here.
 
     Raises:
         InputError: an input cannot be used.
     """
     shape = read_shape(config.shape)
-    world, factor = read_traces(config)
-    longest = max(q.prompt_tokens + t.tokens for q in world.questions for t in q.traces)
+    pool, factor = read_traces(config)
+    longest = max(q.prompt_tokens + t.tokens for q in pool.questions for t in q.traces)
     context = -(-(longest + 1) // _ROUND_CONTEXT) * _ROUND_CONTEXT
     most = (shape.get("text_config") or shape).get("max_position_embeddings")
     limit = config.engine.get("max_model_len", most)
@@ -106,9 +106,9 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, World]:
         )
     model = model_folder(shape)
     write_model(model, shape)
-    aggregator = config.aggregator or world.aggregator or "mean"
+    aggregator = config.aggregator or pool.aggregator or "mean"
     scorer = None
-    if world.scored:
+    if pool.scored:
         size = sha256_file(config.scorer)[:16] if config.scorer else "random"
         scorer = model.parent / f"{size}-{aggregator}.safetensors"
         write_scorer(scorer, model, config.shape, _ANY_STEP, aggregator, config.scorer)
@@ -122,14 +122,14 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, World]:
     checksum = sha256_file(traces if traces.is_file() else traces / MANIFEST_NAME)
     evaluation = config.evaluation(model, scorer, engine)
     identity = replace(
-        identify(str(model)), model=f"{config.shape} with random weights (replay of {world.source})"
+        identify(str(model)), model=f"{config.shape} with random weights (replay of {pool.source})"
     )
-    prompts = [question.prompt_tokens for question in world.questions]
+    prompts = [question.prompt_tokens for question in pool.questions]
     card = None if scorer is None else read_card(scorer)
     inputs = ReplayInputs(
         evaluation,
         QuestionSet(
-            [Question(q.question_id, "", q.truth) for q in world.questions[: config.limit]],
+            [Question(q.question_id, "", q.truth) for q in pool.questions[: config.limit]],
             [],
             checksum,
         ),
@@ -137,15 +137,15 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, World]:
         card,
         None if card is None else card.boundary_rule,
         sum(prompts) / len(prompts),
-        world.mean_response_tokens,
+        pool.mean_response_tokens,
         {
             "replay.shape": config_hash(shape),
             "replay.factor": factor,
             "replay.scorer": config.scorer and sha256_file(config.scorer),
         },
-        {question.question_id: question for question in world.questions},
+        {question.question_id: question for question in pool.questions},
     )
-    return inputs, world
+    return inputs, pool
 
 
 def replay(config: ReplayConfig, console: Console | None = None) -> dict[str, Any]:
@@ -156,12 +156,12 @@ def replay(config: ReplayConfig, console: Console | None = None) -> dict[str, An
             setting.
     """
     console = console or Console(soft_wrap=True)
-    inputs, world = prepare(config)
+    inputs, pool = prepare(config)
     console.print(
-        f"Replay of {world.source}: {world.mean_response_tokens:,.0f} tokens a trace on average "
+        f"Replay of {pool.source}: {pool.mean_response_tokens:,.0f} tokens a trace on average "
         f"(x {inputs.decided['replay.factor']:.3g}), on an engine in the shape of "
         f"{config.shape} with random weights: time is real, text is not.",
         highlight=False,
     )
-    start = starter(read_shape(config.shape), world, config.seed)
+    start = starter(read_shape(config.shape), pool, config.seed)
     return Evaluation(inputs.config, start, console, inputs).run()

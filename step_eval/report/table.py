@@ -174,12 +174,12 @@ def _print_counts(results: dict[str, Any], console: Console) -> None:
             f"Right under {base} and wrong under {label}: {len(lost)}{_some(lost)}; the other way "
             f"round: {len(comparison['gained'])}."
         )
-        fates = results["methods"][comparison["method"]]["fates"]
-        if fates["known"]:
+        totals = results["methods"][comparison["method"]]["stop_totals"]
+        if totals["known"]:
             console.print(
-                f"Of {fates['pruned']:,} pruned traces, {fates['known']:,} have a twin under "
-                f"{base} with the same start: {fates['would_be_right']:,} of those would have been "
-                "right."
+                f"Of {totals['pruned']:,} pruned traces, {totals['known']:,} have a twin under "
+                f"{base} with the same start: {totals['would_be_right']:,} of those would have "
+                "been right."
             )
 
 

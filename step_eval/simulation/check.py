@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from step_eval.comparison import outcome, vote_name
-from step_eval.recorded.traces import World
+from step_eval.recorded.traces import TracePool
 from step_eval.results import read_run
 from step_eval.simulation.question import FIGURES, Setting, figures, run_question
 from step_eval.simulation.schedule import Pruning
@@ -16,12 +16,12 @@ from step_infer.errors import InputError
 CHECKED = ("sc", "step")
 
 
-def check(path: Path | str, world: World, timing: Timing) -> dict[str, Any]:
+def check(path: Path | str, pool: TracePool, timing: Timing) -> dict[str, Any]:
     """Simulate the questions that a step-eval directory has answered, and compare.
 
     Args:
-        path: the directory; it must have asked questions of the world.
-        world: recorded traces with step scores, sampled with the same seeds.
+        path: the directory; it must have asked questions of the pool.
+        pool: recorded traces with step scores, sampled with the same seeds.
         timing: cost of a step on that machine.
 
     Returns:
@@ -30,12 +30,12 @@ def check(path: Path | str, world: World, timing: Timing) -> dict[str, Any]:
         how many questions lost exactly the predicted traces.
 
     Raises:
-        InputError: no question of the directory is in the world.
+        InputError: no question of the directory is in the pool.
     """
     manifest, records = read_run(path)
-    questions = {question.question_id: question for question in world.questions}
+    questions = {question.question_id: question for question in pool.questions}
     settings = manifest["settings"]
-    aggregator = settings.get("aggregator") or world.aggregator or "mean"
+    aggregator = settings.get("aggregator") or pool.aggregator or "mean"
     pruning = Pruning(aggregator, settings.get("min_keep", 1), settings.get("min_steps", 1))
     methods: dict[str, Any] = {}
     for method in CHECKED:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from step_eval.config import PruningOptions
 from step_eval.methods.victims import ABLATIONS
-from step_eval.recorded.traces import Distributions
+from step_eval.simulation.drawn import DrawnTraces
 from step_eval.votes import vote_signal
 from step_infer.errors import InputError
 
@@ -48,11 +48,11 @@ class SimulateConfig(PruningOptions):
     traces: str | None = None
     """Recorded traces: a directory of step-collect, or of step-eval with the method sc, or the
     Parquet file of `step-eval record`. Without it, --limit questions (200) are drawn
-    from distributions (--world.*)."""
+    from distributions (--drawn.*)."""
     scorer: str | None = None
     """Scorer file for the hidden states stored with --traces; it is simulated beside the made-up
     scorers of --auroc."""
-    world: Distributions = field(default_factory=Distributions)
+    drawn: DrawnTraces = field(default_factory=DrawnTraces)
     """The distributions that traces are drawn from."""
     methods: str = "sc,sc-score,step"
     """Methods, separated by commas: sc; sc-score, which only votes by score; step; and as victims

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from step_eval.methods.victims import ABLATIONS, oracle_ranks, random_ranks
-from step_eval.recorded.traces import PoolTrace, block_contents, simulated_traces
+from step_eval.recorded.traces import PoolTrace
 from step_eval.replay.signals import RecordedSteps, signals
 from step_eval.simulation.engine import simulate
 from step_eval.simulation.schedule import EngineShape, Pruning, Schedule
 from step_eval.simulation.timing import Timing
+from step_eval.simulation.traces import block_contents, simulated_traces
 from step_eval.votes import vote_rule
 from step_infer.client.answers import vote
 from step_infer.scorer.aggregate import AGGREGATORS

@@ -8,12 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from step_eval.recorded.files import read_world
-from step_eval.recorded.traces import draw_world
+from step_eval.recorded.files import read_pool
 from step_eval.report.table import tables_that_fit
 from step_eval.report.words import HEADINGS, number, number_range
 from step_eval.simulation.check import check
 from step_eval.simulation.config import METHODS, SimulateConfig
+from step_eval.simulation.drawn import draw_pool
 from step_eval.simulation.question import FIGURES
 from step_eval.simulation.report import (
     break_even_words,
@@ -41,35 +41,35 @@ def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict
     """
     console = console or Console(soft_wrap=True)
     if config.traces is not None:
-        world = read_world(config.traces, config.scorer)
+        pool = read_pool(config.traces, config.scorer)
     else:
         count = _DRAWN_QUESTIONS if config.limit is None else config.limit
-        pool = max(config.num_traces) * config.repeats
-        world = draw_world(config.world, count, pool, config.seed)
-    if "least-confident" in config.method_names and not world.confident:
+        size = max(config.num_traces) * config.repeats
+        pool = draw_pool(config.drawn, count, size, config.seed)
+    if "least-confident" in config.method_names and not pool.confident:
         raise InputError(
             "Expected recorded traces with confidences (--traces) for the method least-confident, "
-            f"found none in {world.source}."
+            f"found none in {pool.source}."
         )
     if config.limit is not None:
-        world = dataclasses.replace(world, questions=world.questions[: config.limit])
+        pool = dataclasses.replace(pool, questions=pool.questions[: config.limit])
     timing = read_timing(config.timing)
-    checked = None if config.check is None else check(config.check, world, timing)
+    checked = None if config.check is None else check(config.check, pool, timing)
     errors = Console(stderr=True, soft_wrap=True)
 
     def on_task(done: int, count: int) -> None:
         errors.print(f"simulated {done} of {count} scorers and lengths", highlight=False)
 
-    cells = sweep(config, world, timing, on_task)
+    cells = sweep(config, pool, timing, on_task)
     results = {
         **run_manifest(kind="step-eval simulate"),
-        "source": world.source,
-        "mean_tokens": world.mean_tokens,
-        "questions": len(world.questions),
+        "source": pool.source,
+        "mean_tokens": pool.mean_tokens,
+        "questions": len(pool.questions),
         "settings": dataclasses.asdict(config),
         "timing": dataclasses.asdict(timing),
-        "cells": summaries(cells, world, config.repeats),
-        "break_even": break_even(cells, world, config.repeats),
+        "cells": summaries(cells, pool, config.repeats),
+        "break_even": break_even(cells, pool, config.repeats),
         "check": checked,
     }
     out = Path(config.out)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from step_eval.recorded.traces import PoolQuestion, World
+from step_eval.recorded.traces import PoolQuestion, TracePool
 from step_eval.statistics import within_question_aurocs
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
@@ -27,7 +27,7 @@ _ROUNDS = 14
 
 
 def tuned_scores(
-    world: World, target: float, at: float, aggregator: str, seed: int
+    pool: TracePool, target: float, at: float, aggregator: str, seed: int
 ) -> tuple[Scores, float]:
     """Return step scores with a within-question AUROC of `target` at progress `at`.
 
@@ -35,7 +35,7 @@ def tuned_scores(
     that ranks better than `target` by chance, on few traces, is left as it is.
 
     Args:
-        world: the traces, with boundaries.
+        pool: the traces, with boundaries.
         target: AUROC in [0.5, 1).
         at: part of each trace that is done, in (0, 1].
         aggregator: from step scores to a trace score.
@@ -47,10 +47,10 @@ def tuned_scores(
     Raises:
         InputError: no question has right and wrong traces with a step by then.
     """
-    noise = [_noise(question, [seed, 2, index]) for index, question in enumerate(world.questions)]
+    noise = [_noise(question, [seed, 2, index]) for index, question in enumerate(pool.questions)]
     done = [
         [(np.array(trace.positions) + 1) / trace.tokens for trace in question.traces]
-        for question in world.questions
+        for question in pool.questions
     ]
 
     def made(strength: float) -> Scores:
@@ -59,16 +59,16 @@ def tuned_scores(
                 _sigmoid(noise_S + (strength if trace.right else -strength) * done_S).tolist()
                 for trace, noise_S, done_S in zip(question.traces, *rows, strict=True)
             ]
-            for question, *rows in zip(world.questions, noise, done, strict=True)
+            for question, *rows in zip(pool.questions, noise, done, strict=True)
         ]
 
     def reached(strength: float) -> float:
-        value = within_auroc(world, made(strength).__getitem__, at, aggregator)
+        value = within_auroc(pool, made(strength).__getitem__, at, aggregator)
         if value is None:
             raise InputError(
                 "Expected a question with right and wrong traces that have a step boundary in "
-                f"their first {at:.0%}, found none. Hint: a later --auroc-at or other traces, "
-                "or leave out made-up scorers (--auroc '[]')."
+                f"their first {at:.0%}, found none. Hint: take other traces, or leave out made-up "
+                "scorers (--auroc '[]')."
             )
         return value
 
@@ -80,12 +80,12 @@ def tuned_scores(
 
 
 def within_auroc(
-    world: World, scores_of: Callable[[int], Sequence], at: float, aggregator: str
+    pool: TracePool, scores_of: Callable[[int], Sequence], at: float, aggregator: str
 ) -> float | None:
     """Return the mean over questions of the AUROC of trace scores at progress `at`.
 
     Args:
-        world: the traces.
+        pool: the traces.
         scores_of: question number -> step scores of each of its traces, None where not finite.
         at: part of each trace that is done, in (0, 1].
         aggregator: from step scores to a trace score.
@@ -94,7 +94,7 @@ def within_auroc(
     right: list[bool] = []
     scores: list[float] = []
     numbers: list[int] = []
-    for number, question in enumerate(world.questions):
+    for number, question in enumerate(pool.questions):
         for trace, steps in zip(question.traces, scores_of(number), strict=True):
             count = bisect.bisect_right(trace.positions, at * trace.tokens - 1 + 1e-9)
             finite = [score for score in steps[:count] if score is not None]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from step_eval.recorded.traces import World, pick
+from step_eval.recorded.traces import TracePool, pick
 from step_eval.simulation.config import AUROC_AT, SimulateConfig
 from step_eval.simulation.question import FIGURES, Setting, figures, run_question
 from step_eval.simulation.schedule import EngineShape, Pruning
@@ -50,7 +50,7 @@ class Cell:
 
 def sweep(
     config: SimulateConfig,
-    world: World,
+    pool: TracePool,
     timing: Timing,
     on_task: Callable[[int, int], None] | None = None,
 ) -> list[Cell]:
@@ -58,17 +58,17 @@ def sweep(
 
     Args:
         config: the settings.
-        world: the traces.
+        pool: the traces.
         timing: cost of a step.
         on_task: called with tasks done and tasks in all.
     """
-    scorers: list[Scorer] = [None, *([RECORDED] if world.scored else []), *config.auroc]
+    scorers: list[Scorer] = [None, *([RECORDED] if pool.scored else []), *config.auroc]
     tasks = list(itertools.product(config.length_scale, scorers))
     cells: list[Cell] = []
     with ProcessPoolExecutor(
-        min(config.jobs, len(tasks)), get_context("fork"), _begin, (config, world, timing)
-    ) as pool:
-        running = [pool.submit(_work, task) for task in tasks]
+        min(config.jobs, len(tasks)), get_context("fork"), _begin, (config, pool, timing)
+    ) as processes:
+        running = [processes.submit(_work, task) for task in tasks]
         for done, future in enumerate(as_completed(running), 1):
             cells += future.result()
             if on_task is not None:
@@ -76,34 +76,34 @@ def sweep(
     return sorted(cells, key=lambda c: (*c.place, c.method, str(c.scorer)))
 
 
-_shared: tuple[SimulateConfig, World, Timing]
+_shared: tuple[SimulateConfig, TracePool, Timing]
 
 
-def _begin(config: SimulateConfig, world: World, timing: Timing) -> None:
+def _begin(config: SimulateConfig, pool: TracePool, timing: Timing) -> None:
     global _shared
-    _shared = config, world, timing
+    _shared = config, pool, timing
 
 
 def _work(task: Task) -> list[Cell]:
-    config, world, timing = _shared
-    return run_task(config, world, timing, task)
+    config, pool, timing = _shared
+    return run_task(config, pool, timing, task)
 
 
-def run_task(config: SimulateConfig, world: World, timing: Timing, task: Task) -> list[Cell]:
+def run_task(config: SimulateConfig, pool: TracePool, timing: Timing, task: Task) -> list[Cell]:
     """Simulate all configurations of one length scale and scorer."""
     scale, scorer = task
-    world = world.scaled(scale)
-    aggregator = config.aggregator or world.aggregator or "mean"
+    pool = pool.scaled(scale)
+    aggregator = config.aggregator or pool.aggregator or "mean"
     scores, reached = None, None
     if isinstance(scorer, float):
-        scores, reached = tuned_scores(world, scorer, AUROC_AT, aggregator, config.seed)
+        scores, reached = tuned_scores(pool, scorer, AUROC_AT, aggregator, config.seed)
     elif scorer == RECORDED:
-        recorded = [[trace.scores for trace in q.traces] for q in world.questions]
-        reached = within_auroc(world, recorded.__getitem__, AUROC_AT, aggregator)
+        recorded = [[trace.scores for trace in q.traces] for q in pool.questions]
+        reached = within_auroc(pool, recorded.__getitem__, AUROC_AT, aggregator)
     methods = ["sc"] if scorer is None else config.method_names[1:]
     cells = []
     for count, budget in itertools.product(config.num_traces, config.kv_budget):
-        shape = engine_shape(config, world, count, budget)
+        shape = engine_shape(config, pool, count, budget)
         for method in methods:
             setting = Setting(
                 method,
@@ -113,9 +113,9 @@ def run_task(config: SimulateConfig, world: World, timing: Timing, task: Task) -
             )
             found: dict[str, list[float]] = {name: [] for name in FIGURES}
             for number, repeat in itertools.product(
-                range(len(world.questions)), range(config.repeats)
+                range(len(pool.questions)), range(config.repeats)
             ):
-                question = world.questions[number]
+                question = pool.questions[number]
                 chosen = pick(question, count, repeat, [config.seed, 3, number])
                 traces = _distinct([question.traces[index] for index in chosen], chosen)
                 own = None if scores is None else [scores[number][index] for index in chosen]
@@ -134,10 +134,10 @@ def _distinct(traces: list[Any], chosen: Sequence[int]) -> list[Any]:
     return [dataclasses.replace(trace, text=None) for trace in traces]
 
 
-def engine_shape(config: SimulateConfig, world: World, count: int, budget: float) -> EngineShape:
+def engine_shape(config: SimulateConfig, pool: TracePool, count: int, budget: float) -> EngineShape:
     """Return the engine for `count` traces and a KV budget; a longest trace always fits."""
-    longest = max(q.prompt_tokens + t.tokens for q in world.questions for t in q.traces)
-    tokens = max(budget * count * world.mean_tokens, longest)
+    longest = max(q.prompt_tokens + t.tokens for q in pool.questions for t in q.traces)
+    tokens = max(budget * count * pool.mean_tokens, longest)
     return EngineShape(
         -(-int(tokens) // config.block_size),
         config.block_size,
@@ -146,16 +146,16 @@ def engine_shape(config: SimulateConfig, world: World, count: int, budget: float
     )
 
 
-def summaries(cells: Iterable[Cell], world: World, repeats: int) -> list[dict[str, Any]]:
+def summaries(cells: Iterable[Cell], pool: TracePool, repeats: int) -> list[dict[str, Any]]:
     """Return each cell with the mean of its figures and their 95 % intervals over questions."""
-    plain_P, drawn_DP = _weights(world, repeats)
+    plain_P, drawn_DP = _weights(pool, repeats)
     rows = []
     for cell in cells:
         means = {}
         values_PF = np.array(list(cell.figures.values())).T
         value_F, drawn_DF = plain_P @ values_PF, drawn_DP @ values_PF
         for index, name in enumerate(cell.figures):
-            found = interval(value_F[index], drawn_DF[:, index], len(world.questions))
+            found = interval(value_F[index], drawn_DF[:, index], len(pool.questions))
             means[name] = dataclasses.asdict(found)
         row = {**dataclasses.asdict(cell), "label": label(cell.scorer), "figures": means}
         rows.append(row)
@@ -169,12 +169,12 @@ def label(scorer: Scorer) -> str:
     return "the given scorer" if scorer == RECORDED else f"AUROC {scorer:g}"
 
 
-def _weights(world: World, repeats: int) -> tuple[np.ndarray, np.ndarray]:
-    ids = [q.question_id for q in world.questions for _ in range(repeats)]
+def _weights(pool: TracePool, repeats: int) -> tuple[np.ndarray, np.ndarray]:
+    ids = [q.question_id for q in pool.questions for _ in range(repeats)]
     return bootstrap_weights(ids)
 
 
-def break_even(cells: Sequence[Cell], world: World, repeats: int) -> list[dict[str, Any]]:
+def break_even(cells: Sequence[Cell], pool: TracePool, repeats: int) -> list[dict[str, Any]]:
     """Return, for each N, KV budget and length, the AUROC at which STEP is as accurate as SC.
 
     The made-up scorers' differences to SC are made monotone in AUROC (isotonic regression) and
@@ -182,7 +182,7 @@ def break_even(cells: Sequence[Cell], world: World, repeats: int) -> list[dict[s
     them stays below SC; at the lowest AUROC, the break-even may lie lower still. One question alone
     has no interval: `low` and `high` are the value.
     """
-    plain_P, drawn_DP = _weights(world, repeats)
+    plain_P, drawn_DP = _weights(pool, repeats)
     rows = []
     for place in sorted({cell.place for cell in cells}):
         here = [cell for cell in cells if cell.place == place]
@@ -195,7 +195,7 @@ def break_even(cells: Sequence[Cell], world: World, repeats: int) -> list[dict[s
         gain_AP = np.array([cell.figures["accuracy"] for cell in curve]) - base_P
         drawn = [crossing(auroc_A, gain_A) for gain_A in (drawn_DP @ gain_AP.T)]
         value = crossing(auroc_A, gain_AP @ plain_P)
-        low, high = interval_ends(np.array(drawn), len(world.questions), method="nearest")
+        low, high = interval_ends(np.array(drawn), len(pool.questions), method="nearest")
         if low is None or high is None:
             low = high = value
         rows.append(

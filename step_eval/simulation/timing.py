@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 
 from step_eval.recorded.files import record_traces, sc_records
-from step_eval.recorded.traces import block_contents, simulated_traces
 from step_eval.records import QuestionRecord
 from step_eval.results import read_run
 from step_eval.simulation.engine import simulate
 from step_eval.simulation.schedule import EngineShape
+from step_eval.simulation.traces import block_contents, simulated_traces
+from step_infer.client.engine import CPU_BATCH_TOKENS, CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from step_infer.errors import InputError
 
-_CPU_BLOCK, _CUDA_BLOCK = 32, 16
-_CPU_BATCH, _CUDA_BATCH = 4096, 8192
+_CUDA_BATCH = 8192
 _SEQUENCES = 256
+"""vLLM's own defaults."""
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,11 @@ def engine_shape(manifest: dict[str, Any], record: QuestionRecord) -> EngineShap
     """Return the shape of the engine that answered a question, as `StepLLM` sets it up."""
     settings = manifest["settings"]
     on_cpu = "CPU" in (manifest.get("device") or "")
-    block_size = int(settings.get("engine.block_size", _CPU_BLOCK if on_cpu else _CUDA_BLOCK))
+    block_size = int(
+        settings.get("engine.block_size", CPU_BLOCK_SIZE if on_cpu else CUDA_BLOCK_SIZE)
+    )
     longest = max(trace.tokens for trace in record.traces) + record.prompt_tokens
-    batch = max(_CPU_BATCH, longest) if on_cpu else _CUDA_BATCH
+    batch = max(CPU_BATCH_TOKENS, longest) if on_cpu else _CUDA_BATCH
     return EngineShape(
         record.kv_capacity_tokens // block_size,
         block_size,

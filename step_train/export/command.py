@@ -61,11 +61,14 @@ class ExportConfig:
             raise InputError(
                 f"Expected --model with --from-pt and only there, found model {self.model!r}."
             )
-        for name, default in (("aggregator", "mean"), ("boundary", BoundaryOptions())):
-            if self.from_pt is None and getattr(self, name) != default:
+        for option, value, default in (
+            ("--aggregator", self.aggregator, ExportConfig.aggregator),
+            ("--boundary.kind", self.boundary.kind, BoundaryOptions.kind),
+        ):
+            if self.from_pt is None and value != default:
                 raise InputError(
-                    f"Expected --{name} with --from-pt only, found "
-                    f"{getattr(self, name)!r} without. Hint: a run of step-train fit knows its own."
+                    f"Expected {option} with --from-pt only, found {value!r} without. "
+                    "Hint: a run of step-train fit knows its own."
                 )
 
 
@@ -83,7 +86,7 @@ def _main() -> None:
     console = Console(soft_wrap=not sys.stdout.isatty())
     if config.inspect is not None:
         from step_infer.scorer.network import read_card
-        from step_train.judge.view import print_card
+        from step_train.evaluation.view import print_card
 
         print_card(read_card(config.inspect), str(config.inspect), console)
     elif config.from_pt is not None:
@@ -118,8 +121,8 @@ def _import(config: ExportConfig, console: "Console") -> None:
 
 
 def _export(config: ExportConfig, console: "Console") -> None:
+    from step_train.evaluation.view import NOT_EARNED
     from step_train.export.run import export
-    from step_train.judge.view import NOT_EARNED
 
     assert config.checkpoint is not None
     assert config.out is not None

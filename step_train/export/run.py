@@ -14,6 +14,7 @@ from step_infer.storage.files import check_output
 from step_infer.storage.run_directory import package_versions
 from step_train.data.normaliser import Normaliser
 from step_train.data.subspace import Subspace
+from step_train.evaluation.acceptance import VERDICT_KEY, ranks_above_chance
 from step_train.fit.calibration import fold_temperature
 from step_train.fit.run_directory import (
     BEST,
@@ -22,7 +23,6 @@ from step_train.fit.run_directory import (
     SUBSPACE_KEY,
     read_checkpoint,
 )
-from step_train.judge.acceptance import VERDICT_KEY, ranks_above_chance
 
 _PREFIX, _NORMALISER = "scorer.", "normaliser."
 

@@ -13,7 +13,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from step_eval.statistics import Bools
 from step_infer.scorer.network import StepScorer
-from step_train.judge.metrics import ece
+from step_train.evaluation.metrics import ece
 
 _BOUND = 100.0
 """Largest temperature, and the inverse of the smallest: logits that tell nothing have none."""

@@ -14,9 +14,9 @@ from step_infer.scorer.network import StepScorer
 from step_train.data.feature_blocks import EvaluationBatch, TrainingBatch
 from step_train.data.normaliser import Normaliser
 from step_train.data.trace_table import TraceTable
+from step_train.evaluation.metrics import f1, selection_score
 from step_train.fit.loss import StepLoss
 from step_train.fit.run_directory import RECORD_KEY, SUBSPACE_KEY
-from step_train.judge.metrics import f1, selection_score
 
 MONITOR = "val_score"
 """What early stopping and the choice of the best epoch look at; higher is better."""

@@ -23,6 +23,11 @@ from step_train.data.normaliser import Normaliser
 from step_train.data.projection import Projection
 from step_train.data.subspace import require_components
 from step_train.data.training_data import TrainingData, read_training_data
+from step_train.evaluation.baselines import compare
+from step_train.evaluation.baselines_trained import run_baselines
+from step_train.evaluation.held_out import choose_aggregator, evaluate
+from step_train.evaluation.report import write_report
+from step_train.evaluation.votes import evaluate_votes
 from step_train.export.run import export
 from step_train.fit.calibration import calibrate
 from step_train.fit.config import FitConfig
@@ -30,11 +35,6 @@ from step_train.fit.loss import StepLoss
 from step_train.fit.module import MONITOR, ScorerModule
 from step_train.fit.run_directory import RECORD_KEY, RECORD_SCHEMA_VERSION, REPORT, FitDirectory
 from step_train.fit.trainer import EpochProgress, RunCheckpoint, lightning_run, make_trainer
-from step_train.judge.baselines import compare
-from step_train.judge.baselines_trained import run_baselines
-from step_train.judge.held_out import choose_aggregator, evaluate
-from step_train.judge.report import write_report
-from step_train.judge.votes import judge_votes
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class FitResult:
     calibration: dict[str, Any]
     """The temperature and what it does (`step_train.fit.calibration.calibrate`)."""
     metrics: dict[str, Any]
-    """Metrics on the test questions (`step_train.judge.held_out.evaluate`), with "votes"."""
+    """Metrics on the test questions (`step_train.evaluation.held_out.evaluate`), with "votes"."""
     baselines: dict[str, Any]
-    """What the scorer is compared with (`step_train.judge.baselines.compare`)."""
+    """What the scorer is compared with (`step_train.evaluation.baselines.compare`)."""
     history: list[dict[str, float]]
     """One entry an epoch: losses and validation metrics."""
     data: dict[str, Any]
@@ -278,7 +278,7 @@ def _compare(
 
     test, score_S, aggregator = data.splits["test"], best.test_score_S, outcome["aggregator"]
     directory = TraceDirectory(data.path)
-    outcome["metrics"]["votes"] = judge_votes(directory, test, score_S, aggregator, config.seed)
+    outcome["metrics"]["votes"] = evaluate_votes(directory, test, score_S, aggregator, config.seed)
     baselines = run_baselines(
         data, config.baselines, aggregator, config.memory_mib, config.seed, config.shuffles, retrain
     )

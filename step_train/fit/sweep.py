@@ -18,6 +18,7 @@ from step_infer.storage.files import atomic_write, write_json
 from step_train.data.subspace import require_components
 from step_train.data.trace_table import TraceTable
 from step_train.data.training_data import TrainingData, read_training_data
+from step_train.evaluation.held_out import CHOICE_FRACTIONS, trace_scores
 from step_train.fit.config import FitConfig
 from step_train.fit.run import best_epoch, train
 from step_train.fit.run_directory import FitDirectory
@@ -31,7 +32,6 @@ from step_train.fit.sweep_config import (
     read_variants,
 )
 from step_train.fit.trainer import lightning_run
-from step_train.judge.held_out import CHOICE_FRACTIONS, trace_scores
 
 RESULT, TABLE = "sweep.json", "sweep.csv"
 

@@ -19,8 +19,8 @@ from step_eval.statistics import (
     question_draws,
 )
 from step_infer.errors import InputError
+from step_train.evaluation.held_out import CHOICE_FRACTIONS
 from step_train.fit.sweep_config import PAPER, Changes
-from step_train.judge.held_out import CHOICE_FRACTIONS
 
 Scores = dict[str, Any]
 """Outcome of one fit (`step_train.fit.sweep.fit_scores`)."""

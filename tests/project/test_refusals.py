@@ -146,7 +146,7 @@ def _options() -> dict[str, set[str]]:
 def test_the_options_of_all_commands_are_known() -> None:
     assert all({"--help"} < found for found in _options().values())
     assert "--batch-tokens" in _options()["step-train extract"]
-    assert "--world.right-share" in _options()["step-eval simulate"]
+    assert "--drawn.right-share" in _options()["step-eval simulate"]
 
 
 def test_every_option_that_a_refusal_names_exists() -> None:

@@ -17,7 +17,7 @@ from step_eval.budget import mean_response_tokens
 from step_eval.config import EvalConfig
 from step_eval.measure import prefix_hashes
 from step_eval.merge import merge
-from step_eval.recorded.traces import World
+from step_eval.recorded.traces import TracePool
 from step_eval.records import RecordStore
 from step_eval.report.table import print_results
 from step_eval.results import write_results
@@ -117,7 +117,7 @@ def test_both_methods_answer_every_question_with_the_same_seeds(run):
     assert metrics["preemptions"]["value"] == 0
     assert results["methods"]["sc"]["metrics"]["preemptions"]["value"] > 0
     assert results["methods"]["sc"]["metrics"]["waiting_share"]["value"] > 0
-    assert results["methods"]["step"]["fates"]["known"] == sum(
+    assert results["methods"]["step"]["stop_totals"]["known"] == sum(
         t.pruned for r in records["step"] for t in r.traces
     )
 
@@ -312,7 +312,7 @@ def test_records_without_times_give_no_costs_of_a_step(run, tmp_path):
 
 def test_a_run_of_other_questions_checks_nothing(run):
     with pytest.raises(InputError, match=r"with as many traces in .*, found none\."):
-        check(run[0].out, World((), "nothing"), Timing())
+        check(run[0].out, TracePool((), "nothing"), Timing())
 
 
 def test_an_incomplete_run_says_so(config, tmp_path, capsys):

@@ -10,8 +10,8 @@ import torch
 from command_harness import run_command
 from places import ROOT, SCORER
 from refusals import refusal
-from safetensors.torch import save_file
 
+from data_gen.traces.features import write_shard
 from step_eval.budget import mean_response_tokens
 from step_eval.command import main
 from step_eval.config import EvalConfig
@@ -20,23 +20,25 @@ from step_eval.merge import _check_same, _paired, merge
 from step_eval.methods.deepconf import DeepConf
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.methods.victim_scheduler import RankedOptions
-from step_eval.recorded.files import read_table, read_world, sc_records, write_table
-from step_eval.recorded.traces import Distributions, PoolQuestion, PoolTrace, World
-from step_eval.records import RecordStore, locked
+from step_eval.recorded.files import read_pool, read_table, sc_records, write_table
+from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
+from step_eval.records import QuestionRecord, RecordStore
 from step_eval.replay.config import ReplayConfig
 from step_eval.replay.run import prepare, read_traces
 from step_eval.replay.scheduler import ReplayOptions
 from step_eval.replay.shapes import read_shape, write_model, write_scorer
 from step_eval.replay.signals import RecordedSteps
 from step_eval.report.events import write_event_report
-from step_eval.results import read_run
-from step_eval.run import turn
+from step_eval.results import KIND, read_run
+from step_eval.run import device_lock
 from step_eval.simulation.config import SimulateConfig
+from step_eval.simulation.drawn import DrawnTraces
 from step_eval.simulation.run import simulate_all
 from step_eval.simulation.schedule import EngineShape, SimulatedTrace, check_fit
+from step_eval.simulation.scores import tuned_scores
 from step_eval.simulation.timing import read_timing
 from step_infer.scorer.boundary import BoundaryRule
-from step_infer.storage.run_directory import run_manifest, write_manifest
+from step_infer.storage.run_directory import RunDirectory, run_manifest, write_manifest
 
 RECORDED = str(ROOT / "benchmarks" / "recorded" / "ledger.parquet")
 METHODS = (
@@ -66,7 +68,7 @@ def at_least(least, *names, prefix="--"):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        *at_least(1, "num_traces", "repeats", "pilot_questions", "kv_budget_tokens"),
+        *at_least(1, "num_traces", "repeats", "kv_budget_tokens"),
         *at_least(1, "min_keep", "min_steps", "warmup", "window"),
         *at_least(0, "kv_series_questions"),
         (
@@ -74,8 +76,6 @@ def at_least(least, *names, prefix="--"):
             "--kv-budget in (0, 1], a part of what all traces need, found 1.5. "
             "Hint: --kv-budget-tokens takes tokens.",
         ),
-        ({"sample_seconds": 0}, "--sample-seconds above 0, found 0."),
-        ({"grading_timeout_s": -1}, "--grading-timeout-s above 0, found -1."),
         (
             {"vote": "confidence"},
             "--confidence true beside --vote confidence, found false: the engine would not record "
@@ -111,10 +111,17 @@ def test_settings_of_an_evaluation(changes, text):
     ("changes", "text"),
     [
         *at_least(1, "num_traces", "repeats", "limit", "min_keep", "min_steps", "kv_budget_tokens"),
-        ({"kv_budget": 0}, "--kv-budget in (0, 1], found 0."),
-        ({"scale": -1}, "--scale above 0, found -1."),
+        (
+            {"kv_budget": 0},
+            "--kv-budget in (0, 1], a part of what all traces need, found 0. "
+            "Hint: --kv-budget-tokens takes tokens.",
+        ),
+        ({"length_scale": -1}, "--length-scale above 0, found -1."),
         ({"mean_tokens": -2}, "--mean-tokens above 0, found -2."),
-        ({"mean_tokens": 9, "scale": 2}, "either --scale or --mean-tokens, found both."),
+        (
+            {"mean_tokens": 9, "length_scale": 2},
+            "either --length-scale or --mean-tokens, found both.",
+        ),
         ({"aggregator": "median"}, "--aggregator out of mean, last, min, ema, found 'median'."),
         (
             {"methods": "sc,slim-sc"},
@@ -135,7 +142,6 @@ def test_settings_of_a_replay(changes, text):
         ({"kv_budget": [0.5, 9]}, "--kv-budget in [0.01, 4], found 9."),
         ({"length_scale": []}, "--length-scale in [0.001, 1000], found none."),
         ({"auroc": [0.4]}, "--auroc in [0.5, 0.99], found 0.4."),
-        ({"auroc_at": 0}, "--auroc-at in (0, 1], found 0."),
         ({"aggregator": "median"}, "--aggregator out of mean, last, min, ema, found 'median'."),
         (
             {"methods": "sc,best"},
@@ -158,20 +164,19 @@ def test_settings_of_a_simulation(changes, text):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        *at_least(1, "questions", "prompt_tokens", "max_tokens", prefix="--world."),
+        *at_least(1, "prompt_tokens", "max_tokens", prefix="--drawn."),
         *(
-            ({name: -0.5}, f"--world.{name.replace('_', '-')} {bound}, found -0.5.")
+            ({name: -0.5}, f"--drawn.{name.replace('_', '-')} {bound}, found -0.5.")
             for bound, names in {
                 "in (0, 1)": ["right_share"],
-                "above 0": ["right_spread", "right_tokens", "wrong_tokens", "step_tokens"],
-                "of at least 0": ["tokens_sigma", "question_sigma", "wrong_focus"],
+                "above 0": ["right_tokens", "wrong_tokens", "step_tokens"],
             }.items()
             for name in names
         ),
     ],
 )
 def test_settings_of_a_made_up_world(changes, text):
-    assert refusal(lambda: Distributions(**changes)) == f"Expected {text}"
+    assert refusal(lambda: DrawnTraces(**changes)) == f"Expected {text}"
 
 
 @pytest.mark.parametrize(
@@ -272,14 +277,14 @@ def test_a_rank_and_recorded_signals_of_a_request():
     )
 
 
-def world(**changes):
+def pool(**changes):
     trace = PoolTrace(20, (4, 9), "2", True, **{"scores": (0.5, 0.6), **changes})
-    return World((PoolQuestion("q", 3, (trace,), "2"),), "a test")
+    return TracePool((PoolQuestion("q", 3, (trace,), "2"),), "a test")
 
 
 def table(folder, truth="2", **changes):
-    [question] = world(**changes).questions
-    write_table(folder / "table.parquet", World((replace(question, truth=truth),), "a test"))
+    [question] = pool(**changes).questions
+    write_table(folder / "table.parquet", TracePool((replace(question, truth=truth),), "a test"))
     return folder / "table.parquet"
 
 
@@ -302,12 +307,15 @@ def collected(folder, features=None):
         "num_steps": 3,
     }
     parquet(folder / "part.parquet", **{name: [value] for name, value in trace.items()})
-    part = {"traces": {"file": "part.parquet"}, "features": features and {"file": features}}
-    return manifest(folder, parts=[part])
+    listed = None
+    if features is not None:
+        file = folder / features
+        listed = {"file": features, "rows": 3, "bytes": file.stat().st_size if file.exists() else 0}
+    return manifest(folder, parts=[{"traces": {"file": "part.parquet"}, "features": listed}])
 
 
 def narrow(folder):
-    save_file({"hidden": torch.zeros(3, 8)}, folder / "shard.safetensors")
+    write_shard(folder / "shard.safetensors", [torch.zeros(3, 8)], [[0, 1, 2]])
     return collected(folder, "shard.safetensors")
 
 
@@ -322,43 +330,42 @@ def narrow(folder):
         ),
         (
             lambda tmp: (
-                write_table(tmp / "x", World((), "a test")),
+                write_table(tmp / "x", TracePool((), "a test")),
                 read_table(tmp / "x"),
             ),
             "recorded traces in TMP/x, found none.",
         ),
         (
-            lambda tmp: read_world(table(tmp), SCORER),
+            lambda tmp: read_pool(table(tmp), SCORER),
             "a directory of step-collect for --scorer, found the file TMP/table.parquet, which "
             "holds no hidden states.",
         ),
         (
-            lambda tmp: read_world(manifest(tmp, "step-eval"), SCORER),
+            lambda tmp: read_pool(manifest(tmp, "step-eval"), SCORER),
             "a directory of step-collect for --scorer, found TMP of step-eval, which keeps no "
             "hidden states.",
         ),
         (
-            lambda tmp: read_world(manifest(tmp, parts=[])),
+            lambda tmp: read_pool(manifest(tmp, parts=[])),
             "traces of step-collect or step-eval in TMP, found none. "
             "Hint: make them with step-collect.",
         ),
         (
-            lambda tmp: (parquet(collected(tmp) / "part.parquet", x=[1]), read_world(tmp)),
-            "a part of a traces table at TMP/part.parquet, found: No match for "
-            "FieldRef.Name(question_id) in x: int64",
+            lambda tmp: (parquet(collected(tmp) / "part.parquet", x=[1]), read_pool(tmp)),
+            "column 'question_id' in TMP/part.parquet, found none.",
         ),
         (
-            lambda tmp: read_world(collected(tmp), SCORER),
-            "hidden states in TMP for --scorer, found none. "
-            "Hint: collect with --features true, or leave --scorer out.",
+            lambda tmp: read_pool(collected(tmp), SCORER),
+            "features in TMP, found none. "
+            "Hint: collect with --features true, or add them with step-train extract.",
         ),
         (
-            lambda tmp: read_world(collected(tmp, "none.safetensors"), SCORER),
+            lambda tmp: read_pool(collected(tmp, "none.safetensors"), SCORER),
             "a feature shard at TMP/none.safetensors, found: No such file or directory: "
-            "TMP/none.safetensors.",
+            "TMP/none.safetensors. Hint: collect or extract again.",
         ),
         (
-            lambda tmp: read_world(narrow(tmp), SCORER),
+            lambda tmp: read_pool(narrow(tmp), SCORER),
             "states of width 256 (scorer) in TMP/shard.safetensors, found 8.",
         ),
         (
@@ -397,7 +404,7 @@ def replayed(path, **changes):
                 replay(traces=str(table(tmp)), engine={"max_model_len": 16}, shape="qwen3-4b")
             ),
             "traces of at most 16 tokens with their prompt, found 23. "
-            "Hint: lower --scale or --mean-tokens.",
+            "Hint: lower --length-scale or --mean-tokens.",
         ),
         (
             lambda tmp: read_shape("qwen3-99b"),
@@ -484,11 +491,21 @@ def test_costs_of_a_step(given, text):
 
 
 def test_victims_by_confidence_need_recorded_ones():
-    settings = simulation(methods="sc,least-confident", world=Distributions(questions=2))
+    settings = simulation(methods="sc,least-confident", limit=2)
     assert refusal(lambda: simulate_all(settings)) == (
         "Expected recorded traces with confidences (--traces) for the method least-confident, "
         "found none in 2 questions drawn from distributions: on average 50% of traces right, "
         "median 1,000 tokens (right) and 1,300 (wrong), a step every 60 tokens."
+    )
+
+
+def test_a_made_up_scorer_needs_an_early_step():
+    late = replace(pool().questions[0].traces[0], right=False)
+    [question] = pool().questions
+    two = TracePool((replace(question, traces=(*question.traces, late)),), "a test")
+    assert refusal(lambda: tuned_scores(two, 0.7, 0.1, "mean", seed=0)) == (
+        "Expected a question with right and wrong traces that have a step boundary in their first "
+        "10%, found none. Hint: take other traces, or leave out made-up scorers (--auroc '[]')."
     )
 
 
@@ -500,6 +517,14 @@ def line(folder, text):
     (folder / "records").mkdir()
     written(folder / "records" / "sc-r0.jsonl", text + "\n")
     return folder
+
+
+def answered(folder):
+    """Make a directory of step-eval with one record, and return its path as a text."""
+    record = QuestionRecord("sc", 0, "q", "2", 3, 1.0, 0, 0.5, 1.0, 0.0, 100, [], [])
+    RecordStore(folder).append(record)
+    manifest(folder, KIND, question_ids=["q"], repeats=1, **settings_of(seed=0))
+    return str(folder)
 
 
 @pytest.mark.parametrize(
@@ -523,17 +548,28 @@ def line(folder, text):
             "Expected --out to be a new directory, found one of the runs, TMP.",
         ),
         (
+            lambda tmp: merge([answered(tmp / "a"), answered(tmp / "b")], str(tmp / "out")),
+            "Expected each question once for each method and repeat, found q (sc, repeat 0) in "
+            "TMP/b and in a run before it.",
+        ),
+        (
+            lambda tmp: merge([answered(tmp / "a")], answered(tmp / "b")),
+            "Expected --out to be empty or an earlier join, found a run in TMP/b.",
+        ),
+        (
             lambda tmp: write_event_report([], str(tmp / "page.html")),
             "Expected an event log, found none. Hint: step-eval events FILE.",
         ),
         (
-            lambda tmp: earlier_manifest(manifest(tmp), {}, begun=True),
-            "Expected an empty directory or one of step-eval at TMP, found another command's. "
-            "Hint: choose another --out.",
+            lambda tmp: merge([answered(tmp / "a")], str(manifest(tmp))),
+            "Expected an empty directory or one of an earlier run at TMP, found another command's, "
+            "of kind 'traces'. Hint: choose another output directory.",
         ),
         (
             lambda tmp: earlier_manifest(
-                manifest(tmp, "step-eval", settings={"seed": 0}), {"seed": 1}, begun=True
+                RunDirectory(manifest(tmp, KIND, settings={"seed": 0}), KIND),
+                {"seed": 1},
+                begun=True,
             ),
             "Expected the settings of the run in TMP, found seed 1 where it has 0. "
             "Hint: choose another --out.",
@@ -548,23 +584,10 @@ def line(folder, text):
             "Methods: sc, step.",
         ),
         (
-            lambda tmp: (written(tmp / "x", ""), locked(tmp / "x").__enter__()),
-            "Expected a writable output directory TMP/x, found: File exists. "
-            "Hint: choose another --out or change its permissions.",
-        ),
-        (
-            lambda tmp: turn(tmp / "none" / "lock", alone=True).__enter__(),
+            lambda tmp: device_lock(tmp / "none" / "lock", alone=True).__enter__(),
             "Expected a writable lock file at TMP/none/lock, found: No such file or directory.",
         ),
     ],
 )
 def test_files_of_a_run(refused, text, tmp_path):
     assert refusal(refused, tmp_path) == text
-
-
-def test_a_directory_that_another_run_writes(tmp_path):
-    with locked(tmp_path):
-        assert refusal(lambda tmp: locked(tmp).__enter__(), tmp_path) == (
-            "Expected TMP for this run alone, found another process that writes there. "
-            "Hint: wait for it, or choose another --out."
-        )

@@ -11,7 +11,7 @@ from step_eval.command import command
 from step_eval.methods.registry import METHODS
 from step_eval.ranks import Ranks
 from step_eval.recorded.files import read_table, write_table
-from step_eval.recorded.traces import PoolQuestion, PoolTrace, World
+from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
 from step_eval.replay.config import ReplayConfig
 from step_eval.replay.engine import chosen_traces
 from step_eval.replay.run import prepare, read_traces
@@ -83,10 +83,10 @@ def test_a_table_holds_what_was_written(tmp_path):
         PoolTrace(30, (4, 20), "right", True, False, (0.5, None), None, (2.0, 3.5), 4.0),
         PoolTrace(12, (), None, False, True),
     )
-    world = World((PoolQuestion("q", 7, traces, "42"),), "somewhere", "min")
-    write_table(tmp_path / "table.parquet", world)
+    pool = TracePool((PoolQuestion("q", 7, traces, "42"),), "somewhere", "min")
+    write_table(tmp_path / "table.parquet", pool)
     found = read_table(tmp_path / "table.parquet")
-    assert found.questions == world.questions
+    assert found.questions == pool.questions
     assert found.aggregator == "min"
     assert "somewhere" in found.source
 
@@ -100,10 +100,10 @@ def test_a_recording_does_not_take_the_place_of_its_source(tmp_path):
 
 
 def test_the_recorded_demo_traces_are_complete():
-    world = read_table(RECORDED)
-    assert [len(question.traces) for question in world.questions] == [64] * 8
-    assert all(question.truth for question in world.questions)
-    for question in world.questions:
+    pool = read_table(RECORDED)
+    assert [len(question.traces) for question in pool.questions] == [64] * 8
+    assert all(question.truth for question in pool.questions)
+    for question in pool.questions:
         for trace in question.traces:
             assert len(trace.scores) == len(trace.positions) == len(trace.confidences) > 0
             assert trace.positions[-1] < trace.tokens - 1
@@ -132,29 +132,29 @@ def test_confidences_of_steps_follow_from_running_means():
 
 
 def test_the_inputs_decide_the_engine_and_its_kv_budget(tmp_path):
-    inputs, world = prepare(config(tmp_path, shape="qwen3-8b", limit=2, num_traces=16))
+    inputs, pool = prepare(config(tmp_path, shape="qwen3-8b", limit=2, num_traces=16))
     assert len(inputs.mine) == 2
-    longest = max(q.prompt_tokens + t.tokens for q in world.questions for t in q.traces)
+    longest = max(q.prompt_tokens + t.tokens for q in pool.questions for t in q.traces)
     engine = inputs.config.engine
     assert longest < engine["max_model_len"] <= longest + 16
     assert (engine["max_num_seqs"], engine["load_format"]) == (16, "dummy")
-    assert inputs.mean_response_tokens == world.mean_response_tokens
+    assert inputs.mean_response_tokens == pool.mean_response_tokens
     assert inputs.card.aggregator == "min", "the aggregator that the scores were recorded for"
     assert inputs.settings()["replay.factor"] == 1
 
 
 def test_the_recording_tells_the_oracle_which_traces_a_repeat_has(tmp_path):
     settings = {"shape": "qwen3-8b", "num_traces": 32, "repeats": 2, "methods": "all"}
-    inputs, world = prepare(config(tmp_path, **settings))
+    inputs, pool = prepare(config(tmp_path, **settings))
     assert "slim-sc" not in inputs.config.method_names
-    question = world.questions[0]
+    question = pool.questions[0]
     first = inputs.right_traces(0, question.question_id)
     assert first == [trace.right for trace in question.traces[:32]]
     again = inputs.right_traces(1, question.question_id)
     chosen = chosen_traces(question, 32, 1, inputs.config.seed)
     assert again == [trace.right for trace in chosen]
     assert again != first
-    ranks = Ranks(inputs).of("oracle", 1, inputs.mine[0])
+    ranks = Ranks(inputs).for_question("oracle", 1, inputs.mine[0])
     assert ranks == {number: float(right) for number, right in enumerate(again)}
 
 
@@ -193,26 +193,26 @@ def test_bad_input_is_refused_in_one_line(tmp_path):
 
 
 def test_methods_need_the_signals_that_they_go_by(tmp_path):
-    world = read_table(RECORDED)
+    pool = read_table(RECORDED)
     bare = tuple(
         dataclasses.replace(
             question, traces=tuple(dataclasses.replace(t, scores=()) for t in question.traces)
         )
-        for question in world.questions
+        for question in pool.questions
     )
-    write_table(tmp_path / "bare.parquet", dataclasses.replace(world, questions=bare))
+    write_table(tmp_path / "bare.parquet", dataclasses.replace(pool, questions=bare))
     options = ("--traces", tmp_path / "bare.parquet", "--out", tmp_path / "out")
     assert "recorded step scores" in refused(*options, "--methods", "sc,step")
     bare = tuple(
         dataclasses.replace(
             question, traces=tuple(dataclasses.replace(t, confidences=()) for t in question.traces)
         )
-        for question in world.questions
+        for question in pool.questions
     )
-    write_table(tmp_path / "bare.parquet", dataclasses.replace(world, questions=bare))
+    write_table(tmp_path / "bare.parquet", dataclasses.replace(pool, questions=bare))
     assert "recorded confidences" in refused(*options, "--methods", "deepconf-low")
-    unknown = tuple(dataclasses.replace(question, truth=None) for question in world.questions)
-    write_table(tmp_path / "bare.parquet", dataclasses.replace(world, questions=unknown))
+    unknown = tuple(dataclasses.replace(question, truth=None) for question in pool.questions)
+    write_table(tmp_path / "bare.parquet", dataclasses.replace(pool, questions=unknown))
     assert "Expected a ground truth for every question" in refused(*options)
 
 

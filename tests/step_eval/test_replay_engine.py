@@ -57,7 +57,7 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def world(run):
+def pool(run):
     return read_table(RECORDED).scaled(read_manifest(run[0])["settings"]["replay.factor"])
 
 
@@ -72,8 +72,8 @@ def test_a_killed_replay_goes_on_and_keeps_what_was_done(run):
     assert "time is real, text is not" in found.stdout
 
 
-def test_traces_come_out_as_recorded(run, world):
-    questions = {question.question_id: question for question in world.questions}
+def test_traces_come_out_as_recorded(run, pool):
+    questions = {question.question_id: question for question in pool.questions}
     for method, group in RecordStore(run[0]).read().items():
         for record in group:
             recorded = questions[record.question_id].traces[:NUM_TRACES]
@@ -90,9 +90,9 @@ def test_traces_come_out_as_recorded(run, world):
                     assert bool(trace.correct) == source.right
 
 
-def test_the_engine_prunes_and_preempts_as_the_simulation_foresees(run, world):
+def test_the_engine_prunes_and_preempts_as_the_simulation_foresees(run, pool):
     manifest = read_manifest(run[0])
-    questions = {question.question_id: question for question in world.questions}
+    questions = {question.question_id: question for question in pool.questions}
     records = RecordStore(run[0]).read()
     assert set(records) == set(METHODS)
     for method, group in records.items():
@@ -109,8 +109,8 @@ def test_the_engine_prunes_and_preempts_as_the_simulation_foresees(run, world):
             assert bool(record.preemptions) == (method == "sc")
 
 
-def test_the_oracle_of_a_replay_knows_the_recording(run, world):
-    questions = {question.question_id: question for question in world.questions}
+def test_the_oracle_of_a_replay_knows_the_recording(run, pool):
+    questions = {question.question_id: question for question in pool.questions}
     for record in RecordStore(run[0]).read()["oracle"]:
         right = [trace.right for trace in questions[record.question_id].traces]
         for victim in (trace for trace in record.traces if trace.pruned):

@@ -1,4 +1,4 @@
-"""`step-eval simulate`: worlds, made-up scorers, timing, break-even, report."""
+"""`step-eval simulate`: drawn traces, made-up scorers, timing, break-even, report."""
 
 import dataclasses
 import json
@@ -12,64 +12,65 @@ from places import SCORER
 from data_gen.traces.features import write_shard
 from data_gen.traces.table import write_part
 from step_eval.command import command
-from step_eval.recorded import traces as simulate_world
-from step_eval.recorded.files import read_world
-from step_eval.recorded.traces import Distributions, PoolTrace, draw_world
+from step_eval.recorded.files import read_pool
+from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
 from step_eval.report.words import number
 from step_eval.simulation.config import SimulateConfig
+from step_eval.simulation.drawn import DrawnTraces, draw_pool
 from step_eval.simulation.question import Setting, figures, run_question
 from step_eval.simulation.schedule import EngineShape, Pruning
 from step_eval.simulation.scores import tuned_scores, within_auroc
 from step_eval.simulation.sweep import crossing, run_task
 from step_eval.simulation.timing import Timing, read_timing
+from step_eval.simulation.traces import block_contents
 from step_infer.errors import InputError
 from step_infer.scorer.network import load_scorer
 from step_infer.storage.run_directory import run_manifest, write_manifest
 
-SMALL = Distributions(right_tokens=200, wrong_tokens=260, step_tokens=20)
+SMALL = DrawnTraces(right_tokens=200, wrong_tokens=260, step_tokens=20)
 
 
 @pytest.fixture(scope="module")
-def world():
-    return draw_world(SMALL, 24, 16, seed=0)
+def pool():
+    return draw_pool(SMALL, 24, 16, seed=0)
 
 
 @pytest.mark.parametrize("aggregator", ["mean", "last"])
 @pytest.mark.parametrize("target", [0.5, 0.7, 0.9])
 def test_a_made_up_scorer_has_the_auroc_asked_for(target, aggregator):
-    world = draw_world(SMALL, 150, 16, seed=0)
-    scores, reached = tuned_scores(world, target, 0.5, aggregator, seed=1)
+    pool = draw_pool(SMALL, 150, 16, seed=0)
+    scores, reached = tuned_scores(pool, target, 0.5, aggregator, seed=1)
     assert reached == pytest.approx(target, abs=0.05 if target == 0.5 else 0.01)
-    assert within_auroc(world, scores.__getitem__, 0.5, aggregator) == reached
-    late = within_auroc(world, scores.__getitem__, 1.0, aggregator)
+    assert within_auroc(pool, scores.__getitem__, 0.5, aggregator) == reached
+    late = within_auroc(pool, scores.__getitem__, 1.0, aggregator)
     assert late > reached if target > 0.5 else late == pytest.approx(0.5, abs=0.05)
 
 
-def test_without_an_early_boundary_no_scorer_can_be_tuned(world):
-    with pytest.raises(InputError, match=r"first 0%, found none. Hint: a later --auroc-at or o"):
-        tuned_scores(world, 0.7, 0.001, "mean", seed=1)
+def test_without_an_early_boundary_no_scorer_can_be_tuned(pool):
+    with pytest.raises(InputError, match=r"first 0%, found none. Hint: take other traces"):
+        tuned_scores(pool, 0.7, 0.001, "mean", seed=1)
 
 
 def test_length_scale_moves_boundaries_and_keeps_their_scores():
     text = np.arange(100)
     trace = PoolTrace(100, (9, 49, 97), "1", True, scores=(0.1, 0.5, 0.9), text=text)
-    question = simulate_world.PoolQuestion("q", 5, (trace,))
-    [longer] = simulate_world.World((question,), "test").scaled(2).questions[0].traces
+    question = PoolQuestion("q", 5, (trace,))
+    [longer] = TracePool((question,), "test").scaled(2).questions[0].traces
     assert (longer.tokens, longer.positions, longer.scores) == (200, (19, 99, 195), trace.scores)
     assert longer.text.tolist() == np.repeat(text, 2).tolist()
-    [shorter] = simulate_world.World((question,), "test").scaled(0.1).questions[0].traces
+    [shorter] = TracePool((question,), "test").scaled(0.1).questions[0].traces
     assert (shorter.tokens, shorter.positions, shorter.scores) == (10, (0, 4), (0.1, 0.5))
 
 
 def test_blocks_are_equal_where_all_text_before_them_is():
     texts = ([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 9, 6], [8, 2, 3, 4, 5, 6])
     traces = [PoolTrace(6, (), "1", True, text=np.array(t)) for t in texts]
-    assert simulate_world.block_contents(traces, 2, 2) == [
+    assert block_contents(traces, 2, 2) == [
         [0, 1, 2, 3],
         [0, 1, 2, 4],
         [0, 5, 6, 7],
     ]
-    assert simulate_world.block_contents([*traces, PoolTrace(6, (), "1", True)], 2, 2) is None
+    assert block_contents([*traces, PoolTrace(6, (), "1", True)], 2, 2) is None
 
 
 def test_an_oracle_prunes_wrong_traces_only_while_there_are_any():
@@ -84,13 +85,13 @@ def test_an_oracle_prunes_wrong_traces_only_while_there_are_any():
         assert found["accuracy"] == (method == "oracle")
 
 
-def test_more_auroc_never_costs_accuracy_and_pruning_saves_time(world):
-    config = SimulateConfig("unused", world=SMALL, num_traces=[16], kv_budget=[0.3])
+def test_more_auroc_never_costs_accuracy_and_pruning_saves_time(pool):
+    config = SimulateConfig("unused", drawn=SMALL, num_traces=[16], kv_budget=[0.3])
     timing = Timing(0.01, 0.001, 1e-6, 1e-4, "test", "seconds")
-    [sc] = run_task(config, world, timing, (1.0, None))
+    [sc] = run_task(config, pool, timing, (1.0, None))
     by_auroc = {}
     for auroc in (0.5, 0.9):
-        cells = run_task(config, world, timing, (1.0, auroc))
+        cells = run_task(config, pool, timing, (1.0, auroc))
         by_auroc[auroc] = next(cell for cell in cells if cell.method == "step")
     means = {auroc: np.mean(cell.figures["accuracy"]) for auroc, cell in by_auroc.items()}
     assert means[0.9] > means[0.5]
@@ -142,12 +143,11 @@ def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
         for number in (2, 0, 1)
     ]
     write_part(tmp_path / "traces" / "part-00000.parquet", rows)
-    part = {
-        "traces": {"file": "traces/part-00000.parquet"},
-        "features": {"file": "features/shard-00000.safetensors"},
-    }
+    shard = tmp_path / "features" / "shard-00000.safetensors"
+    features = {"file": str(shard.relative_to(tmp_path)), "bytes": shard.stat().st_size, "rows": 5}
+    part = {"traces": {"file": "traces/part-00000.parquet"}, "features": features}
     write_manifest(tmp_path, run_manifest(kind="traces", parts=[part]))
-    found = read_world(tmp_path, str(SCORER))
+    found = read_pool(tmp_path, str(SCORER))
     scorer, card = load_scorer(SCORER)
     assert found.aggregator == card.aggregator
     [question] = found.questions
@@ -158,7 +158,7 @@ def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
     for trace, states in zip(question.traces, hidden, strict=True):
         expected = torch.sigmoid(scorer(states)).tolist()
         assert trace.scores == pytest.approx(expected, abs=1e-6)
-    assert not read_world(tmp_path).scored
+    assert not read_pool(tmp_path).scored
 
 
 @pytest.mark.parametrize("columns", ["80", "100", "160"])
@@ -177,8 +177,8 @@ def test_a_narrow_terminal_cuts_no_figure(tmp_path, capsys, monkeypatch, columns
 
 def test_the_command_writes_results_and_a_page_on_its_own(tmp_path, capsys):
     argv = ["simulate", "--out", str(tmp_path), "--limit", "6", "--jobs", "1"]
-    argv += ["--world.right_tokens", "150", "--world.wrong_tokens", "200"]
-    argv += ["--world.step_tokens", "20", "--num-traces", "[8]", "--kv-budget", "[0.3, 0.6]"]
+    argv += ["--drawn.right_tokens", "150", "--drawn.wrong_tokens", "200"]
+    argv += ["--drawn.step_tokens", "20", "--num-traces", "[8]", "--kv-budget", "[0.3, 0.6]"]
     command([*argv, "--auroc", "[0.5, 0.9]", "--methods", "sc,step,oracle"])
     results = json.loads((tmp_path / "simulation.json").read_text())
     assert len(results["cells"]) == 2 + 2 * 2 * 2

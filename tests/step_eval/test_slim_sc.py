@@ -6,7 +6,7 @@ from fake_engine import made_up_model, write_questions
 from places import CHECKPOINT
 
 from step_eval.config import EvalConfig
-from step_eval.methods.slim_sc import Rivals, SlimSC, hashed_ngrams, load_encoder
+from step_eval.methods.slim_sc import SlimSC, ThoughtMonitor, hashed_ngrams, load_encoder
 from step_eval.replay.config import ReplayConfig
 from step_infer.client.trace import Sampling, TracePlan
 from step_infer.errors import InputError
@@ -16,7 +16,7 @@ END, THINK_END = 0, 1
 RULE = BoundaryRule("blank_line", frozenset({END}), THINK_END, r"\n\n")
 
 
-def rivals(count=3, min_keep=1, seed=0, **settings):
+def monitor(count=3, min_keep=1, seed=0, **settings):
     """Return traces that talk in numbers, compared by hashed n-grams."""
     settings = SlimSC(**{"threshold": 0.9, "min_tokens": 1, "min_thoughts": 1, **settings})
     plans = [TracePlan("q", i, (1,), seed + i, Sampling()) for i in range(count)]
@@ -24,7 +24,7 @@ def rivals(count=3, min_keep=1, seed=0, **settings):
     def decode(token_ids):
         return " ".join(map(str, token_ids))
 
-    return Rivals(settings, hashed_ngrams, RULE, decode, plans, min_keep)
+    return ThoughtMonitor(settings, hashed_ngrams, RULE, decode, plans, min_keep)
 
 
 def running(*traces):
@@ -40,7 +40,7 @@ def test_texts_that_are_the_same_have_similarity_1_and_others_less():
 
 
 def test_one_of_two_traces_with_the_same_latest_thought_is_stopped():
-    found = rivals()
+    found = monitor()
     assert found.stop(running([5, 6, END], [7, 8, END], [9, 9, END])) == []
     (stopped,) = found.stop(running([5, 6, END, 4, 3, END], [7, 8, END, 4, 3, END], [9, 9, END]))
     assert stopped in {("q", 0), ("q", 1)}
@@ -50,11 +50,11 @@ def test_one_of_two_traces_with_the_same_latest_thought_is_stopped():
 
 
 def test_a_thought_that_is_not_complete_is_not_compared():
-    assert rivals(2).stop(running([5, 6], [5, 6])) == []
+    assert monitor(2).stop(running([5, 6], [5, 6])) == []
 
 
 def test_only_the_latest_thoughts_of_running_traces_count():
-    found = rivals(2)
+    found = monitor(2)
     assert found.stop(running([5, 6, END, 7, 8, END], [9, 9])) == []
     assert found.stop(running([5, 6, END, 7, 8, END], [9, 9, END, 5, 6, END])) == []
     assert found.stop(running(None, [9, 9, END, 5, 6, END, 7, 8, END])) == []
@@ -62,7 +62,7 @@ def test_only_the_latest_thoughts_of_running_traces_count():
 
 def test_diversity_stops_the_trace_that_repeats_itself():
     for order in (1, -1):
-        found = rivals(2, choice="diversity", threshold=0.99)
+        found = monitor(2, choice="diversity", threshold=0.99)
         dull, lively = [5, 5, END, 5, 5, 6, END], [7, 8, END, 2, 9, END]
         assert found.stop(running(*[dull, lively][::order])) == []
         both = [[*dull, 3, 3, END], [*lively, 3, 3, END]][::order]
@@ -71,20 +71,20 @@ def test_diversity_stops_the_trace_that_repeats_itself():
 
 def test_random_takes_either_trace_and_the_same_for_the_same_seeds():
     same = running([5, 6, END], [5, 6, END])
-    chosen = [rivals(2, seed=seed, choice="random").stop(same) for seed in range(30)]
+    chosen = [monitor(2, seed=seed, choice="random").stop(same) for seed in range(30)]
     assert {key for (key,) in chosen} == {("q", 0), ("q", 1)}
-    assert chosen == [rivals(2, seed=seed, choice="random").stop(same) for seed in range(30)]
+    assert chosen == [monitor(2, seed=seed, choice="random").stop(same) for seed in range(30)]
 
 
 @pytest.mark.parametrize("min_keep", [1, 3])
 def test_min_keep_traces_stay_though_all_are_alike(min_keep):
-    found = rivals(5, min_keep)
+    found = monitor(5, min_keep)
     stopped = found.stop(running(*[[5, 6, END]] * 5))
     assert len(set(stopped)) == len(stopped) == 5 - min_keep
 
 
 def test_short_steps_are_joined_and_first_thoughts_are_not_compared():
-    found = rivals(2, min_tokens=5, min_thoughts=2)
+    found = monitor(2, min_tokens=5, min_thoughts=2)
     first = [5, END, 6, END, 7, END]  # one thought of six tokens
     assert found.stop(running(first, first)) == []
     second = [*first, 8, 8, 8, 8, END]
@@ -92,7 +92,7 @@ def test_short_steps_are_joined_and_first_thoughts_are_not_compared():
 
 
 def test_nothing_is_compared_after_the_end_of_thinking():
-    found = rivals(2)
+    found = monitor(2)
     assert found.stop(running([5, THINK_END, 4, 4, END], [6, THINK_END, 4, 4, END])) == []
 
 

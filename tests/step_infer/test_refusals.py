@@ -33,7 +33,12 @@ from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer, save_scorer
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.storage.files import atomic_path, check_output, full_disk_named, read_json
-from step_infer.storage.run_directory import read_manifest
+from step_infer.storage.run_directory import (
+    RunDirectory,
+    read_manifest,
+    run_manifest,
+    write_manifest,
+)
 
 MODEL = str(CHECKPOINT)
 SETTINGS = ", ".join(field.name for field in dataclasses.fields(StepSettings))
@@ -456,8 +461,8 @@ THEIRS = ModelIdentity("other", "c" * 64, "t" * 64, 512)
         (
             lambda tmp: card(layer="3,last").check_layers(),
             "a scorer of the layer 'last', the only one that the engine shows, found layer "
-            "'3,last' (scorer card). Hint: train one on features of step-collect, or of step-train "
-            "extract without --layers.",
+            "'3,last' (scorer card). Hint: train one on features of step-collect or step-train "
+            "extract.",
         ),
         (
             lambda tmp: identify(str(tmp)),
@@ -549,6 +554,50 @@ def manifest(folder, text):
     return read_manifest(folder)
 
 
+def claimed(folder):
+    return RunDirectory(folder, "test").claim()
+
+
+def begun(folder, **settings):
+    run = claimed(folder)
+    run.begin(settings)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (
+            lambda tmp: (claimed(tmp), claimed(tmp)),
+            "no other process writing to TMP, found another process that writes there. "
+            "Hint: wait for it, stop it, or choose another output directory.",
+        ),
+        (
+            lambda tmp: claimed(file(tmp) / "run"),
+            "a writable output directory at TMP/x/run, found: Not a directory. "
+            "Hint: choose another path or change its permissions.",
+        ),
+        (
+            lambda tmp: (write_manifest(tmp, run_manifest(kind="other")), claimed(tmp)),
+            "an empty directory or one of an earlier run at TMP, found another command's, of kind "
+            "'other'. Hint: choose another output directory.",
+        ),
+        (
+            lambda tmp: begun(file(tmp).parent),
+            "an empty directory or one of an earlier run at TMP, found x and no manifest.json. "
+            "Hint: choose another output directory.",
+        ),
+        (
+            lambda tmp: begun(tmp, seed=0).require_settings({"seed": 1}),
+            "seed 0 (the run started in TMP), found 1. "
+            "Hint: use the same settings to go on, or another output directory.",
+        ),
+    ],
+)
+def test_the_directory_of_a_run(refused, text, tmp_path):
+    assert refusal(refused, tmp_path) == f"Expected {text}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Options to try."""
@@ -634,6 +683,12 @@ def configured(folder, text):
             lambda tmp: read_events([file(tmp)]),
             "events in TMP/x, found none. "
             "Hint: step-serve --event-log FILE writes them when scored requests end.",
+        ),
+        (
+            lambda tmp: serve._main(
+                [MODEL, "--scorer", str(SCORER), "--config", str(file(tmp, "- 1"))]
+            ),
+            "a YAML file of flags and values after --config, found [1] in TMP/x.",
         ),
         (
             lambda tmp: configured(tmp, "[1"),

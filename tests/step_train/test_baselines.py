@@ -11,10 +11,10 @@ from step_infer.scorer.identity import identify
 from step_infer.storage.run_directory import read_manifest, write_manifest
 from step_train.data.trace_table import read_traces
 from step_train.data.training_data import read_training_data
-from step_train.judge.baselines import Baseline, compare, known_baselines
-from step_train.judge.baselines_trained import logistic_baseline, question_baseline
-from step_train.judge.held_out import trace_scores
-from step_train.judge.trace_facts import read_step_facts
+from step_train.evaluation.baselines import Baseline, compare, known_baselines
+from step_train.evaluation.baselines_trained import logistic_baseline, question_baseline
+from step_train.evaluation.held_out import trace_scores
+from step_train.evaluation.trace_facts import read_step_facts
 
 SPLIT = {"val_fraction": 0.1, "test_fraction": 0.4, "max_traces_per_class": None, "seed": 0}
 
@@ -94,7 +94,7 @@ def test_logistic_regression_finds_a_signal_and_none_in_noise(tmp_path):
 def test_logistic_regression_keeps_to_its_memory(tmp_path, monkeypatch):
     read = data(tmp_path / "traces", "label", questions=60)
     # 400 training steps of 16 float32 numbers, three times.
-    monkeypatch.setattr("step_train.judge.baselines_trained.MEBIBYTE", 400 * 3 * 4 * 16)
+    monkeypatch.setattr("step_train.evaluation.baselines_trained.MEBIBYTE", 400 * 3 * 4 * 16)
     asked = []
     gather = read.rows.gather
     monkeypatch.setattr(

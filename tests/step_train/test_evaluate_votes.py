@@ -6,7 +6,7 @@ from synthetic_traces import write_traces
 from step_infer.client.answers import vote
 from step_infer.client.grading import Grader
 from step_train.data.trace_table import read_traces
-from step_train.judge.votes import Ballot, read_ballots, vote_accuracy
+from step_train.evaluation.votes import Ballot, read_ballots, vote_accuracy
 
 
 def ballot(groups, right, scores, confidences=None):

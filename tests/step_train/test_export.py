@@ -15,12 +15,12 @@ from synthetic_traces import BOUNDARY, write_traces
 from step_infer.errors import InputError
 from step_infer.scorer.identity import ModelIdentity
 from step_infer.scorer.network import load_scorer, read_card
+from step_train.evaluation.acceptance import ranks_above_chance
 from step_train.export.command import main
 from step_train.export.run import export
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
 from step_train.fit.run_directory import RECORD_KEY
-from step_train.judge.acceptance import ranks_above_chance
 
 MODEL = ModelIdentity("a/folder", "c" * 64, "t" * 64, 16)
 

@@ -13,9 +13,9 @@ from step_eval import comparison
 from step_eval.statistics import auroc_by_question
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_train.data.trace_table import TraceTable
-from step_train.judge import metrics, slice_metrics
-from step_train.judge.held_out import choose_aggregator, evaluate, trace_scores
-from step_train.judge.metrics import (
+from step_train.evaluation import metrics, slice_metrics
+from step_train.evaluation.held_out import choose_aggregator, evaluate, trace_scores
+from step_train.evaluation.metrics import (
     METRICS,
     auprc_by_question,
     ece,

@@ -154,7 +154,10 @@ def test_a_damaged_safetensors_file_is_refused_as_well(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["run", "--out", "s", "--boundary.kind", "newline"], "--boundary with --from-pt only"),
+        (
+            ["run", "--out", "s", "--boundary.kind", "newline"],
+            "--boundary.kind with --from-pt only",
+        ),
         (["run", "--out", "s", "--model", "m"], "--model with --from-pt and only there"),
         (["--from-pt", "f", "--out", "s"], "--model with --from-pt and only there"),
         (["run", "--from-pt", "f", "--out", "s"], "found 2 of them"),

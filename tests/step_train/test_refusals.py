@@ -16,7 +16,7 @@ from torch import nn
 
 from data_gen.traces.directory import TraceDirectory
 from step_infer.client.prompt import load_tokenizer
-from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import identify
 from step_infer.scorer.network import StepScorer, save_scorer
@@ -26,8 +26,13 @@ from step_train.data.feature_blocks import FeatureRows, TrainingBatches
 from step_train.data.projection import Projection
 from step_train.data.subspace import require_components
 from step_train.data.trace_table import TraceTable, balance, read_traces, split_questions
-from step_train.data.training_data import identity_of, layers_of, read_training_data
+from step_train.data.training_data import identity_of, read_training_data
 from step_train.demo_model.config import LedgerLMConfig
+from step_train.evaluation.acceptance import ranks_above_chance
+from step_train.evaluation.baselines_trained import question_baseline
+from step_train.evaluation.config import EvaluateConfig
+from step_train.evaluation.evaluate import _only, evaluate_scorer, score_steps
+from step_train.evaluation.trace_facts import read_step_facts
 from step_train.export.command import ExportConfig
 from step_train.export.published import import_scorer, read_network
 from step_train.export.run import export
@@ -36,15 +41,10 @@ from step_train.extract.config import ExtractConfig
 from step_train.extract.run import extract, load_model
 from step_train.fit.config import FitConfig
 from step_train.fit.module import ScorerModule
-from step_train.fit.run_directory import RunDirectory, read_checkpoint
+from step_train.fit.run_directory import FitDirectory, read_checkpoint
 from step_train.fit.sweep import _fit_all
 from step_train.fit.sweep_compare import compare
 from step_train.fit.sweep_config import SweepConfig, read_variants
-from step_train.judge.baselines_trained import question_baseline
-from step_train.judge.config import EvaluateConfig
-from step_train.judge.evaluate import _only, evaluate_scorer, score_steps
-from step_train.judge.gate import earned
-from step_train.judge.trace_facts import read_step_facts
 
 fit = partial(FitConfig, Path("traces"), Path("out"))
 OURS = identify(str(CHECKPOINT)).tokenizer_hash[:12]
@@ -88,7 +88,7 @@ def test_settings_of_a_fit(changes, text):
 
 @pytest.mark.parametrize(
     ("changes", "text"),
-    [*at_least(1, "seeds", "jobs", "memory_mib"), *at_least(0, "test_seed")],
+    at_least(1, "seeds", "jobs", "memory_mib"),
 )
 def test_settings_of_a_sweep(changes, text):
     assert refusal(lambda: sweep(**changes)) == f"Expected {text}"
@@ -116,14 +116,8 @@ def test_settings_of_the_demo_model(changes, text):
         (lambda: EvaluateConfig(run="r", scorer="s"), "either --run or --scorer, found both."),
         (lambda: EvaluateConfig(scorer="s"), "--traces with --scorer, found none."),
         (
-            lambda: EvaluateConfig(scorer="s", traces="t", questions="val"),
-            "a run for questions 'val', found a scorer file, which knows no split. "
-            "Hint: use --run.",
-        ),
-        (lambda: EvaluateConfig(run="r", seed=-1), "seed of at least 0, found -1."),
-        (
-            lambda: ExtractConfig("m", Path("t"), Path("o"), layers="0,last"),
-            "different layers out of 'last' and numbers from 1, by commas, found '0,last'.",
+            lambda: EvaluateConfig(scorer="s", traces="t", split="val"),
+            "a run for --split val, found a scorer file, which knows no split. Hint: use --run.",
         ),
         (
             lambda: ExtractConfig("m", Path("t"), Path("o"), batch_tokens=0),
@@ -153,8 +147,13 @@ def test_settings_of_the_demo_model(changes, text):
             "--model with --from-pt and only there, found model None.",
         ),
         (
-            lambda: ExportConfig(Path("run"), out=Path("out"), boundary_stride=8),
-            "--boundary-stride with --from-pt only, found 8 without. "
+            lambda: ExportConfig(Path("run"), out=Path("out"), aggregator="last"),
+            "--aggregator with --from-pt only, found 'last' without. "
+            "Hint: a run of step-train fit knows its own.",
+        ),
+        (
+            lambda: ExportConfig(Path("run"), out=Path("out"), boundary=BoundaryOptions("newline")),
+            "--boundary.kind with --from-pt only, found 'newline' without. "
             "Hint: a run of step-train fit knows its own.",
         ),
     ],
@@ -222,6 +221,12 @@ def changed(folder, **fields):
     return TraceDirectory(directory.path)
 
 
+def unlabelled(folder):
+    """Make a traces directory of two traces without an answer."""
+    changes = {0: {"extracted_answer": None}, 1: {"extracted_answer": None}}
+    return write_traces(folder, "label", questions=1, traces=2, changes=changes)
+
+
 def table_of(right):
     """Return a table of one trace with one step for each question."""
     count = np.arange(len(right))
@@ -279,7 +284,7 @@ NONE = {"paper": {}, "deep": {}}
         (
             lambda: _only(table_of([True, False]), ["other"], "test"),
             "traces of the run's test questions, found none with these ids. "
-            "Hint: use --questions all for other traces.",
+            "Hint: use --split all for other traces.",
         ),
         (
             lambda: ScorerModule._require_pairs(None, None),
@@ -291,7 +296,7 @@ NONE = {"paper": {}, "deep": {}}
             "variants whose names differ as folders, found 'a:b' and 'a b'.",
         ),
         (
-            lambda: earned({}, "mean", force=False),
+            lambda: ranks_above_chance({}, "mean", force=False),
             "a 95 % interval above 0.5 for within-question AUROC at half of the trace (test "
             "questions), found none (not the best checkpoint of a complete run, or no question can "
             "tell). Hint: train on more questions; --force writes the scorer all the same, and its "
@@ -301,6 +306,9 @@ NONE = {"paper": {}, "deep": {}}
 )
 def test_what_cannot_be_told_apart(refused, text):
     assert refusal(refused) == f"Expected {text}"
+
+
+WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
 
 
 @pytest.mark.parametrize(
@@ -316,23 +324,22 @@ def test_what_cannot_be_told_apart(refused, text):
             "identity in the manifest of TMP, found none.",
         ),
         (
-            lambda tmp: layers_of(changed(tmp, layers=[])),
-            "a list of layers in the manifest of TMP, found [].",
-        ),
-        (
             lambda tmp: read_training_data(
-                changed(tmp, layers=["1", "last"]).path,
+                changed(tmp, identity=WIDER).path,
                 val_fraction=0.3,
                 test_fraction=0.3,
                 max_traces_per_class=None,
                 seed=0,
             ),
-            "32 numbers a state (hidden_size and layers in the manifest of TMP), found 16 in its "
-            "features.",
+            "32 numbers a state (hidden_size in the manifest of TMP), found 16 in its features.",
         ),
         (
             lambda tmp: read_traces(changed(tmp, parts=[])),
             "traces in TMP, found none.",
+        ),
+        (
+            lambda tmp: read_traces(unlabelled(tmp)),
+            "traces with boundaries, an answer and a label in TMP, found none (2 no answer).",
         ),
         (
             lambda tmp: extract(ExtractConfig("m", changed(tmp, parts=[]).path, Path("out"))),
@@ -386,8 +393,8 @@ def test_directories(refused, text, tmp_path):
 
 
 def started(folder):
-    run = RunDirectory(folder)
-    run.start({"width": 64, "depth": 1}, {})
+    with FitDirectory(folder) as run:
+        run.start({"width": 64, "depth": 1}, {})
     return run
 
 
@@ -405,13 +412,13 @@ def network(hidden_size=16, width=8, last=1):
     [
         (
             lambda tmp: ((tmp / "notes").touch(), started(tmp)),
-            "an empty directory or one of an earlier run at TMP, found other files. "
-            "Hint: choose another output directory.",
+            "an empty directory or one of an earlier run at TMP, found notes and no "
+            "manifest.json. Hint: choose another output directory.",
         ),
         (
             lambda tmp: (write_manifest(tmp, run_manifest(kind="traces")), started(tmp)),
-            "a run directory of step-train fit at TMP, found a manifest of kind 'traces'. "
-            "Hint: choose another output directory.",
+            "an empty directory or one of an earlier run at TMP, found another command's, of kind "
+            "'traces'. Hint: choose another output directory.",
         ),
         (
             lambda tmp: started(tmp).start({"width": 32, "depth": 1}, {}),
@@ -553,14 +560,15 @@ def trainer_of(traces):
     return SimpleNamespace(trainer=SimpleNamespace(datamodule=SimpleNamespace(data=data)))
 
 
-def test_features_of_another_layer_than_the_scorers(tmp_path):
+def test_steps_of_another_rule_than_the_scorers(tmp_path):
     card = ScorerCard("some/model", "c" * 64, "t" * 64, 16, boundary=BOUNDARY, width=8)
     save_scorer(tmp_path / "scorer", StepScorer(16, 8), card)
-    traces = changed(tmp_path / "traces", layers=["1"]).path
+    other = BOUNDARY | {"pattern": "other"}
+    traces = changed(tmp_path / "traces", boundary=other).path
     config = EvaluateConfig(scorer=tmp_path / "scorer", traces=traces)
     assert refusal(lambda _: evaluate_scorer(config), tmp_path) == (
-        "Expected features of layer 'last' (scorer card), found '1' in TMP/traces. "
-        "Hint: see step-train extract --layers."
+        "Expected traces with the scorer's boundary rule, found another one in TMP/traces. "
+        "Hint: step-train extract can place the scorer's boundaries."
     )
 
 

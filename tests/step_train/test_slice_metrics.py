@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from step_train.judge.metrics import METRICS
-from step_train.judge.slice_metrics import SLICE_METRICS, slice_metrics
+from step_train.evaluation.metrics import METRICS
+from step_train.evaluation.slice_metrics import SLICE_METRICS, slice_metrics
 
 
 def samples(seed, count=3000, questions=40):

@@ -70,7 +70,7 @@ def test_hostile_names_are_escaped(tmp_path):
 def test_steps_are_shown_with_their_text_and_score(tmp_path):
     from step_infer.storage.run_directory import read_manifest, write_manifest
     from step_train.data.trace_table import read_traces
-    from step_train.judge.report import sample_traces
+    from step_train.evaluation.report import sample_traces
 
     directory = write_traces(tmp_path / "traces", "label", questions=5)
     write_manifest(directory.path, read_manifest(directory.path) | {"model": str(CHECKPOINT)})

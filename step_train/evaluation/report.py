@@ -17,10 +17,9 @@ from step_infer.scorer.card import ScorerCard
 from step_infer.storage.files import atomic_write
 from step_train.data.trace_table import TraceTable
 from step_train.data.training_data import TrainingData
-from step_train.extract.model import local_model
-from step_train.judge.held_out import trace_scores
-from step_train.judge.metrics import reliability
-from step_train.judge.report_figures import (
+from step_train.evaluation.held_out import trace_scores
+from step_train.evaluation.metrics import reliability
+from step_train.evaluation.report_figures import (
     auroc_by_progress,
     auroc_by_step,
     calibration_curve,
@@ -28,9 +27,10 @@ from step_train.judge.report_figures import (
     sample_curves,
     score_distribution,
 )
-from step_train.judge.slice_metrics import SLICE_METRICS
-from step_train.judge.trace_facts import rows_of_traces
-from step_train.judge.view import interval_text
+from step_train.evaluation.slice_metrics import SLICE_METRICS
+from step_train.evaluation.trace_facts import rows_of_traces
+from step_train.evaluation.view import interval_text
+from step_train.extract.model import local_model
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
 _SAMPLES = 2

@@ -17,9 +17,9 @@ from step_infer.scorer.identity import identify
 from step_train.data.feature_blocks import MEBIBYTE, EvaluationBatches, buffer
 from step_train.data.trace_table import TraceTable
 from step_train.data.training_data import TrainingData
+from step_train.evaluation.baselines import Baseline, known_baselines
+from step_train.evaluation.trace_facts import read_step_facts, rows_of_traces
 from step_train.extract.model import local_model
-from step_train.judge.baselines import Baseline, known_baselines
-from step_train.judge.trace_facts import read_step_facts, rows_of_traces
 
 _MOST_ROWS = 50_000
 """Training steps that the logistic regression looks at, at most; more tell it little."""

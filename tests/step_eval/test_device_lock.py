@@ -6,13 +6,13 @@ import threading
 
 import pytest
 
-from step_eval.run import turn
+from step_eval.run import device_lock
 from step_infer.errors import InputError
 
 HOLD = """
 import sys
-from step_eval.run import turn
-with turn(sys.argv[1], alone=sys.argv[2] == "alone"):
+from step_eval.run import device_lock
+with device_lock(sys.argv[1], alone=sys.argv[2] == "alone"):
     print("held", flush=True)
     sys.stdin.readline()
 """
@@ -32,7 +32,7 @@ def entered(path, alone, seconds):
     inside = threading.Event()
 
     def wait():
-        with turn(path, alone):
+        with device_lock(path, alone):
             inside.set()
 
     thread = threading.Thread(target=wait, daemon=True)
@@ -64,13 +64,13 @@ def test_nobody_enters_beside_a_measurement_and_a_killed_one_frees_the_lock(tmp_
 
 
 def test_without_a_file_nobody_waits():
-    with turn(None, alone=True), turn(None, alone=True):
+    with device_lock(None, alone=True), device_lock(None, alone=True):
         pass
 
 
 def test_a_lock_file_that_cannot_be_written_is_named(tmp_path):
     with (
         pytest.raises(InputError, match=r"writable lock file at .*none/lock"),
-        turn(tmp_path / "none" / "lock", True),
+        device_lock(tmp_path / "none" / "lock", True),
     ):
         pass

@@ -15,8 +15,8 @@ from step_eval.votes import vote_rule
 from step_infer.client.answers import vote
 from step_infer.client.grading import Grader
 from step_train.data.trace_table import TraceTable
-from step_train.judge.held_out import trace_scores
-from step_train.judge.metrics import mean_figure
+from step_train.evaluation.held_out import trace_scores
+from step_train.evaluation.metrics import mean_figure
 
 VOTERS = (4, 8, 16, 32, 64)
 """How many traces vote."""
@@ -56,7 +56,7 @@ class Ballot:
     """Mean token confidences; None where not recorded."""
 
 
-def judge_votes(
+def evaluate_votes(
     directory: TraceDirectory, table: TraceTable, score_S: Floats, aggregator: str, seed: int
 ) -> dict[str, Any]:
     """Return the vote accuracies of a split's questions (`vote_accuracy`)."""

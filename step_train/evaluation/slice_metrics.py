@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from step_eval.statistics import DRAWS, Bools, Floats, Ints, interval, question_draws
-from step_train.judge.metrics import (
+from step_train.evaluation.metrics import (
     ECE_BINS,
     THRESHOLD,
     auprc_by_question,

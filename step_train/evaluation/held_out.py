@@ -12,13 +12,13 @@ import numpy.typing as npt
 from step_eval.statistics import COVERAGE, DRAWS, INTERVAL_KIND, Floats, within_question_aurocs
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_train.data.trace_table import TENTHS, TraceTable
-from step_train.judge.metrics import (
+from step_train.evaluation.metrics import (
     pair_ranking,
     pooled_auroc,
     reliability,
     within_question,
 )
-from step_train.judge.slice_metrics import slice_metrics
+from step_train.evaluation.slice_metrics import slice_metrics
 
 FRACTIONS = (0.25, 0.5, 0.75, 1.0)
 """Parts of a trace's steps after which its trace score is judged."""

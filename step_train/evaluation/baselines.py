@@ -12,9 +12,9 @@ import numpy as np
 
 from step_eval.statistics import DRAWS, Bools, Floats, auroc_by_question
 from step_train.data.trace_table import TraceTable
-from step_train.judge.held_out import FRACTIONS, by_part, trace_metrics, trace_scores
-from step_train.judge.metrics import mean_figure, pooled_auroc, within_question
-from step_train.judge.trace_facts import StepFacts
+from step_train.evaluation.held_out import FRACTIONS, by_part, trace_metrics, trace_scores
+from step_train.evaluation.metrics import mean_figure, pooled_auroc, within_question
+from step_train.evaluation.trace_facts import StepFacts
 
 LABELS = {
     "length": "trace length so far",

@@ -18,7 +18,7 @@ def ranks_above_chance(metrics: dict[str, Any], aggregator: str, force: bool = F
     0.5, for the trace score after 50 % of the steps.
 
     Args:
-        metrics: of `step_train.judge.held_out.evaluate`, or empty.
+        metrics: of `step_train.evaluation.held_out.evaluate`, or empty.
         aggregator: of the trace score.
         force: return False instead of refusing.
 

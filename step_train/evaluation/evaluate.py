@@ -18,14 +18,14 @@ from step_infer.storage.run_directory import MANIFEST_NAME, run_manifest
 from step_train.data.feature_blocks import EvaluationBatches, FeatureRows
 from step_train.data.trace_table import TraceTable, read_traces, require_both_classes
 from step_train.data.training_data import identity_of
+from step_train.evaluation.baselines import compare, known_baselines
+from step_train.evaluation.config import EvaluateConfig
+from step_train.evaluation.held_out import evaluate
+from step_train.evaluation.trace_facts import read_step_facts
+from step_train.evaluation.votes import evaluate_votes
 from step_train.export.run import export
 from step_train.fit.run_directory import OWN_FILES as FIT_FILES
 from step_train.fit.run_directory import FitDirectory
-from step_train.judge.baselines import compare, known_baselines
-from step_train.judge.config import EvaluateConfig
-from step_train.judge.held_out import evaluate
-from step_train.judge.trace_facts import read_step_facts
-from step_train.judge.votes import judge_votes
 
 KIND = "scorer evaluation"
 """What the JSON calls itself."""
@@ -78,7 +78,7 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
         trained_on=_trained_on(table, split, own),
         aggregator=card.aggregator,
         metrics=evaluate(table, score_S, seed=_SEED)
-        | {"votes": judge_votes(directory, table, score_S, card.aggregator, _SEED)},
+        | {"votes": evaluate_votes(directory, table, score_S, card.aggregator, _SEED)},
         baselines=compare(
             table,
             score_S,
