@@ -41,8 +41,6 @@ KNOWN = ", ".join(BENCHMARKS)
             for name in ("num_traces", "max_in_flight", "part_traces", "steps_per_trace")
         ),
         (lambda: collect(grading_workers=0), "--grading-workers of at least 1, found 0."),
-        (lambda: collect(grading_timeout_s=0), "--grading-timeout-s above 0, found 0."),
-        (lambda: collect(part_seconds=-1), "--part-seconds above 0, found -1."),
         (lambda: collect(allow_mismatch=["x"]), "--scorer beside --allow-mismatch, found none."),
         (lambda: collect(limit=0), "--limit of at least 1 question, found 0."),
         (
