@@ -1,6 +1,7 @@
 """Collect traces: sample, grade and write them, with their states, resumably."""
 
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,15 @@ from data_gen.config import CollectConfig
 from data_gen.questions.load import QuestionSet, load_questions, shard_questions
 from data_gen.summary import print_summary, summarise
 from data_gen.traces.writer import TraceWriter
+from step_infer.client.engine import engine_revision
 from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
-from step_infer.client.prompt import context_length, load_tokenizer, prompt_lengths
+from step_infer.client.prompt import (
+    context_length,
+    load_tokenizer,
+    prompt_lengths,
+    system_note,
+)
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer
@@ -43,16 +50,22 @@ def collect(
         config.questions, config, require_answer=not config.no_answers, note=console.print
     )
     questions = shard_questions(found.questions, config.shard)
-    identity = identify(config.model)
-    tokenizer = load_tokenizer(config.model)
+    revision = engine_revision(config.engine)
+    identity = identify(config.model, revision)
+    tokenizer = load_tokenizer(config.model, revision)
     if config.scorer is not None:
         card = load_scorer(config.scorer, identity, config.allow_mismatch)[1]
         rule = card.boundary_rule
+        config.boundary.check_scorer(rule)
     else:
         rule = config.boundary.rule(tokenizer)
-    context = context_length(config.model, config.engine.get("max_model_len"))
+    context = context_length(config.model, config.engine.get("max_model_len"), revision)
     # A prompt that does not fit is found now, not in the middle of the run.
-    prompt_lengths(tokenizer, {q.id: q.question for q in questions}, config.system, context)
+    texts = {q.id: q.question for q in questions}
+    prompt_lengths(tokenizer, texts, config.system, context, config.chat_template_kwargs)
+    note = system_note(tokenizer, questions[0].question, config.system, config.chat_template_kwargs)
+    if note is not None:
+        console.print(f"[bold]note:[/] {note}", highlight=False)
     settings = config.result_settings() | {
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
@@ -89,11 +102,14 @@ def _described(
             "config_hash": identity.config_hash,
             "tokenizer_hash": identity.tokenizer_hash,
             "hidden_size": identity.hidden_size,
+            "revision": identity.revision,
         },
         "boundary": rule.to_dict(),
         "sampling": vars(config.sampling).copy(),
         "seed": config.seed,
         "system": config.system,
+        "chat_template_kwargs": config.chat_template_kwargs,
+        "prompt_date": datetime.now().isoformat(timespec="seconds"),
         "num_traces": config.num_traces,
         "questions": {
             "source": _source(config.questions),

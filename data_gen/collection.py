@@ -20,9 +20,10 @@ from step_infer.cli.command import sigterm_as_interrupt
 from step_infer.cli.progress import TraceProgress
 from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
+from step_infer.client.prompt import dated_kwargs
 from step_infer.client.trace import Trace, TracePlan
 from step_infer.errors import InputError
-from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.boundary import NO_BOUNDARY, BoundaryRule
 from step_infer.scorer.identity import ModelIdentity
 
 TABLE_BYTES_PER_TOKEN = 4
@@ -115,6 +116,7 @@ class Collection:
         )
         self.clock = self.written = time.monotonic()
         try:
+            self._check_prompts(engine)
             with (
                 sigterm_as_interrupt(),
                 Grader(config.grading_workers) as self.grader,
@@ -136,17 +138,49 @@ class Collection:
             engine.close()
 
     def _plans(self, engine: StepLLM) -> Iterator[TracePlan]:
-        config = self.config
         for question in self.questions.values():
-            plans = engine.plan(
-                question.id,
-                question.question,
-                config.num_traces,
-                config.sampling,
-                config.seed,
-                config.system,
-            )
+            plans = self._plans_of(engine, question)
             yield from (p for p in plans if (p.question_id, p.trace_id) not in self.done)
+
+    def _plans_of(self, engine: StepLLM, question: Question) -> list[TracePlan]:
+        config = self.config
+        # The date of the run's beginning: a question that was begun goes on with its prompt.
+        template_kwargs = dated_kwargs(
+            config.chat_template_kwargs, self.out.manifest["prompt_date"]
+        )
+        return engine.plan(
+            question.id,
+            question.question,
+            config.num_traces,
+            config.sampling,
+            config.seed,
+            config.system,
+            chat_template_kwargs=template_kwargs,
+        )
+
+    def _check_prompts(self, engine: StepLLM) -> None:
+        """See that questions with some of their traces done would be asked the same again.
+
+        Raises:
+            InputError: the prompt of one has changed.
+        """
+        done = Counter(question_id for question_id, _ in self.done)
+        begun = {name for name, count in done.items() if count < self.config.num_traces}
+        found = self.out.read()
+        for index in range(found.num_parts if begun else 0):
+            rows = found.part(index, ("question_id", "prompt_token_ids")).to_pylist()
+            for row in rows:
+                name = row["question_id"]
+                if name not in begun:
+                    continue
+                begun.remove(name)
+                plan = self._plans_of(engine, self.questions[name])[0]
+                if list(plan.prompt_token_ids) != row["prompt_token_ids"]:
+                    raise InputError(
+                        f"Expected the prompt of question {name} as in its traces in "
+                        f"{self.config.out}, found another: the model's chat template has changed. "
+                        "Hint: choose another output directory."
+                    )
 
     def _take(self, trace: Trace, progress: TraceProgress) -> None:
         self.waiting.append(trace)
@@ -185,6 +219,8 @@ class Collection:
         hidden = self._hidden() if self.config.features else None
         now = time.monotonic()
         seconds = self.out.manifest["seconds"] + now - self.clock
+        if not self.out.manifest["parts"] and not any(row["boundary_positions"] for row in rows):
+            self.console.print(f"[bold]warning:[/] {NO_BOUNDARY}", highlight=False)
         try:
             self.out.add_part(rows, hidden, seconds=seconds)
         except (OSError, SafetensorError) as error:

@@ -20,6 +20,7 @@ RESULT_FIELDS = (
     "num_traces",
     "seed",
     "system",
+    "chat_template_kwargs",
     "no_answers",
     "skip_bad_lines",
     "limit",
@@ -71,10 +72,13 @@ class CollectConfig(QuestionOptions):
     """Each trace's own seed follows from this one, its question and its number."""
     system: str = SYSTEM_PROMPT
     """System text of the chat prompt; an empty text leaves it out."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """More arguments of the model's chat template, as --chat-template-kwargs.NAME VALUE: those
+    that its author gave it, such as enable_thinking or reasoning_effort."""
     no_answers: bool = False
     """Accept questions without an answer; their traces are not graded."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
-    """What ends a step. A scorer brings its own rule."""
+    """What ends a step. A scorer brings its own rule, which must be the same."""
     features: bool = True
     """Also write the hidden state at every step boundary, for training a scorer."""
     feature_dtype: Literal["auto", "bfloat16", "float16"] = "auto"
@@ -100,11 +104,6 @@ class CollectConfig(QuestionOptions):
         super().__post_init__()
         counts = ("num_traces", "max_in_flight", "part_traces", "steps_per_trace")
         _check_counts(self, *counts, "grading_workers")
-        if self.scorer is not None and self.boundary != BoundaryOptions():
-            raise InputError(
-                "Expected no --boundary.kind beside --scorer, which brings its own rule, "
-                f"found {self.boundary.kind!r}."
-            )
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")
 
@@ -164,6 +163,9 @@ class ImportConfig:
     """Field of the right answer."""
     system: str = SYSTEM_PROMPT
     """System text of the chat prompt; an empty text leaves it out."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """More arguments of the model's chat template, as --chat-template-kwargs.NAME VALUE: those
+    that its author gave it, such as enable_thinking or reasoning_effort."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
     """What ends a step."""
     skip_bad_lines: bool = False
@@ -178,5 +180,6 @@ class ImportConfig:
 
     def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide the content, flat and JSON-ready."""
-        names = ("question_field", "response_field", "answer_field", "system", "skip_bad_lines")
+        names = ["question_field", "response_field", "answer_field", "skip_bad_lines"]
+        names += ["system", "chat_template_kwargs"]
         return {name: getattr(self, name) for name in names}

@@ -23,10 +23,9 @@ from step_infer.client.answers import extract_boxed
 from step_infer.client.grading import Grader
 from step_infer.client.prompt import chat_prompt, context_length, load_tokenizer
 from step_infer.errors import InputError
-from step_infer.scorer.boundary import THINK_END
+from step_infer.scorer.boundary import NO_BOUNDARY
 from step_infer.scorer.identity import identify
-
-THINK_START = "<think>"
+from step_infer.scorer.think_end import opens_thinking, think_start
 
 NO_SEED = -1
 """Stands in the table where a trace's sampling seed is not known."""
@@ -81,12 +80,13 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
         },
         "boundary": maker.rule.to_dict(),
         "system": config.system,
+        "chat_template_kwargs": config.chat_template_kwargs,
         "responses": config.responses,
     }
     with Grader(config.grading_workers) as grader:
         rows, bad = check_rows(config, source, grader)
         with TraceWriter(config.out, settings, **described) as out:
-            imported = _write(config, rows, maker, grader, out)
+            imported = _write(config, rows, maker, grader, out, console)
             if not out.manifest["parts"]:
                 raise InputError(
                     f"Expected a response with a thinking part and an answer in "
@@ -170,6 +170,7 @@ class TraceMaker:
 
     def __init__(self, config: ImportConfig) -> None:
         self.system = config.system
+        self.template_kwargs = config.chat_template_kwargs
         self.tokenizer = load_tokenizer(config.model)
         self.rule = config.boundary.rule(self.tokenizer)
         self.context = context_length(config.model)
@@ -177,19 +178,22 @@ class TraceMaker:
 
     def trace(self, question: str, response: str) -> tuple[dict[str, Any] | None, str | None]:
         """Return a trace's columns that follow from its text, or why it is left out."""
-        answer = extract_boxed(response)
+        end = self.rule.think_end
+        answer = extract_boxed(response, end)
         if answer is None:
             return None, "no answer"
         prompt_ids, thinks = self._prompt(question)
         text = response
-        if thinks and text.lstrip().startswith(THINK_START):
-            # The chat template has opened the thinking already.
-            text = text.lstrip().removeprefix(THINK_START).lstrip("\n")
-        thought, end, _ = text.partition(THINK_END)
-        if self.rule.think_end_id is not None and not (
-            end and thought.strip().removeprefix(THINK_START).strip()
-        ):
-            return None, "no thinking part"
+        if end is not None:
+            start = think_start(end) or ""
+            if thinks and text.lstrip().startswith(start):
+                # The chat template has opened the thinking already.
+                text = text.lstrip().removeprefix(start).lstrip("\n")
+            thought, found, _ = text.partition(end)
+            opened = thinks or (start != "" and start in text)
+            expected = opened or self.rule.think_end_id is not None
+            if expected and not (found and thought.strip().removeprefix(start).strip()):
+                return None, "no thinking part"
         token_ids = self.tokenizer.encode(text, add_special_tokens=False)
         if self.context is not None and len(prompt_ids) + len(token_ids) > self.context:
             return None, "too long"
@@ -205,8 +209,10 @@ class TraceMaker:
     def _prompt(self, question: str) -> tuple[list[int], bool]:
         """Return a question's prompt, and whether it ends by opening the thinking."""
         if self._asked is None or self._asked[0] != question:
-            token_ids = chat_prompt(self.tokenizer, question, self.system)
-            thinks = self.tokenizer.decode(token_ids[-8:]).rstrip().endswith(THINK_START)
+            token_ids = chat_prompt(self.tokenizer, question, self.system, self.template_kwargs)
+            prompt_end = self.tokenizer.decode(token_ids[-64:])
+            end = self.rule.think_end
+            thinks = end is not None and opens_thinking(prompt_end, end)
             self._asked = question, token_ids, thinks
         return self._asked[1:]
 
@@ -217,6 +223,7 @@ def _write(
     maker: TraceMaker,
     grader: Grader,
     out: TraceWriter,
+    console: Console,
 ) -> dict[str, Any]:
     """Write what is not written yet; return how far the source is read and what was left out."""
     imported = out.manifest.get("imported") or {
@@ -234,6 +241,8 @@ def _write(
         )
         graded = [t | {"is_correct": v} for t, v in zip(waiting, verdicts, strict=True)]
         if graded:
+            if not (out.manifest["parts"] or any(t["boundary_positions"] for t in graded)):
+                console.print(f"[bold]warning:[/] {NO_BOUNDARY}", highlight=False)
             out.add_part(graded, None, imported=state)
             waiting.clear()
         return state

@@ -24,7 +24,7 @@ from step_infer.storage.run_directory import first_difference
 _SHARD = "shard"
 _DESCRIBED = (
     *("model", "identity", "boundary", "sampling", "seed", "system", "num_traces"),
-    *("questions", "scorer", "engine"),
+    *("chat_template_kwargs", "prompt_date", "questions", "scorer", "engine"),
 )
 """Fields of the manifest that are the same for all shards; where not, the first one's are kept."""
 

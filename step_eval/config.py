@@ -14,6 +14,7 @@ from step_infer.client.trace import Sampling
 from step_infer.confidence import WINDOW
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.boundary import BoundaryOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +124,8 @@ class EvalConfig(MethodOptions, QuestionOptions):
     """Directory for records, results.json and report.html; a run that was stopped goes on."""
     scorer: str | None = None
     """Scorer file; the method step needs it, and those that differ from it by the victim only."""
+    boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
+    """What ends a step, and the thinking. A scorer brings its own rule, which must be the same."""
     oracle_from: str | None = None
     """Directory of step-eval whose records of the method sc say which traces come out right, for
     the method oracle; none given, --out itself. Questions that are missing there are left
@@ -131,6 +134,9 @@ class EvalConfig(MethodOptions, QuestionOptions):
     """Each trace's own seed follows from this one, the repeat, its question and its number."""
     system: str = SYSTEM_PROMPT
     """System text of the chat prompt; an empty text leaves it out."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """More arguments of the model's chat template, as --chat-template-kwargs.NAME VALUE: those
+    that its author gave it, such as enable_thinking or reasoning_effort."""
     lengths_from: str | None = None
     """Where the mean response length for --kv-budget comes from: a directory of step-collect, a
     Parquet file with token_ids, or a directory or results.json of step-eval with the method sc.
@@ -188,10 +194,11 @@ class EvalConfig(MethodOptions, QuestionOptions):
         Methods, repeats, limit and vote are left out: a run may go on with more of them. Files are
         left to the caller, who adds their checksums.
         """
-        names = ["num_traces", "seed", "system", "kv_budget", "kv_budget_tokens"]
+        names = ["num_traces", "seed", "system", "chat_template_kwargs"]
+        names += ["kv_budget", "kv_budget_tokens"]
         names += sorted({s for name in self.method_names for s in METHODS[name].settings})
         settings = self.reading_settings()
-        for name in (*names, "sampling"):
+        for name in (*names, "sampling", "boundary"):
             value = getattr(self, name)
             if dataclasses.is_dataclass(value) and not isinstance(value, type):
                 parts = dataclasses.asdict(value).items()

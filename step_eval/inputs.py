@@ -7,7 +7,14 @@ from typing import Any
 from data_gen.questions.load import Question, QuestionSet, load_questions, shard_questions
 from step_eval.budget import mean_response_tokens
 from step_eval.config import EvalConfig
-from step_infer.client.prompt import context_length, load_tokenizer, prompt_lengths
+from step_infer.client.engine import engine_revision
+from step_infer.client.prompt import (
+    context_length,
+    load_tokenizer,
+    prompt_lengths,
+    system_note,
+)
+from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer
@@ -23,6 +30,8 @@ class EvalInputs:
     """All questions of the source, up to the limit; a shard asks only its part of them."""
     identity: ModelIdentity
     card: ScorerCard | None
+    rule: BoundaryRule | None
+    """What ends a step, for every method; None where recorded signals say it."""
     mean_prompt_tokens: float
     mean_response_tokens: float | None
     """Of earlier traces, where the settings name any and the KV budget depends on it."""
@@ -68,22 +77,33 @@ def load_inputs(config: EvalConfig, note: Callable[[str], None]) -> EvalInputs:
     found = load_questions(config.questions, config, note=note)
     questions = found.questions
     shard_questions(questions, config.shard)  # an empty shard is refused before any engine starts
-    identity = identify(config.model)
+    revision = engine_revision(config.engine)
+    identity = identify(config.model, revision)
     card = None
     if config.scorer is not None:
         _, card = load_scorer(config.scorer, identity, config.allow_mismatch)
+        config.boundary.check_scorer(card.boundary_rule)
+    tokenizer = load_tokenizer(config.model, revision)
+    rule = card.boundary_rule if card is not None else config.boundary.rule(tokenizer)
     lengths = prompt_lengths(
-        load_tokenizer(config.model),
+        tokenizer,
         {question.id: question.question for question in questions},
         config.system,
-        context_length(config.model, config.engine.get("max_model_len")),
+        context_length(config.model, config.engine.get("max_model_len"), revision),
+        config.chat_template_kwargs,
     )
+    moved = system_note(
+        tokenizer, questions[0].question, config.system, config.chat_template_kwargs
+    )
+    if moved is not None:
+        note(f"[bold]note:[/] {moved}")
     earlier = config.lengths_from if config.needs_lengths else None
     return EvalInputs(
         config,
         found,
         identity,
         card,
+        rule,
         sum(lengths) / len(lengths),
         None if earlier is None else mean_response_tokens(earlier),
     )

@@ -46,9 +46,16 @@ def earlier_manifest(
 
 
 def make_manifest(
-    inputs: EvalInputs, budget: Budget, earlier: Mapping[str, Any] | None
+    inputs: EvalInputs, budget: Budget, earlier: Mapping[str, Any] | None, prompt_date: str
 ) -> dict[str, Any]:
-    """Return the manifest of a run that begins, or goes on from an earlier manifest."""
+    """Return the manifest of a run that begins, or goes on from an earlier manifest.
+
+    Args:
+        inputs: what the settings name.
+        budget: the KV budget.
+        earlier: manifest of the run that goes on; None for a new one.
+        prompt_date: the date that the prompts tell, where the chat template asks for it.
+    """
     config = inputs.config
     before = earlier or {}
     ids = [question.id for question in inputs.questions]
@@ -59,6 +66,8 @@ def make_manifest(
         model=inputs.identity.model,
         scorer=config.scorer or before.get("scorer"),
         card=card or before.get("card"),
+        revision=inputs.identity.revision,
+        prompt_date=prompt_date,
         device=device_name(),
         settings=before.get("settings", {}) | inputs.settings(),
         budget=vars(budget).copy(),

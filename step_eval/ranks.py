@@ -13,7 +13,10 @@ from step_infer.errors import InputError
 ORACLE, RANDOM = "oracle", "random"
 Verdicts = Mapping[int, bool]
 """Whether a trace comes out right, by its number."""
-_SAME = ("seed", "system", "model_config_hash", "tokenizer_hash", "questions_sha256", "sampling.")
+_SAME = (
+    *("seed", "system", "chat_template_kwargs", "model_config_hash", "tokenizer_hash"),
+    *("questions_sha256", "sampling."),
+)
 """Settings that make traces of the same number twins, or their beginnings."""
 
 

@@ -8,6 +8,7 @@ import fcntl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from step_eval.results import KIND, write_results
 from step_infer.cli.progress import TraceProgress
 from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
+from step_infer.client.prompt import dated_kwargs
 from step_infer.client.trace import Sampling, TracePlan
 from step_infer.errors import InputError
 from step_infer.storage.run_directory import RunDirectory, write_manifest
@@ -63,6 +65,7 @@ class Evaluation:
         self.inputs = inputs or load_inputs(config, self.console.print)
         self.store = RecordStore(config.out)
         self.ranks = Ranks(self.inputs)
+        self._prompt_date = datetime.now().isoformat(timespec="seconds")
 
     def run(self) -> dict[str, Any]:
         """Ask what has not been asked yet, write records, results and report; return the results.
@@ -73,6 +76,7 @@ class Evaluation:
         config = self.config
         with RunDirectory(config.out, KIND).claim() as run:
             earlier = earlier_manifest(run, self.inputs.settings(), self.store.begun())
+            self._prompt_date = (earlier or {}).get("prompt_date", self._prompt_date)
             # The baseline first: the oracle takes from it which traces come out right.
             names = sorted(config.method_names, key=lambda name: name != BASELINE)
             todo = {name: self._missing(name) for name in names}
@@ -80,7 +84,8 @@ class Evaluation:
                 todo[ORACLE] = self._known_to_oracle(todo[ORACLE], todo.get(BASELINE, []))
             budget = Budget(**earlier["budget"]) if earlier else self._budget()
             if earlier is None or any(todo.values()):
-                write_manifest(run.path, make_manifest(self.inputs, budget, earlier))
+                manifest = make_manifest(self.inputs, budget, earlier, self._prompt_date)
+                write_manifest(run.path, manifest)
             self._print_plan(budget, todo)
             with Grader() as grader:
                 for name, missing in todo.items():
@@ -189,8 +194,8 @@ class Evaluation:
             start = StepLLM
         # The same steps in every method's records, so that pruned traces find their twins.
         arguments = {"kv_budget_tokens": kv_budget_tokens, **options, **self.config.engine}
-        if self.inputs.card is not None and "scorer" not in options:
-            arguments["boundary"] = self.inputs.card.boundary_rule
+        if self.inputs.rule is not None and "scorer" not in options:
+            arguments["boundary"] = self.inputs.rule
         return start(self.config.model, **arguments)
 
     def _plans_of(
@@ -217,6 +222,7 @@ class Evaluation:
             sampling or config.sampling,
             config.seed + repeat,
             config.system,
+            chat_template_kwargs=dated_kwargs(config.chat_template_kwargs, self._prompt_date),
         )
 
     def _warm_up(self, llm: StepLLM) -> None:

@@ -6,7 +6,6 @@ that was preempted in between computes that row when it resumes, and never a sec
 """
 
 import math
-import sys
 from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +14,7 @@ from step_infer.confidence import GroupConfidence
 from step_infer.counters import Counters
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import RunningScore
-from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.boundary import BoundaryRule, BoundaryState
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.wire import Report, StepRows
 
@@ -26,6 +25,7 @@ class LiveTrace:
     __slots__ = (
         "_score",
         "aggregator",
+        "boundary_state",
         "capture",
         "confidence_sum",
         "confidences",
@@ -41,7 +41,6 @@ class LiveTrace:
         "request_id",
         "scores",
         "stop_below",
-        "thinking",
     )
 
     def __init__(
@@ -66,7 +65,7 @@ class LiveTrace:
             self.groups = GroupConfidence(options.window)
         self.stop_below = -math.inf if options.stop_below is None else options.stop_below
         self.num_tokens = 0
-        self.thinking = True
+        self.boundary_state = BoundaryState()
         self.positions: list[int] = []
         self.scores: list[float | None] = []
         self.hidden: list[np.ndarray] = []
@@ -123,11 +122,8 @@ class LiveTraces:
         self._dtype = "bfloat16"
         self.confidence = settings.confidence
         """Whether token confidences are recorded."""
-        ends = set() if rule.think_end_id is None else {rule.think_end_id}
-        self.marks: Container[int] = rule.token_ids | ends
+        self.marks: Container[int] = rule.marks
         """Token ids that `see_tokens` must see; of others it is enough to count them."""
-        if rule.kind == "stride":
-            self.marks = range(sys.maxsize)  # every token
         self._live: dict[str, int] = {}
         self.traces: dict[str, LiveTrace] = {}
         """Every live trace by its request id."""
@@ -168,12 +164,11 @@ class LiveTraces:
     def see_tokens(self, trace: LiveTrace, token_ids: Sequence[int]) -> None:
         """Note a trace's newly sampled tokens, and whether the newest one ends a step."""
         self.pending.pop(trace.request_id, None)
+        ends = False
+        for position, token_id in enumerate(token_ids, trace.num_tokens):
+            ends = self._rule.ends_step(trace.boundary_state, token_id, position)
         trace.num_tokens += len(token_ids)
-        if not trace.thinking:
-            return
-        if self._rule.think_end_id is not None and self._rule.think_end_id in token_ids:
-            trace.thinking = False
-        elif self._rule.is_boundary(token_ids[-1], trace.num_tokens - 1):
+        if ends:
             self.pending[trace.request_id] = trace
 
     def take_scores(

@@ -89,8 +89,10 @@ def _main(argv: Sequence[str] | None = None) -> int:
     settings = _settings(own)
     from step_infer.scorer.network import load_scorer  # torch: not for --help
 
-    load_scorer(own.scorer, identify(own.model), settings.allow_mismatch)
-    if "load-format" not in _values(flags):
+    values = _values(flags)
+    identity = identify(own.model, values.get("revision"))
+    load_scorer(own.scorer, identity, settings.allow_mismatch)
+    if "load-format" not in values:
         check_weights(own.model)
     variables, command = server_command(own.model, settings, flags)
     if own.print_command:
@@ -337,7 +339,8 @@ def _cpu_flags(model: str, values: dict[str, str]) -> list[str]:
         added.append("--no-enable-chunked-prefill")
     if "max-num-batched-tokens" not in values:
         given = values.get("max-model-len", "")
-        longest = int(given) if given.isdigit() else context_length(model) or 0
+        longest = int(given) if given.isdigit() else 0
+        longest = longest or context_length(model, revision=values.get("revision")) or 0
         added += ["--max-num-batched-tokens", str(max(CPU_BATCH_TOKENS, longest))]
     return added
 

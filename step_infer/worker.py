@@ -83,7 +83,9 @@ class StepWorker(PlatformWorker):
     def _load_scorer(self, settings: StepSettings) -> StepScorer | None:
         if settings.scorer is None:
             return None
-        model = identify(self.vllm_config.model_config.model)
+        model = identify(
+            self.vllm_config.model_config.model, self.vllm_config.model_config.revision
+        )
         scorer, card = load_scorer(settings.scorer, model, settings.allow_mismatch)
         logger.info("Step scorer %s for %s.", settings.scorer, card.base_model)
         return scorer.to(self.device)

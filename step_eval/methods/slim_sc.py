@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TraceKey, TracePlan
 from step_infer.errors import InputError
-from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.boundary import BoundaryRule, BoundaryState
 
 Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
 """From N texts to unit vectors [N, D]."""
@@ -92,7 +92,7 @@ class _Thoughts:
     def __init__(self) -> None:
         self.seen = 0  # tokens looked at
         self.start = 0  # of the thought that is being written
-        self.thinking = True
+        self.boundary_state = BoundaryState()
         self.count = 0
         self.latest = self._total = np.zeros(1, np.float32)
 
@@ -158,11 +158,10 @@ class ThoughtMonitor:
 
     def _completed(self, trace: _Thoughts, token_ids: Sequence[int]) -> Iterator[Sequence[int]]:
         for position in range(trace.seen, len(token_ids)):
-            if not trace.thinking:
+            if not trace.boundary_state.thinking:
                 break
-            token = token_ids[position]
-            trace.thinking = token != self._rule.think_end_id
-            ends = not trace.thinking or self._rule.is_boundary(token, position)
+            ends = self._rule.ends_step(trace.boundary_state, token_ids[position], position)
+            ends = ends or not trace.boundary_state.thinking
             if ends and position + 1 - trace.start >= self._settings.min_tokens:
                 yield token_ids[trace.start : position + 1]
                 trace.start = position + 1

@@ -61,6 +61,7 @@ class ReplayEngine:
         seed: int,
         system: str,
         first_trace_id: int = 0,
+        chat_template_kwargs: object = None,
     ) -> list[TracePlan]:
         """Return the orders for `n` recorded traces of a question, or for noise without a record.
 

@@ -125,6 +125,7 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, TracePool]:
         identify(str(model)), model=f"{config.shape} with random weights (replay of {pool.source})"
     )
     prompts = [question.prompt_tokens for question in pool.questions]
+    card = None if scorer is None else read_card(scorer)
     inputs = ReplayInputs(
         evaluation,
         QuestionSet(
@@ -133,7 +134,8 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, TracePool]:
             checksum,
         ),
         identity,
-        None if scorer is None else read_card(scorer),
+        card,
+        None if card is None else card.boundary_rule,
         sum(prompts) / len(prompts),
         pool.mean_response_tokens,
         {

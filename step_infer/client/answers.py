@@ -6,19 +6,23 @@ Votes over the answers of one question.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from step_infer.scorer.boundary import THINK_END
+from step_infer.scorer.think_end import THINK_END
 
 _BOX = "\\boxed"
 
 
-def extract_boxed(text: str) -> str | None:
+def extract_boxed(text: str, think_end: str | None = THINK_END) -> str | None:
     r"""Return the content of the last complete \boxed{...}, or None.
 
     Where the text has an end of thinking, only what follows it counts: a box inside the reasoning
     is a draft. Braces nest; an escaped brace does not open or close. "\boxed 7" gives "7"; an empty
     box is no answer.
+
+    Args:
+        text: a whole response.
+        think_end: text that ends the thinking; None where nothing does.
     """
-    answer = text.rpartition(THINK_END)[2]
+    answer = text.rpartition(think_end)[2] if think_end else text
     start = answer.rfind(_BOX)
     while start >= 0:
         content = _content(answer, start + len(_BOX))

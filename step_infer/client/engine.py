@@ -8,7 +8,7 @@ import os
 import subprocess
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def engine_arguments(
         if dtype is not None:
             arguments["dtype"] = dtype
     arguments |= engine_args
-    longest = context_length(model, arguments.get("max_model_len"))
+    longest = context_length(model, arguments.get("max_model_len"), engine_revision(arguments))
     # Whole prefills need a batch that holds one.
     if on_cpu and not arguments["enable_chunked_prefill"]:
         arguments.setdefault("max_num_batched_tokens", max(CPU_BATCH_TOKENS, longest or 0))
@@ -84,6 +84,12 @@ def engine_arguments(
         blocks = -(-kv_budget_tokens // arguments["block_size"]) + 1
         arguments["num_gpu_blocks_override"] = blocks
     return arguments
+
+
+def engine_revision(arguments: Mapping[str, Any]) -> str | None:
+    """Return the revision of the model that an engine with these arguments loads."""
+    revision = arguments.get("revision")
+    return None if revision is None else str(revision)
 
 
 def cpu_dtype() -> str | None:

@@ -1,6 +1,7 @@
 """The offline client: sample, score, prune and vote with a few lines of Python."""
 
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from step_infer.client.answers import Vote, vote
 from step_infer.client.engine import (
     EngineStats,
     engine_arguments,
+    engine_revision,
     engine_stats,
     leave_a_core,
     start_engine,
@@ -17,7 +19,7 @@ from step_infer.client.engine import (
     with_adapter,
 )
 from step_infer.client.grading import Grader
-from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer
+from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer, system_note
 from step_infer.client.requests import ended_trace, request_id, sampling_params
 from step_infer.client.trace import Sampling, Trace, TraceKey, TracePlan, trace_seed, trace_weight
 from step_infer.errors import InputError
@@ -92,7 +94,8 @@ class StepLLM:
         Raises:
             InputError: model, scorer or budget cannot be used; the engine has not been started.
         """
-        identity = identify(model)
+        revision = engine_revision(engine_args)
+        identity = identify(model, revision)
         if plain and (scorer is not None or capture or confidence):
             raise InputError(
                 f"Expected neither scorer, capture nor confidence with plain=True, found scorer "
@@ -110,7 +113,7 @@ class StepLLM:
             raise InputError("Expected a scorer with event_log, found none: nothing is scored.")
         self.capture = capture
         self.confidence = confidence
-        self.tokenizer = load_tokenizer(model)
+        self.tokenizer = load_tokenizer(model, revision)
         self.rule = (
             card.boundary_rule
             if card is not None
@@ -168,12 +171,26 @@ class StepLLM:
         seed: int | None = 0,
         system: str = SYSTEM_PROMPT,
         first_trace_id: int = 0,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[TracePlan]:
         """Return the orders for `n` traces of one question, as one group.
 
+        Args:
+            question_id: names the question.
+            question: what to ask.
+            n: traces.
+            sampling: how they are sampled.
+            seed: each trace's own seed follows from this one; None takes the engine's.
+            system: system text of the prompt; an empty text leaves it out.
+            first_trace_id: number of the first trace.
+            chat_template_kwargs: more arguments of the model's chat template, such as
+                {"enable_thinking": False}.
+
         Raises:
             InputError: `n` is no whole number from 1, the question no text, `sampling` no
-                `Sampling`, or the prompt leaves no room for a response.
+                `Sampling`, the chat template cannot ask the question (see
+                `step_infer.client.prompt.chat_prompt`), or the prompt leaves no room for a
+                response.
         """
         if not isinstance(n, int) or n < 1:
             raise InputError(f"Expected at least 1 trace a question, found {n!r:.60}.")
@@ -183,7 +200,7 @@ class StepLLM:
             raise InputError(
                 f"Expected a Sampling, found {sampling!r:.60}. Hint: Sampling(top_p=0.9)."
             )
-        prompt = tuple(chat_prompt(self.tokenizer, question, system))
+        prompt = tuple(chat_prompt(self.tokenizer, question, system, chat_template_kwargs))
         if len(prompt) >= self.max_model_len:
             raise InputError(
                 f"Expected a prompt shorter than the context ({self.max_model_len} tokens), "
@@ -271,6 +288,7 @@ class StepLLM:
         system: str = SYSTEM_PROMPT,
         progress: bool = True,
         sampler: Sampler | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[Result]:
         """Answer questions one after the other, each by a vote of `n` traces.
 
@@ -286,6 +304,7 @@ class StepLLM:
             progress: show a progress bar.
             sampler: samples a question's traces, such as `DeepConf().stream` or `SlimSC().stream`;
                 None hands all of them to the engine at once.
+            chat_template_kwargs: more arguments of the model's chat template.
 
         Raises:
             InputError: no questions, or one that cannot be asked (nothing has been sampled then);
@@ -295,11 +314,20 @@ class StepLLM:
 
         if isinstance(questions, str) or not questions:
             raise InputError(f"Expected a list of questions, found {questions!r:.60}.")
+
+        def plans_of(number: int, question: str) -> list[TracePlan]:
+            name = str(number)
+            return self.plan(
+                name, question, n, sampling, seed, system, chat_template_kwargs=chat_template_kwargs
+            )
+
         # All before the first is sampled: a bad one must not cost the answers of the others.
         orders = [
-            (question, self.plan(str(number), question, n, sampling, seed, system))
-            for number, question in enumerate(questions)
+            (question, plans_of(number, question)) for number, question in enumerate(questions)
         ]
+        note = system_note(self.tokenizer, questions[0], system, chat_template_kwargs)
+        if note is not None:
+            warnings.warn(note, stacklevel=2)
         results = []
         with Grader() as grader:
             for question, plans in track(orders, "questions", disable=not progress):

@@ -8,10 +8,15 @@ import numpy as np
 from step_infer.client.answers import extract_boxed
 from step_infer.client.trace import STOPPED, Trace, TraceKey, TracePlan
 from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.think_end import is_unfinished
 from step_infer.wire import CONFIG_KEY
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+
+
+_PROMPT_END = 64
+"""Tokens of a prompt that say whether it ends by opening the thinking."""
 
 
 def request_id(key: TraceKey) -> str:
@@ -75,7 +80,6 @@ def ended_trace(
         report = (output.kv_transfer_params or {}).get(CONFIG_KEY, {})
         why = completion.stop_reason
         reason = why if why in STOPPED else completion.finish_reason
-    stopped = reason in STOPPED
     # The token that ends the turn is no part of the text.
     shown = token_ids[:-1] if reason == "stop" else token_ids
     text = tokenizer.decode(shown, clean_up_tokenization_spaces=False)
@@ -87,7 +91,7 @@ def ended_trace(
         token_ids,
         text,
         reason,
-        None if stopped else extract_boxed(text),
+        _answer(order, text, reason, tokenizer, rule),
         report.get("positions", rule.positions(token_ids)),
         report.get("scores", []),
         report.get("score"),
@@ -104,3 +108,16 @@ def ended_trace(
         bits = np.frombuffer(report["hidden"], np.uint16).reshape(-1, hidden_size)
         trace.hidden_SH = torch.from_numpy(bits.copy()).view(dtype)
     return trace
+
+
+def _answer(
+    order: TracePlan, text: str, reason: str, tokenizer: Any, rule: BoundaryRule
+) -> str | None:
+    """Return a response's answer; None for one that was stopped, or cut off while it thought."""
+    if reason in STOPPED:
+        return None
+    if reason != "stop" and rule.think_end is not None:
+        prompt_end = tokenizer.decode(list(order.prompt_token_ids[-_PROMPT_END:]))
+        if is_unfinished(prompt_end, text, rule.think_end):
+            return None
+    return extract_boxed(text, rule.think_end)

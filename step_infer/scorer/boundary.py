@@ -1,29 +1,43 @@
-"""Step boundaries: the one rule that training and the engine share.
+r"""Step boundaries: the one rule that training and the engine share.
 
 A boundary is a generated token that ends a step of the reasoning (STEP, arXiv 2601.09093, section
-3.1: a token whose text contains a blank line). It lies before the end of thinking, and a further
-token follows it: only then has the model read it and made the hidden state that the scorer sees.
+3.1: a blank line). It lies before the end of thinking, and a further token follows it: only then
+has the model read it and made the hidden state that the scorer sees.
+
+Blank lines, line ends and the end of thinking are properties of the generated text: it does not
+matter how a tokenizer cuts them into tokens. The rule says once for each token of the vocabulary
+what its text does; then it reads a trace one token at a time and remembers a few small numbers.
 """
 
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+import sys
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, ClassVar
 
 from step_infer.errors import InputError
+from step_infer.scorer.line_ends import LINE_RULES, WORD_END, Moves, group_by_shape, shape_moves
+from step_infer.scorer.think_end import THINK_END, Steps, end_steps
+from step_infer.scorer.vocabulary import (
+    TokenizerLike,
+    compiled,
+    matching_tokens,
+    single_token_id,
+    token_texts,
+)
 from step_infer.storage.files import check_types
 
-TOKEN_PATTERNS = {
-    "blank_line": r"\n\n",
-    "newline": r"\n",
-    "sentence": r"[.!?][\"')\]]*(\s|$)",
-}
-"""Rules that look at the text of one token: name -> regular expression."""
+SENTENCE_END = r"[.!?][\"')\]]*(\s|$)"
+"""The rule "sentence": a token whose own text matches it ends a step."""
 
-THINK_END = "</think>"
+NO_BOUNDARY = (
+    "no trace of the first part has a step boundary, so that none can be scored or learnt from. "
+    "Hint: choose what ends a step with --boundary.kind, such as newline, sentence or stride; a "
+    "scorer brings its own rule."
+)
+"""What the commands that find boundaries say of a first part without any."""
 
-_NO_TEXT = "\ufffd"
-"""What a tokenizer makes of bytes that are only a part of a character."""
+KINDS = (*LINE_RULES, "sentence", "regex", "stride")
 
 
 @dataclass(frozen=True)
@@ -36,8 +50,11 @@ class BoundaryOptions:
     """For the kind regex: expression that a token's text is searched for."""
     stride: int = 0
     """For the kind stride: tokens in a step."""
+    think_end: str = THINK_END
+    """Text that ends the thinking, such as [/THINK]; no step ends after it. An empty text: steps
+    end everywhere."""
 
-    kinds: ClassVar[tuple[str, ...]] = (*TOKEN_PATTERNS, "regex", "stride")
+    kinds: ClassVar[tuple[str, ...]] = KINDS
 
     def __post_init__(self) -> None:
         if self.kind not in self.kinds:
@@ -51,49 +68,81 @@ class BoundaryOptions:
                     f"found {getattr(self, option)!r} with the kind {self.kind}."
                 )
         if self.pattern:
-            _compiled(self.pattern)
+            compiled(self.pattern)
         if self.stride < 0:
             raise InputError(f"Expected --boundary.stride of at least 1, found {self.stride}.")
 
-    def rule(self, tokenizer: "TokenizerLike") -> "BoundaryRule":
+    def rule(self, tokenizer: TokenizerLike) -> "BoundaryRule":
         """Return the rule for a tokenizer; see `BoundaryRule.for_tokenizer`."""
         return BoundaryRule.for_tokenizer(
-            tokenizer, self.kind, pattern=self.pattern, stride=self.stride
+            tokenizer,
+            self.kind,
+            pattern=self.pattern,
+            stride=self.stride,
+            think_end=self.think_end or None,
         )
 
+    def check_scorer(self, rule: "BoundaryRule") -> None:
+        """Refuse options that a scorer's own rule contradicts; one that was not given agrees.
 
-class TokenizerLike(Protocol):
-    """The part of a Hugging Face tokenizer that the rule needs."""
+        Raises:
+            InputError: an option is not what the scorer was trained with.
+        """
+        for option in fields(self):
+            given, own = getattr(self, option.name), getattr(rule, option.name)
+            if option.name == "think_end":
+                own = own or ""
+            if given not in (option.default, own):
+                raise InputError(
+                    f"Expected --boundary.{option.name.replace('_', '-')} {own!r} beside a scorer "
+                    f"that was trained with it, found {given!r}. Hint: leave it out; a scorer "
+                    "brings its own rule."
+                )
 
-    def __len__(self) -> int: ...
 
-    def decode(self, token_ids: list[int], **kwargs: Any) -> str:
-        """Return the text of some tokens."""
+class BoundaryState:
+    """What a rule remembers of a trace between two tokens."""
 
-    def convert_tokens_to_ids(self, token: str) -> int | None:
-        """Return the id of a token given by its text."""
+    __slots__ = ("line", "matched", "position", "thinking")
+
+    def __init__(self) -> None:
+        self.thinking = True
+        """Whether the end of thinking has not come."""
+        self.line = WORD_END
+        """What the text ended in at `position` (`step_infer.scorer.line_ends`)."""
+        self.matched = 0
+        """Characters of the end of thinking that the text ended in at `position`."""
+        self.position = -1
+        """The last token that could change any of these; what comes later is words."""
 
 
 @dataclass(frozen=True)
 class BoundaryRule:
     r"""Which generated tokens end a step.
 
-    Either a set of token ids, found once from each token's own text, or every `stride` tokens.
-    Both cost one look-up a token, and give the same boundaries token by token and all at once.
-    A token's text may hold more than the mark (".\n\n"); a blank line that two tokens make
-    together is none, and bytes that are only a part of a character are no text.
+    Most tokens change nothing; those in `marks` can, and only they need be shown to `ends_step`.
+    Token by token and all at once give the same boundaries. A trace's text begins with its first
+    generated token: newlines at the end of the prompt are not counted.
     """
 
     kind: str
     """"blank_line", "newline", "sentence", "regex" or "stride"."""
     token_ids: frozenset[int]
-    """Ids of the tokens that are boundaries; empty for "stride"."""
+    """Tokens that end a step wherever they stand ("sentence", "regex")."""
     think_end_id: int | None
-    """Id of the token that ends the reasoning; None where the model has none."""
+    """The token whose whole text is the end of thinking; None where the vocabulary has none."""
     pattern: str | None = None
-    """Regular expression that a token's text is searched for; None for "stride"."""
+    """Regular expression that found `token_ids`; None for the other rules."""
     stride: int = 0
     """For "stride": a boundary after every so many generated tokens; otherwise 0."""
+    line_ends: Mapping[str, frozenset[int]] = field(default_factory=dict)
+    """For "blank_line" and "newline": tokens with newlines, and those of blanks alone, by what they
+    do to lines (`step_infer.scorer.line_ends.line_shape`). The token that holds the newline that
+    counts is the boundary: of a run of newlines the second one, or the first one."""
+    think_end: str | None = THINK_END
+    """Text that ends the thinking; None where nothing does."""
+    think_steps: Steps = ()
+    """How far each token gets in that text."""
 
     @classmethod
     def for_tokenizer(
@@ -105,41 +154,97 @@ class BoundaryRule:
         stride: int = 0,
         think_end: str | None = THINK_END,
     ) -> "BoundaryRule":
-        """Find a rule's token ids in a tokenizer's vocabulary.
+        """Find what each token of a tokenizer's vocabulary does.
 
         Raises:
             InputError: unknown kind, bad expression or stride, or no token of the vocabulary fits.
         """
-        think_end_id = _single_token_id(tokenizer, think_end) if think_end else None
-        if kind == "stride":
-            if stride < 1:
-                raise InputError(f"Expected a stride of at least 1 token, found {stride}.")
-            return cls(kind, frozenset(), think_end_id, None, stride)
-        if kind == "regex":
-            if not pattern:
-                raise InputError("Expected a pattern for the boundary rule 'regex', found none.")
-        elif kind in TOKEN_PATTERNS:
-            pattern = TOKEN_PATTERNS[kind]
-        else:
-            known = ", ".join([*TOKEN_PATTERNS, "regex", "stride"])
-            raise InputError(f"Expected a boundary rule out of {known}, found {kind!r}.")
-        search = _compiled(pattern).search
-        texts = (tokenizer.decode([i]).replace(_NO_TEXT, "") for i in range(len(tokenizer)))
-        ids = frozenset(
-            i for i, text in enumerate(texts) if text and i != think_end_id and search(text)
+        if kind not in KINDS:
+            raise InputError(f"Expected a boundary rule out of {', '.join(KINDS)}, found {kind!r}.")
+        if kind == "stride" and stride < 1:
+            raise InputError(f"Expected a stride of at least 1 token, found {stride}.")
+        if kind == "regex" and not pattern:
+            raise InputError("Expected a pattern for the boundary rule 'regex', found none.")
+        if kind != "regex":
+            pattern = SENTENCE_END if kind == "sentence" else None
+        texts = token_texts(tokenizer)
+        rule = cls(
+            kind,
+            matching_tokens(pattern, texts, think_end) if pattern else frozenset(),
+            single_token_id(tokenizer, think_end) if think_end else None,
+            pattern,
+            stride if kind == "stride" else 0,
+            group_by_shape(texts) if kind in LINE_RULES else {},
+            think_end or None,
+            end_steps(think_end, texts) if think_end else (),
         )
-        if not ids:
+        if not (rule.stride or rule.token_ids or any("\n" in shape for shape in rule.line_ends)):
+            wanted = f"whose text matches {pattern!r}" if pattern else "with a newline"
+            others = "the rule stride needs no such tokens"
+            if matching_tokens(SENTENCE_END, texts, think_end):
+                others = f"the rule sentence fits this vocabulary, {others}"
             raise InputError(
-                f"Expected tokens whose text matches {pattern!r}, found none in the vocabulary. "
-                "Hint: choose another boundary rule."
+                f"Expected tokens {wanted} for the boundary rule {kind!r}, found none in the "
+                f"vocabulary. Hint: {others}."
             )
-        return cls(kind, ids, think_end_id, pattern, 0)
+        return rule
 
-    def is_boundary(self, token_id: int, position: int) -> bool:
-        """Return whether a token generated while thinking, at `position` (from 0), ends a step."""
+    @cached_property
+    def marks(self) -> Container[int]:
+        """Token ids that `ends_step` must see; a trace without them has no boundary and no end."""
         if self.stride:
-            return (position + 1) % self.stride == 0 and token_id != self.think_end_id
-        return token_id in self.token_ids
+            return range(sys.maxsize)  # every token
+        ends = (ids for *_, ids in self.think_steps)
+        own = () if self.think_end_id is None else (self.think_end_id,)
+        return self.token_ids.union(*self.line_ends.values(), *ends, own)
+
+    @cached_property
+    def _moves(self) -> dict[int, Moves]:
+        return {
+            token_id: moves
+            for shape, ids in self.line_ends.items()
+            for moves in [shape_moves(shape, self.kind)]
+            for token_id in ids
+        }
+
+    @cached_property
+    def _matched_after(self) -> list[dict[int, int]]:
+        """For each number of matched characters: how many there are after a token."""
+        tables: list[dict[int, int]] = [{} for _ in self.think_end or ()]
+        for before, after, ids in self.think_steps:
+            tables[before].update(dict.fromkeys(ids, after))
+        if self.think_end_id is not None:
+            tables[0][self.think_end_id] = len(tables)
+        return tables
+
+    def ends_step(self, state: BoundaryState, token_id: int, position: int) -> bool:
+        """Return whether a generated token, at `position` (from 0), ends a step.
+
+        Args:
+            state: the trace's, which takes the token in.
+            token_id: the token; those that are not in `marks` may be left out.
+            position: its index among the generated tokens.
+        """
+        if not state.thinking:
+            return False
+        if position != state.position + 1:  # there were words in between
+            state.line, state.matched = WORD_END, 0
+        state.position = position
+        if self.think_end is not None:
+            tables = self._matched_after
+            after = tables[state.matched].get(token_id)
+            state.matched = tables[0].get(token_id, 0) if after is None else after
+            if state.matched == len(tables):
+                state.thinking = False
+                return False
+        if self.stride:
+            return (position + 1) % self.stride == 0
+        moves = self._moves.get(token_id)
+        if moves is None:
+            state.line = WORD_END
+            return token_id in self.token_ids
+        state.line, ends = moves[state.line]
+        return ends or token_id in self.token_ids
 
     def positions(self, token_ids: Sequence[int]) -> list[int]:
         """Return the boundaries of a whole response: indices into its T generated tokens.
@@ -147,10 +252,13 @@ class BoundaryRule:
         The last token never counts: no further token was made from it, so the engine has not
         computed its hidden state.
         """
-        end = len(token_ids) - 1
-        if self.think_end_id is not None and self.think_end_id in token_ids:
-            end = min(end, list(token_ids).index(self.think_end_id))
-        return [i for i in range(end) if self.is_boundary(token_ids[i], i)]
+        state, marks = BoundaryState(), self.marks
+        found = [
+            position
+            for position, token_id in enumerate(token_ids)
+            if token_id in marks and self.ends_step(state, token_id, position)
+        ]
+        return found[:-1] if found and found[-1] == len(token_ids) - 1 else found
 
     def to_dict(self) -> dict[str, Any]:
         """Return the rule as JSON-ready data, for manifests and scorer cards."""
@@ -158,8 +266,11 @@ class BoundaryRule:
             "kind": self.kind,
             "pattern": self.pattern,
             "stride": self.stride,
+            "think_end": self.think_end,
             "think_end_id": self.think_end_id,
+            "think_steps": [[*key, sorted(ids)] for *key, ids in self.think_steps],
             "token_ids": sorted(self.token_ids),
+            "line_ends": {shape: sorted(ids) for shape, ids in self.line_ends.items()},
         }
 
     @classmethod
@@ -171,25 +282,34 @@ class BoundaryRule:
         """
         try:
             fields = dict(value)
-            ids: Iterable[int] = fields.pop("token_ids")
-            rule = cls(token_ids=frozenset(int(i) for i in ids), **fields)
+            ids, shapes, steps = (
+                fields.pop("token_ids"),
+                fields.pop("line_ends", {}),
+                fields.pop("think_steps", ()),
+            )
+            rule = cls(
+                token_ids=_ids(ids),
+                line_ends={str(shape): _ids(found) for shape, found in shapes.items()},
+                think_steps=tuple((int(b), int(a), _ids(found)) for b, a, found in steps),
+                **fields,
+            )
             check_types(rule)
+            rule._check()
             return rule
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"Expected a boundary rule, found {value!r:.60} ({error}).") from error
 
+    def _check(self) -> None:
+        """Refuse what the tables of `ends_step` cannot be made of."""
+        if self.line_ends and self.kind not in LINE_RULES:
+            raise ValueError(f"line_ends with the kind {self.kind}")
+        length = len(self.think_end or "")
+        if not length and (self.think_steps or self.think_end_id is not None):
+            raise ValueError("tokens that end thinking, and no think_end")
+        for before, after, _ in self.think_steps:
+            if not (0 <= before < length and 0 <= after <= length):
+                raise ValueError(f"think_steps from {before} to {after} of {length} characters")
 
-def _compiled(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(
-            f"Expected a regular expression as --boundary.pattern, found {pattern!r} ({error}). "
-            "Hint: a backslash before a character stands for the character itself."
-        ) from error
 
-
-def _single_token_id(tokenizer: TokenizerLike, text: str) -> int | None:
-    token_id = tokenizer.convert_tokens_to_ids(text)
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    return None if token_id is None or token_id == unknown else int(token_id)
+def _ids(values: Iterable[int]) -> frozenset[int]:
+    return frozenset(int(value) for value in values)

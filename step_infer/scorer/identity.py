@@ -27,6 +27,8 @@ class ModelIdentity:
     """SHA-256 of the vocabulary: every token with its id."""
     hidden_size: int
     """Width H of the last layer."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id, as the user gave it."""
 
 
 def _digest(value: Any) -> str:
@@ -34,8 +36,13 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def model_file(model: str, name: str) -> Path:
+def model_file(model: str, name: str, revision: str | None = None) -> Path:
     """Return the local path of a model's file: from its folder, or from the hub (or its cache).
+
+    Args:
+        model: model folder or Hugging Face id.
+        name: the file's name.
+        revision: branch, tag or commit of a hub id; None is the main one.
 
     Raises:
         InputError: neither a folder that holds the file nor a hub id that can be reached.
@@ -61,13 +68,14 @@ def model_file(model: str, name: str) -> Path:
     )
 
     try:
-        if not isinstance(try_to_load_from_cache(model, name), str):
+        if not isinstance(try_to_load_from_cache(model, name, revision=revision), str):
             # Asked once: the download alone tries for half a minute where there is no network.
-            get_hf_file_metadata(hf_hub_url(model, name))
-        return Path(hf_hub_download(model, name))
+            get_hf_file_metadata(hf_hub_url(model, name, revision=revision))
+        return Path(hf_hub_download(model, name, revision=revision))
     except Exception as error:  # the hub client raises many types; all mean "not to be had"
         raise InputError(
-            f"Expected a model folder or a reachable hub id, found {model!r} "
+            f"Expected a model folder or a reachable hub id, found {model!r}"
+            f"{'' if revision is None else f' at revision {revision!r}'} "
             f"({type(error).__name__}). Hint: check the path, or download the model first."
         ) from error
 
@@ -77,15 +85,19 @@ def config_hash(config: dict[str, Any]) -> str:
     return _digest({key: value for key, value in config.items() if key not in _VOLATILE_KEYS})
 
 
-def identify(model: str) -> ModelIdentity:
+def identify(model: str, revision: str | None = None) -> ModelIdentity:
     """Read a model's identity from its config.json and tokenizer.json.
+
+    Args:
+        model: model folder or Hugging Face id.
+        revision: branch, tag or commit of a hub id; None is the main one.
 
     Raises:
         InputError: a file is missing, or the configuration names no hidden size.
     """
     from tokenizers import Tokenizer
 
-    config = read_json(model_file(model, "config.json"))
+    config = read_json(model_file(model, "config.json", revision))
     if not isinstance(config, dict):
         raise InputError(f"Expected an object in the config.json of {model}, found {config!r:.40}.")
     text_config = config.get("text_config") or config
@@ -93,10 +105,10 @@ def identify(model: str) -> ModelIdentity:
     if not isinstance(hidden_size, int):
         raise InputError(f"Expected hidden_size in the config.json of {model}, found none.")
     try:
-        tokenizer = Tokenizer.from_file(str(model_file(model, "tokenizer.json")))
+        tokenizer = Tokenizer.from_file(str(model_file(model, "tokenizer.json", revision)))
     except InputError:
         raise
     except Exception as error:  # the library raises nothing narrower
         raise InputError(f"Expected a tokenizer.json in {model}, found: {error}.") from error
     vocabulary = tokenizer.get_vocab()
-    return ModelIdentity(model, config_hash(config), _digest(vocabulary), hidden_size)
+    return ModelIdentity(model, config_hash(config), _digest(vocabulary), hidden_size, revision)

@@ -122,6 +122,7 @@ def identity_of(directory: TraceDirectory) -> ModelIdentity:
             str(identity["config_hash"]),
             str(identity["tokenizer_hash"]),
             int(identity["hidden_size"]),
+            identity.get("revision"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_train.evaluation.acceptance import ranks_above_chance
 from step_train.fit.run_directory import IMPORTED
@@ -160,12 +161,15 @@ def _facts(title: str) -> Table:
     return table
 
 
-def _boundary(rule: dict[str, Any]) -> str:
-    if rule.get("stride"):
-        text = f"every {rule['stride']} tokens"
+def _boundary(boundary: dict[str, Any]) -> str:
+    rule = BoundaryRule.from_dict(boundary)
+    if rule.stride:
+        text = f"every {rule.stride} tokens"
     else:
-        text = f"{rule['kind']} {rule['pattern']!r}, {len(rule['token_ids'])} token ids"
-    return f"{text}, thinking ends at token {rule['think_end_id']}"
+        count = len(rule.token_ids.union(*(ids for s, ids in rule.line_ends.items() if s)))
+        pattern = "" if rule.pattern is None else f" {rule.pattern!r}"
+        text = f"{rule.kind}{pattern}, {count} token ids"
+    return f"{text}, thinking ends at {rule.think_end}"
 
 
 def _training(training: dict[str, Any]) -> list[tuple[str, str]]:

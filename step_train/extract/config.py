@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
+from step_infer.scorer.think_end import THINK_END
 
 KEEP = "traces"
 """The kind of boundary that the traces directory says."""
@@ -19,6 +20,14 @@ class ExtractBoundary(BoundaryOptions):
     """traces (as their directory says), blank_line, newline, sentence, regex or stride."""
 
     kinds: ClassVar[tuple[str, ...]] = (KEEP, *BoundaryOptions.kinds)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kind == KEEP and self.think_end != THINK_END:
+            raise InputError(
+                "Expected --boundary.kind beside --boundary.think-end, found none: the kind "
+                f"{KEEP!r} keeps the rule of the traces, end of thinking included."
+            )
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,9 @@ class ExtractConfig:
     """Traces directory to make, or to go on with: the same traces, with features."""
     boundary: ExtractBoundary = field(default_factory=ExtractBoundary)
     """What ends a step; the kind traces takes the rule of the traces directory."""
+    revision: str | None = None
+    """Branch, tag or commit of a model from the hub; none given, the one that made the traces,
+    where this is the same model."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Number format of the model and of the stored states; auto takes the model's own."""
     batch_tokens: int = 16384

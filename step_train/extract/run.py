@@ -6,6 +6,7 @@ Axes: B traces of a batch, T tokens, S steps, H hidden size.
 """
 
 import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from data_gen.traces.writer import TraceWriter
 from step_infer.cli.progress import Progress
 from step_infer.client.prompt import load_tokenizer
 from step_infer.errors import InputError
-from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.boundary import NO_BOUNDARY, BoundaryRule
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_train.extract.batches import PartBatches, TraceBatch, with_positions
 from step_train.extract.config import KEEP, ExtractConfig
@@ -45,7 +46,7 @@ def extract(config: ExtractConfig) -> TraceDirectory:
         raise InputError(f"Expected traces in {config.traces}, found none.")
     if config.out.resolve() == config.traces.resolve():
         raise InputError("Expected another directory as --out than as --traces, found the same.")
-    identity = identify(config.model)
+    identity = identify(config.model, _revision(config, source))
     rule = _rule(config, source, identity)
     writer = _writer(config, source, identity, rule) if _first() else None
     try:
@@ -65,6 +66,12 @@ def _first() -> bool:
     return rank_zero_only.rank in (None, 0)
 
 
+def _revision(config: ExtractConfig, source: TraceDirectory) -> str | None:
+    made_by = source.manifest.get("identity") or {}
+    same = source.manifest.get("model") == config.model
+    return config.revision or (made_by.get("revision") if same else None)
+
+
 def _rule(config: ExtractConfig, source: TraceDirectory, identity: ModelIdentity) -> BoundaryRule:
     made_by = source.manifest.get("identity") or {}
     if made_by.get("tokenizer_hash") not in (None, identity.tokenizer_hash):
@@ -74,10 +81,10 @@ def _rule(config: ExtractConfig, source: TraceDirectory, identity: ModelIdentity
             "Hint: extract with the model that made the traces."
         )
     if config.boundary.kind != KEEP:
-        return config.boundary.rule(load_tokenizer(config.model))
+        return config.boundary.rule(load_tokenizer(config.model, identity.revision))
     if source.manifest.get("boundary"):
         return BoundaryRule.from_dict(source.manifest["boundary"])
-    return BoundaryRule.for_tokenizer(load_tokenizer(config.model))
+    return BoundaryRule.for_tokenizer(load_tokenizer(config.model, identity.revision))
 
 
 def _writer(
@@ -90,7 +97,8 @@ def _writer(
         "dtype": config.dtype,
         "boundary": rule.to_dict(),
     }
-    kept = {name: source.manifest[name] for name in ("sampling", "seed") if name in source.manifest}
+    names = ("sampling", "seed", "system", "chat_template_kwargs", "prompt_date")
+    kept = {name: source.manifest[name] for name in names if name in source.manifest}
     return TraceWriter(
         config.out,
         settings,
@@ -99,6 +107,7 @@ def _writer(
             "config_hash": identity.config_hash,
             "tokenizer_hash": identity.tokenizer_hash,
             "hidden_size": identity.hidden_size,
+            "revision": identity.revision,
         },
         boundary=rule.to_dict(),
         source=str(config.traces.resolve()),
@@ -106,8 +115,13 @@ def _writer(
     )
 
 
-def load_model(model: str, dtype: str) -> "PreTrainedModel":
+def load_model(model: str, dtype: str, revision: str | None = None) -> "PreTrainedModel":
     """Load a Hugging Face model without its head; its output is the final-normed last layer.
+
+    Args:
+        model: model folder or Hugging Face id.
+        dtype: number format; "auto" takes the model's own.
+        revision: branch, tag or commit of a hub id; None is the main one.
 
     Raises:
         InputError: the model cannot be loaded.
@@ -118,7 +132,8 @@ def load_model(model: str, dtype: str) -> "PreTrainedModel":
     # Its bar stands for seconds, and would come between lines of ours.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        return AutoModel.from_pretrained(model, dtype=dtype).eval()
+        found = AutoModel.from_pretrained(model, dtype=dtype, revision=revision or "main")
+        return found.eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"Expected a Hugging Face model in {model}, found: {str(error).splitlines()[0]}"
@@ -131,7 +146,7 @@ def _run(
     rule: BoundaryRule,
     writer: TraceWriter | None,
 ) -> None:
-    model = load_model(config.model, config.dtype)
+    model = load_model(config.model, config.dtype, _revision(config, source))
     with lightning_run():
         trainer = make_trainer(
             accelerator=config.accelerator,
@@ -242,6 +257,8 @@ class PartWriter(Callback):
         hidden = [self._states.get(index, nothing) for index in range(len(rows))]
         self._progress.advance(len(rows) - len(self._states))
         self._states = {}
+        if batch.part == 0 and not batch.rows:
+            print(f"warning: {NO_BOUNDARY}", file=sys.stderr)
         if self.writer is not None and len(self.writer.manifest["parts"]) == batch.part:
             self.writer.add_part(rows, hidden)
         else:

@@ -3,14 +3,21 @@
 import dataclasses
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections import namedtuple
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from collect_engine import CollectEngine, assert_whole
 from command_harness import Finished, run_command
+from fake_engine import made_up_model, made_up_scorer
 from rich.console import Console
 
 from data_gen import collection
@@ -18,7 +25,8 @@ from data_gen.collect import collect
 from data_gen.commands import main
 from data_gen.config import CollectConfig
 from data_gen.traces.directory import TraceDirectory
-from step_infer.client.trace import Sampling
+from step_infer.client.prompt import chat_prompt, load_tokenizer
+from step_infer.client.trace import Sampling, Trace, TracePlan
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
 
@@ -118,6 +126,31 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert not set(first.yielded) & set(second.yielded)
 
 
+class StepsFromPart(CollectEngine):
+    """Its traces have no step boundary before this part; those after have one each."""
+
+    def __init__(self, part: int) -> None:
+        super().__init__()
+        self.part = part
+
+    def trace(self, plan: TracePlan) -> Trace:
+        trace = super().trace(plan)
+        trace.boundary_positions = [5] if len(self.yielded) > 4 * self.part else []
+        trace.hidden_SH = torch.zeros(len(trace.boundary_positions), self.H).bfloat16()
+        return trace
+
+
+def test_a_first_part_without_any_boundary_is_told_once(config: CollectConfig) -> None:
+    _, printed = run(config, StepsFromPart(99))
+    assert printed.count("no trace of the first part has a step boundary") == 1
+    assert "--boundary.kind" in printed
+    assert printed.index("first part") < printed.index("Traces:")
+    small = dataclasses.replace(config, out=config.out + "-2", part_traces=1000)
+    assert run(small, StepsFromPart(99))[1].count("has a step boundary") == 1
+    other = dataclasses.replace(config, out=config.out + "-3")
+    assert "has a step boundary" not in run(other, StepsFromPart(0))[1]
+
+
 def test_a_finished_run_needs_no_engine(config: CollectConfig) -> None:
     summary, _ = run(config, CollectEngine())
     again = CollectEngine()
@@ -134,6 +167,9 @@ def test_a_finished_run_needs_no_engine(config: CollectConfig) -> None:
         ({"limit": 1}, "limit None"),
         ({"engine": {"dtype": "float32"}}, r"engine\.dtype None"),
         ({"boundary": BoundaryOptions("newline")}, "boundary"),
+        ({"boundary": BoundaryOptions(think_end="[/THINK]")}, "boundary"),
+        ({"chat_template_kwargs": {"role": 1}}, "chat_template_kwargs {}"),
+        ({"engine": {"revision": "v2"}}, r"engine\.revision None"),
     ],
 )
 def test_other_settings_in_the_same_directory_are_refused(
@@ -153,6 +189,119 @@ def test_settings_that_decide_nothing_may_change(config: CollectConfig) -> None:
     )
     run(other, CollectEngine())
     assert_whole(other, len(QUESTIONS))
+
+
+class PromptingEngine(CollectEngine):
+    """Its orders have the prompts of the model's own chat template."""
+
+    def plan(self, question_id, question, n, sampling, seed, system, chat_template_kwargs):
+        assert self.started_with is not None
+        revision = self.started_with.get("revision")
+        tokenizer = load_tokenizer(self.started_with["model"], revision)
+        prompt = tuple(chat_prompt(tokenizer, question, system, chat_template_kwargs))
+        rest = (n, sampling, seed, system, chat_template_kwargs)
+        plans = super().plan(question_id, question, *rest)
+        return [dataclasses.replace(plan, prompt_token_ids=prompt) for plan in plans]
+
+
+def with_template(config: CollectConfig, folder: Path, head: str) -> CollectConfig:
+    """Return settings for a copy of the model whose chat template begins with something more."""
+    shutil.copytree(config.model, folder, dirs_exist_ok=True)
+    template = folder / "chat_template.jinja"
+    template.write_text(head + (Path(config.model) / template.name).read_text())
+    return dataclasses.replace(config, model=str(folder))
+
+
+def test_a_question_goes_on_with_its_prompt_on_another_day(
+    config: CollectConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_template(config, tmp_path / "dated", "{{- strftime_now('%Y-%m-%d') }}")
+    with monkeypatch.context() as patch:
+        patch.setattr("data_gen.collect.datetime", Mock(now=lambda: datetime(2001, 2, 3)))
+        with pytest.raises(RuntimeError):
+            run(config, PromptingEngine(dies_after=7))
+    run(config, PromptingEngine())
+    assert_whole(config, len(QUESTIONS))
+    found = TraceDirectory(config.out)
+    assert found.manifest["prompt_date"] == "2001-02-03T00:00:00"
+    tokenizer = load_tokenizer(config.model)
+    for index in range(found.num_parts):
+        for row in found.part(index).to_pylist():
+            assert tokenizer.decode(row["prompt_token_ids"]).startswith("2001-02-03<")
+
+
+def test_a_question_does_not_go_on_with_another_prompt(
+    config: CollectConfig, tmp_path: Path
+) -> None:
+    config = with_template(config, tmp_path / "model", "")
+    with pytest.raises(RuntimeError):
+        run(config, PromptingEngine(dies_after=7))
+    engine = PromptingEngine()
+    with_template(config, tmp_path / "changed", "Hi.")
+    shutil.copytree(tmp_path / "changed", tmp_path / "model", dirs_exist_ok=True)
+    with pytest.raises(InputError, match="the prompt of question .*the model's chat template has"):
+        run(config, engine)
+    assert engine.closed
+    assert engine.yielded == []
+
+
+def test_arguments_of_the_chat_template_reach_prompts_and_manifest(
+    config: CollectConfig, tmp_path: Path
+) -> None:
+    config = with_template(config, tmp_path / "model", "{{- effort }}")
+    config = dataclasses.replace(config, chat_template_kwargs={"effort": "high"})
+    run(config, PromptingEngine())
+    found = TraceDirectory(config.out)
+    assert found.manifest["chat_template_kwargs"] == {"effort": "high"}
+    tokenizer = load_tokenizer(config.model)
+    for row in found.part(0).to_pylist():
+        assert tokenizer.decode(row["prompt_token_ids"]).startswith("high<")
+
+
+def test_a_system_text_without_a_turn_of_its_own_is_told_once(
+    config: CollectConfig, tmp_path: Path
+) -> None:
+    refusing = "{%- if messages[0].role == 'system' %}{{ raise_exception('No') }}{%- endif %}"
+    config = with_template(config, tmp_path / "model", refusing)
+    config = dataclasses.replace(config, system="Think.")
+    _, printed = run(config, PromptingEngine())
+    assert printed.count("the chat template takes no system turn") == 1
+    row = TraceDirectory(config.out).part(0).to_pylist()[0]
+    text = load_tokenizer(config.model).decode(row["prompt_token_ids"])
+    assert text.startswith("<|im_start|>user\nThink.\n\n")
+
+
+def test_the_revision_of_a_hub_model_is_that_of_its_tokenizer_and_prompts(
+    config: CollectConfig, tmp_path: Path
+) -> None:
+    """A hub cache with two revisions; the process that reads it has no network."""
+    hub = tmp_path / "hub" / "models--org--name"
+    for number, (name, head) in enumerate((("main", "new"), ("v1", "old"))):
+        commit = f"{number}" * 40
+        (hub / "refs").mkdir(parents=True, exist_ok=True)
+        (hub / "refs" / name).write_text(commit)
+        with_template(config, hub / "snapshots" / commit, head)
+    code = f"""
+import sys
+sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
+from test_collect import *
+engine = {{"revision": "v1"}} if sys.argv[1] == "v1" else {{}}
+run(CollectConfig("org/name", {config.questions!r}, sys.argv[1], num_traces=1, engine=engine),
+    PromptingEngine())
+found = TraceDirectory(sys.argv[1])
+text = load_tokenizer({config.model!r}).decode(found.part(0).to_pylist()[0]["prompt_token_ids"])
+print(text[:3], found.manifest["identity"]["revision"])
+"""
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    for name, printed in (("v1", "old v1"), ("main", "new None")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, name],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout.splitlines()[-1:] == [printed], done.stderr
 
 
 def test_changed_questions_are_noticed(config: CollectConfig) -> None:
@@ -244,16 +393,24 @@ def test_a_prompt_that_is_too_long_is_found_before_the_engine_starts(
     assert engine.started_with is None
 
 
+def test_boundary_options_beside_a_scorer_must_be_its_own(
+    config: CollectConfig, tmp_path: Path
+) -> None:
+    model = made_up_model(tmp_path / "model", CollectEngine.H)
+    scorer = made_up_scorer(tmp_path / "scorer.safetensors", model)
+    config = dataclasses.replace(config, model=model, scorer=scorer)
+    for boundary in (BoundaryOptions("newline"), BoundaryOptions(think_end="[/THINK]")):
+        with pytest.raises(InputError, match=r"--boundary\.(kind|think-end) '.*beside a scorer"):
+            run(dataclasses.replace(config, boundary=boundary), CollectEngine())
+    run(dataclasses.replace(config, boundary=BoundaryOptions("blank_line")), CollectEngine())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"num_traces": 0}, "--num-traces of at least 1, found 0"),
         ({"grading_workers": 0}, "--grading-workers of at least 1, found 0"),
         ({"steps_per_trace": 0}, "--steps-per-trace of at least 1, found 0"),
-        (
-            {"scorer": "s", "boundary": BoundaryOptions("newline")},
-            "no --boundary.kind beside --scorer",
-        ),
         ({"allow_mismatch": ["tokenizer_hash"]}, "--scorer beside --allow-mismatch"),
     ],
 )

@@ -105,6 +105,24 @@ def test_responses_become_traces(config: ImportConfig) -> None:
     assert {row["is_correct"] for row in rows} == {True, False}
 
 
+def test_another_text_can_end_the_thinking(config: ImportConfig) -> None:
+    thoughts = "[THINK]S1=1\n\nS2=3\n\n"
+    rows = [line(0, thoughts + "[/THINK]\n\nSo\n\n\\boxed{3}"), line(0, thoughts + "\\boxed{1}")]
+    write(Path(config.responses), rows)
+    found = run(dataclasses.replace(config, boundary=BoundaryOptions(think_end="[/THINK]")))
+    assert found["imported"]["skipped"] == dict.fromkeys(LEFT_OUT, 0) | {"no thinking part": 1}
+    (row,) = traces(config)
+    assert row["extracted_answer"] == "3"
+    assert row["num_steps"] == 2
+
+
+def test_responses_without_any_boundary_are_told(config: ImportConfig) -> None:
+    write(Path(config.responses), [line(0, "S1=1 S2=3</think>\\boxed{3}")])
+    printed = io.StringIO()
+    import_traces(config, Console(file=printed, width=300))
+    assert "no trace of the first part has a step boundary" in printed.getvalue()
+
+
 def test_fields_can_have_other_names(config: ImportConfig) -> None:
     names = {"question": "problem", "response": "output", "ground_truth": "gold"}
     write(Path(config.responses), [{names[k]: v for k, v in row.items()} for row in ROWS])

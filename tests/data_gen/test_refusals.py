@@ -23,7 +23,6 @@ from data_gen.traces.directory import TraceDirectory
 from data_gen.traces.features import FeatureShard, write_shard
 from data_gen.traces.table import read_part, write_part
 from data_gen.traces.writer import TraceWriter
-from step_infer.scorer.boundary import BoundaryOptions
 from step_infer.storage.run_directory import read_manifest, run_manifest, write_manifest
 
 collect = partial(CollectConfig, model="model", questions="questions.jsonl", out="out")
@@ -42,10 +41,6 @@ KNOWN = ", ".join(BENCHMARKS)
             for name in ("num_traces", "max_in_flight", "part_traces", "steps_per_trace")
         ),
         (lambda: collect(grading_workers=0), "--grading-workers of at least 1, found 0."),
-        (
-            lambda: collect(scorer="x", boundary=BoundaryOptions(kind="newline")),
-            "no --boundary.kind beside --scorer, which brings its own rule, found 'newline'.",
-        ),
         (lambda: collect(allow_mismatch=["x"]), "--scorer beside --allow-mismatch, found none."),
         (lambda: collect(limit=0), "--limit of at least 1 question, found 0."),
         (

@@ -32,7 +32,8 @@ class CollectEngine:
         self.started_with = {"model": model, "scorer": scorer, **options}
         return self
 
-    def plan(self, question_id, question, n, sampling, seed, system):
+    def plan(self, question_id, question, n, sampling, seed, system, chat_template_kwargs):
+        self.prompted_with = chat_template_kwargs
         return [
             TracePlan(question_id, i, (1, 2), trace_seed(seed, question_id, i), sampling)
             for i in range(n)

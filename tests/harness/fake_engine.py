@@ -61,7 +61,7 @@ class FakeEngine:
     def __exit__(self, *_):
         self.closed = True
 
-    def plan(self, question_id, question, n, sampling, seed, system, first_trace_id=0):
+    def plan(self, question_id, question, n, sampling, seed, system, **_):
         prompt = tuple(range(20))
         return [
             TracePlan(question_id, i, prompt, trace_seed(seed, question_id, i), sampling, "g")

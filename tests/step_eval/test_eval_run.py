@@ -1,5 +1,6 @@
 """A whole evaluation on a pretended engine: resume, joining, budgets, refusals."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -24,6 +25,7 @@ from step_eval.run import evaluate
 from step_eval.simulation.check import check
 from step_eval.simulation.timing import Timing, read_timing
 from step_infer.errors import InputError
+from step_infer.scorer.boundary import BoundaryOptions
 from step_infer.storage.run_directory import (
     RunDirectory,
     read_manifest,
@@ -118,6 +120,45 @@ def test_both_methods_answer_every_question_with_the_same_seeds(run):
     assert results["methods"]["step"]["stop_totals"]["known"] == sum(
         t.pruned for r in records["step"] for t in r.traces
     )
+
+
+def test_another_rule_of_steps_reaches_every_engine(config, inputs, tmp_path):
+    started = []
+
+    class Started(FakeEngine):
+        def __init__(self, model, **options):
+            started.append(options.get("boundary"))
+            super().__init__(model, **options)
+
+    bare = config(
+        tmp_path / "out", methods="sc", scorer=None, boundary=BoundaryOptions(think_end="[/")
+    )
+    evaluate(bare, Started, quiet())
+    assert {rule.think_end for rule in started} == {"[/"}
+    assert read_manifest(bare.out)["settings"]["boundary.think_end"] == "[/"
+    with pytest.raises(InputError, match="--boundary.think-end '</think>' beside a scorer"):
+        evaluate(dataclasses.replace(bare, scorer=inputs["scorer"]), Started, quiet())
+
+
+def test_a_run_that_goes_on_keeps_its_prompts(config, tmp_path):
+    prompted = []
+
+    class Prompted(FakeEngine):
+        def plan(self, *arguments, chat_template_kwargs):
+            prompted.append(chat_template_kwargs["strftime_now"]("%Y-%m-%d"))
+            return super().plan(*arguments)
+
+    settings = config(tmp_path / "out", methods="sc")
+    with pytest.raises(Killed):
+        evaluate(settings, engine_that_dies_after(20), quiet())
+    manifest = read_manifest(settings.out)
+    assert manifest["settings"]["chat_template_kwargs"] == {}
+    write_manifest(settings.out, manifest | {"prompt_date": "2001-02-03T04:05:06"})
+    with pytest.raises(InputError, match="found chat_template_kwargs {'role': 1}"):
+        evaluate(dataclasses.replace(settings, chat_template_kwargs={"role": 1}), Prompted, quiet())
+    evaluate(settings, Prompted, quiet())
+    assert set(prompted) == {"2001-02-03"}
+    assert read_manifest(settings.out)["prompt_date"] == "2001-02-03T04:05:06"
 
 
 def test_all_files_are_there_and_state_their_schema(run):

@@ -34,6 +34,13 @@ def test_box_inside_the_reasoning_is_a_draft() -> None:
     assert extract_boxed(r"maybe \boxed{1}</think>I do not know") is None
 
 
+def test_another_text_can_end_the_thinking() -> None:
+    text = r"maybe \boxed{1}[/THINK]It is \boxed{2}</think>"
+    assert extract_boxed(text) is None
+    assert extract_boxed(text, "[/THINK]") == "2"
+    assert extract_boxed(r"\boxed{1}</think>", None) == "1"
+
+
 def test_without_an_end_of_thinking_the_whole_text_counts() -> None:
     assert extract_boxed(r"It is \boxed{1}") == "1"
 

@@ -298,7 +298,7 @@ def test_the_server(refused, text):
     assert refusal(refused) == f"Expected {text}"
 
 
-tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=lambda *_, **__: "a\ud83d")
+tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=lambda *_, **__: "x")
 
 
 @pytest.mark.parametrize(
@@ -310,9 +310,19 @@ tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=lambda *_, **
             "Hint: use an instruction-tuned model, or add chat_template to its tokenizer.",
         ),
         (
-            lambda: chat_prompt(tokenizer, "1+1"),
+            lambda: chat_prompt(tokenizer, "1\ud83d"),
             r"text without lone surrogates, found '\ud83d' in the prompt. "
             "Hint: decode the text anew, or leave the question out.",
+        ),
+        (
+            lambda: chat_prompt(tokenizer, "1+1", ""),
+            "a chat template that keeps the question, found one that drops or changes it: '1+1' "
+            "does not stand in the prompt. Hint: mend the chat_template.",
+        ),
+        (
+            lambda: chat_prompt(tokenizer, "1+1", "Think.", {"effort": "high"}),
+            "arguments of the model's chat template as --chat-template-kwargs, found 'effort', "
+            "which it does not know. Hint: look it up in the model's chat template.",
         ),
         (
             lambda: prompt_lengths(load_tokenizer(MODEL), {"q7": "1+1"}, "", 4),
@@ -365,8 +375,9 @@ tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=lambda *_, **
         ),
         (
             lambda: BoundaryRule.for_tokenizer(load_tokenizer(MODEL), "regex", pattern="zzz"),
-            "tokens whose text matches 'zzz', found none in the vocabulary. "
-            "Hint: choose another boundary rule.",
+            "tokens whose text matches 'zzz' for the boundary rule 'regex', found none in the "
+            "vocabulary. Hint: the rule sentence fits this vocabulary, the rule stride needs no "
+            "such tokens.",
         ),
         (
             lambda: BoundaryRule.from_dict({"kind": "stride"}),

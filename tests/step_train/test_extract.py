@@ -18,6 +18,7 @@ from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import identify
 from step_infer.scorer.network import load_scorer
+from step_infer.storage.run_directory import read_manifest, write_manifest
 from step_train.commands import main
 from step_train.demo_model.export import export_model, new_model
 from step_train.export.run import export
@@ -171,6 +172,38 @@ def test_other_boundaries_can_be_chosen(model, source, tmp_path):
     )
     row = directory.part(0).to_pylist()[0]
     assert row["boundary_positions"][:2] == [49, 99]
+
+
+def test_traces_without_any_boundary_are_told(model, source, extracted, tmp_path, capsys):
+    rule = {"kind": "regex", "pattern": "@"}
+    directory = extract(config(model, source, tmp_path / "out", boundary=ExtractBoundary(**rule)))
+    assert directory.num_steps == 0
+    told = capsys.readouterr().err
+    assert told.count("no trace of the first part has a step boundary") == 1
+    assert "--boundary.kind" in told
+    extract(config(model, source, tmp_path / "other"))
+    assert "has a step boundary" not in capsys.readouterr().err
+
+
+def test_a_hub_model_is_read_at_the_revision_that_made_the_traces(source, tmp_path):
+    copy = tmp_path / "traces"
+    shutil.copytree(source, copy)
+    manifest = read_manifest(copy)
+    made_by = manifest["identity"] | {"revision": "v1"}
+    write_manifest(copy, manifest | {"model": "org/name", "identity": made_by})
+    for model, options, named in (
+        ("org/name", {}, "'org/name' at revision 'v1'"),
+        ("org/name", {"revision": "v2"}, "'org/name' at revision 'v2'"),
+        ("org/other", {}, r"'org/other' \("),
+    ):
+        with pytest.raises(InputError, match=f"reachable hub id, found {named}"):
+            extract(config(model, copy, tmp_path / "out", **options))
+
+
+def test_another_end_of_thinking_wants_a_rule_of_its_own():
+    with pytest.raises(InputError, match=r"Expected --boundary.kind beside --boundary.think-end"):
+        ExtractBoundary(think_end="[/THINK]")
+    assert ExtractBoundary("blank_line", think_end="[/THINK]").think_end == "[/THINK]"
 
 
 def test_an_interrupted_extraction_goes_on(model, source, extracted, tmp_path, monkeypatch):
