@@ -1,7 +1,9 @@
-"""Mathematical equality of answers, by math-verify in worker processes with a hard time limit.
+"""Equality of answers: by their canonical forms, else by math-verify in worker processes.
 
-math-verify can hang on hostile input and its own limit works only in a main thread, so it runs in
-processes that are killed and replaced when they take too long.
+Nearly all answers have a canonical form (`step_infer.client.canonical`), which is exact and takes
+well under a millisecond. What it does not understand goes to math-verify. That can hang on hostile
+input and its own limit works only in a main thread, so it runs in processes that are killed and
+replaced when they take too long.
 """
 
 import json
@@ -9,20 +11,21 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import combinations
 from multiprocessing.connection import wait
 
+from step_infer.client import canonical
+from step_infer.client.canonical import Canonical
 from step_infer.errors import InputError
 
 DEFAULT_TIMEOUT_S = 10.0
 _WORKER = "step_infer.client.grading_worker"
-_LONGEST_ANSWER = 2000
 _NEVER = float("inf")
-_LETTER = re.compile(r"[A-Z]")
-_OPTION = re.compile(r"\(?([A-Z])([).:]+(\s|$)|$)")
-"""An option of a multiple-choice question, with or without its text: "B", "(B)", "B) 5 m"."""
+_EXPLOSIVE = re.compile(r"\^[^^]*\^[^^]*\^|\d{4,}[})\s]*!|!\s*[})]*\s*!|\^\s*\{?\s*\d{5,}")
+"""Towers of powers and factorials that only fail by never ending."""
 
 
 @dataclass
@@ -49,7 +52,7 @@ class Grader:
     """Compares answers in worker processes; use it as a context manager.
 
     A comparison is True, False, or None where it could not be made: neither text the same nor
-    parsable, or not done within the time limit.
+    parsable, or not done within the time limit. It does not depend on the order of the two.
     """
 
     def __init__(self, workers: int = 1, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -67,6 +70,7 @@ class Grader:
         self._timeout_s = timeout_s
         self._workers: list[_Worker] = []
         self._known: dict[tuple[str, str], bool | None] = {}
+        self._forms: dict[str, Canonical | None] = {}
 
     def __enter__(self) -> "Grader":
         return self
@@ -97,17 +101,50 @@ class Grader:
 
     def equal_many(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         """Compare pairs of answers side by side; every distinct pair is compared once."""
+        cleaned = [_sorted(_clean(a), _clean(b)) for a, b in pairs]
         jobs: list[tuple[str, str]] = []
-        for pair in dict.fromkeys((_clean(a), _clean(b)) for a, b in pairs):
+        for pair in dict.fromkeys(cleaned):
             if pair in self._known:
                 continue
-            verdict = _compare_text(*pair)
-            if verdict is not None or max(map(len, pair)) > _LONGEST_ANSWER:
+            known, verdict = self._compare(*pair)
+            if known:
                 self._known[pair] = verdict
             else:
                 jobs.append(pair)
         self._run(jobs)
-        return [self._known[(_clean(a), _clean(b))] for a, b in pairs]
+        return [self._known[pair] for pair in cleaned]
+
+    def same(self, answers: Iterable[str | None]) -> Callable[[str, str], bool]:
+        """Compare all of some answers with each other, side by side.
+
+        Returns:
+            Whether two of them are known to be equal, for `vote`.
+        """
+        forms = sorted({answer for answer in answers if answer is not None})
+        self.equal_many(list(combinations(forms, 2)))
+        return lambda first, second: self.equal(first, second) is True
+
+    def _compare(self, first: str, second: str) -> tuple[bool, bool | None]:
+        """Return whether a verdict is to be had without math-verify, and the verdict."""
+        if first == second:
+            return True, True
+        if not first or not second:
+            return True, False
+        forms = self._form(first), self._form(second)
+        if forms[0] is not None and forms[1] is not None:
+            verdict = canonical.equal(forms[0], forms[1])
+            if verdict is not None:
+                return True, verdict
+        if any(form is not None and form.heavy for form in forms):
+            return True, None
+        pair = (first, second)
+        too_long = max(map(len, pair)) > canonical.LONGEST_ANSWER
+        return too_long or any(map(_EXPLOSIVE.search, pair)), None
+
+    def _form(self, text: str) -> Canonical | None:
+        if text not in self._forms:
+            self._forms[text] = canonical.canonical(text)
+        return self._forms[text]
 
     def _run(self, jobs: list[tuple[str, str]]) -> None:
         waiting = list(range(len(jobs)))[::-1]
@@ -161,7 +198,7 @@ class Grader:
             [
                 sys.executable,
                 "-m",
-                "step_infer.client.grading_worker",
+                _WORKER,
                 str(int(self._timeout_s) + 60),
             ],
             stdin=subprocess.PIPE,
@@ -188,24 +225,8 @@ def _send(worker: _Worker, pair: tuple[str, str]) -> None:
 
 
 def _clean(answer: str) -> str:
-    return " ".join(answer.split()).strip("$ ")
+    return " ".join(canonical.mend_escapes(answer).split())
 
 
-def _compare_text(first: str, second: str) -> bool | None:
-    """Return the verdict where no parsing is needed: same text, whole numbers, option letters."""
-    if first == second:
-        return True
-    if not first or not second:
-        return False
-    if _is_whole(first) and _is_whole(second):
-        return int(first) == int(second)
-    if _LETTER.fullmatch(first) or _LETTER.fullmatch(second):
-        options = [_OPTION.match(text) for text in (first, second)]
-        if options[0] and options[1]:
-            return options[0][1] == options[1][1]
-    return None
-
-
-def _is_whole(text: str) -> bool:
-    digits = text[1:] if text[:1] in "+-" else text
-    return digits.isascii() and digits.isdigit() and len(digits) < 100
+def _sorted(first: str, second: str) -> tuple[str, str]:
+    return (first, second) if first <= second else (second, first)

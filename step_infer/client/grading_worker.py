@@ -31,8 +31,14 @@ def main() -> None:
                 parse(f"${text}$", parsing_timeout=None, raise_on_error=True)
                 for text in json.loads(line)
             ]
+            # The library reads its first argument as the right one: only what holds either way.
             verdict = (
-                verify(*parsed, timeout_seconds=None, raise_on_error=True) if all(parsed) else None
+                all(
+                    verify(*pair, timeout_seconds=None, raise_on_error=True)
+                    for pair in (parsed, parsed[::-1])
+                )
+                if all(parsed)
+                else None
             )
         except Exception:  # whatever the parser raises means that it cannot tell
             verdict = None
