@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from multiprocessing.connection import wait
 
@@ -121,8 +122,9 @@ class Grader:
             Whether two of them are known to be equal, for `vote`.
         """
         forms = sorted({answer for answer in answers if answer is not None})
-        self.equal_many(list(combinations(forms, 2)))
-        return lambda first, second: self.equal(first, second) is True
+        pairs = list(combinations(forms, 2))
+        equal = {pair for pair, verdict in zip(pairs, self.equal_many(pairs), strict=True) if verdict}
+        return lambda first, second: first == second or _sorted(first, second) in equal
 
     def _compare(self, first: str, second: str) -> tuple[bool, bool | None]:
         """Return whether a verdict is to be had without math-verify, and the verdict."""
@@ -224,6 +226,7 @@ def _send(worker: _Worker, pair: tuple[str, str]) -> None:
         worker.process.stdin.flush()
 
 
+@lru_cache(maxsize=10_000)
 def _clean(answer: str) -> str:
     return " ".join(canonical.mend_escapes(answer).split())
 

@@ -111,12 +111,17 @@ _NOTE = re.compile(r"(?<=[\w%)}\]$.])\s*\((?:since|because|as|where|for|i\.e\.|n
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*\{")
 _CONTROL = str.maketrans({"\f": r"\f", "\b": r"\b", "\a": r"\a", "\v": r"\v"})
 _LOST_TAB = re.compile(r"\t(?=ext|imes|frac|an\b|heta|au\b|o\b|riangle|binom)")
-_LOST_NEWLINE = re.compile(r"\n(?=eq?\b|abla|ot\b|eg\b|i\b|u\b|mid)")
+_LOST_NEWLINE = re.compile(r"\n(?=eq?\b|abla\b|ot\b|eg\b)")
 _LOST_RETURN = re.compile(r"\r(?=ight|angle|floor|ceil|ho\b)")
 
 
 def mend_escapes(text: str) -> str:
-    r"""Return LaTeX whose backslashes JSON took for its own escapes: form feed + "rac" is "\frac"."""
+    r"""Return LaTeX as meant where JSON took its backslashes for escapes.
+
+    "\frac" in a JSON text without a second backslash is read as a form feed and "rac".
+    """
+    if text.isprintable():
+        return text
     text = text.translate(_CONTROL)
     text = _LOST_TAB.sub(r"\\t", text)
     text = _LOST_NEWLINE.sub(r"\\n", text)
