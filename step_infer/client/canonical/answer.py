@@ -3,12 +3,21 @@
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 from step_infer.client.canonical import exact
 from step_infer.client.canonical.exact import NotExact, Value, same_numbers, whole
 from step_infer.client.canonical.expression import FUNCTIONS, Token, read_value, tokenise
 from step_infer.client.canonical.markup import plain
-from step_infer.client.canonical.units import DEGREE, DOLLAR, NONE, PERCENT, Unit, read_unit
+from step_infer.client.canonical.units import (
+    DEGREE,
+    DOLLAR,
+    NONE,
+    PERCENT,
+    Unit,
+    is_unit,
+    read_unit,
+)
 
 LONGEST_ANSWER = 2000
 """Characters in an answer that is still read."""
@@ -62,7 +71,7 @@ def canonical(text: str) -> Canonical | None:
     if len(text) > 2 * LONGEST_ANSWER or not text:
         return None
     try:
-        form = _choice(text) or _known_words(text) or _read(text)
+        form = _choice(text) or _known_words(text) or _compound(text) or _read(text)
     except (NotExact, RecursionError, OverflowError, ZeroDivisionError, ValueError):
         form = _words(text)
     described = _DESCRIBED.fullmatch(_TEXT.sub(r"\1", text).strip())
@@ -91,7 +100,7 @@ def equal(a: Canonical, b: Canonical) -> bool | None:
     for one, other in ((a, b), (b, a)):
         if one.spelled and other.kind == "words":
             return other.key == ("words", (one.spelled,))
-        if one.kind == "assignments" and other.kind == "tuple":
+        if one.kind == "assignments" and other.kind in ("tuple", "intervals") and other.items:
             return _all_equal(one.items, other.items)
         if one.relation is not None and other.kind == "relation":
             return one.relation == other.key or (None if one.loose or other.loose else False)
@@ -287,8 +296,7 @@ def _answer(tokens: Sequence[Token], text: str) -> Canonical:
         tokens = tokens[:-1]
     parts, separators = _split(tokens, _SEPARATORS)
     if separators:
-        compound = _compound(tokens, text)
-        return compound or _several(parts, separators, text)
+        return _several(parts, separators, text)
     return _one(tokens, text)
 
 
@@ -321,6 +329,9 @@ def _split(
     return parts, found
 
 
+_DOTS = ("ldots", "dots", "cdots", "dotsc", "dotsb")
+
+
 def _several(parts: list[Sequence[Token]], separators: list[str], text: str) -> Canonical:
     kept = [part for part in parts if part]
     if len(kept) > _MOST_ITEMS:
@@ -330,6 +341,9 @@ def _several(parts: list[Sequence[Token]], separators: list[str], text: str) -> 
     if parts[0] and not parts[-1] and len(kept) < 2:
         raise NotExact("nothing behind a comma")
     items: list[Canonical] = []
+    if any(_is_dots(part) for part in kept):
+        shown = tuple("..." if _is_dots(part) else _one(part, text).key for part in kept)
+        return Canonical("sequence", ("sequence", shown))
     for part in kept:
         items += _expanded(part, text)
     if all(item.kind == "intervals" for item in items) and any(
@@ -345,6 +359,9 @@ def _several(parts: list[Sequence[Token]], separators: list[str], text: str) -> 
         first = items[0].name
         if first and all(item.name in (first, None) for item in items):
             return _named(_list([_named(item, None) for item in items]), first)
+    stems = {re.sub(r"_\d+$", "", item.name or "") for item in items}
+    if len(stems) == 1 and "" not in stems:  # x_1 = 2, x_2 = 5
+        return _named(_list([_named(item, None) for item in items]), stems.pop())
     names_given = [item.name for item in items]
     if all(names_given) and len(set(names_given)) == len(items):
         items.sort(key=lambda item: item.name or "")
@@ -356,6 +373,11 @@ def _several(parts: list[Sequence[Token]], separators: list[str], text: str) -> 
             heavy=any(item.heavy for item in items),
         )
     return _list(items)
+
+
+def _is_dots(tokens: Sequence[Token]) -> bool:
+    texts = [token.text for token in tokens]
+    return (len(texts) == 1 and texts[0] in _DOTS) or texts == [".", ".", "."]
 
 
 def _has_relation(tokens: Sequence[Token]) -> bool:
@@ -405,6 +427,9 @@ def _plus_and_minus(tokens: Sequence[Token], text: str) -> Canonical:
 
 
 def _single(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
+    modulus = _outer_command(tokens, "pmod")
+    if modulus is not None:
+        return _congruence(tokens[:modulus], tokens[modulus + 1 :], plus)
     parts, marks = _split(tokens, (*_RELATIONS, "=="))
     if marks:
         return _related(parts, marks, text, plus)
@@ -415,6 +440,8 @@ def _single(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
                 inner = _single(tokens[at + 1 :], text, plus)
                 return _named(inner, _name(tokens[:at]))
             return _set(tokens, text, plus)
+    if len(tokens) > 1 and all(token.kind == "number" for token in tokens):
+        return _list([_single([token], text, plus) for token in tokens])
     parts, marks = _split(tokens, (":",))
     if marks:
         return _ratio(parts, text, plus)
@@ -425,8 +452,10 @@ def _single(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
             return bracketed
     if first.text == r"\{" and last.text == r"\}" and _closes(tokens):
         return _braces(tokens[1:-1], text, plus)
-    if first.kind == "command" and first.text == "begin":
-        return _matrix(tokens, text, plus)
+    begins = _outer_command(tokens, "begin")
+    if begins is not None:
+        scale = read_value(tokens[:begins], plus)[0] if begins else None
+        return _matrix(tokens[begins:], text, scale)
     if first.kind == "command" and first.text == "mathbb":
         return _set(tokens, text, plus)
     return _quantity(tokens, text, plus)
@@ -481,20 +510,25 @@ _BASE_WORDS = {
     "binary": 2, "octal": 8, "decimal": 10, "hex": 16,
 }  # fmt: skip
 _IN_BASE = re.compile(
-    r"\s*(-?)\s*([0-9A-F](?:[0-9A-Fa-f ,]*[0-9A-Fa-f])?)\s*"
+    r"\s*(-?)\s*(?:\\text\s*\{|\()?\s*([0-9A-F](?:[0-9A-Fa-f ,]*[0-9A-Fa-f])?)\s*[)}]?\s*"
     r"(?:_\s*(?:\{\s*)?\(?\s*(?:\\text\s*\{\s*)?([a-z]+|\d+)\s*\)?\s*\}?\s*\)?\}?"
     r"|(?:\\text\s*\{)?\s*\(?(?:in\s+)?base[\s-]+([a-z]+|\d+)\s*\)?\}?)\s*"
 )
+_PREFIXED = re.compile("(-?)0([xbo])([0-9A-Fa-f]+)")
 
 
 def _in_base(text: str) -> Canonical | None:
-    found = _IN_BASE.fullmatch(text)
-    if found is None:
-        return None
-    written = found[3] or found[4]
-    base = int(written) if written.isdigit() else _BASE_WORDS.get(written)
-    digits = re.sub("[ ,]", "", found[2])
-    if base is None or not 2 <= base <= 36 or (not digits.isdigit() and base < 11):
+    found = _PREFIXED.fullmatch(text)
+    if found is not None:
+        base, digits = {"x": 16, "b": 2, "o": 8}[found[2]], found[3]
+    else:
+        found = _IN_BASE.fullmatch(text)
+        if found is None:
+            return None
+        written = found[3] or found[4]
+        base = int(written) if written.isdigit() else _BASE_WORDS.get(written, 0)
+        digits = re.sub("[ ,]", "", found[2])
+    if not 2 <= base <= 36 or (not digits.isdigit() and base < 11):
         return None
     sign = -1 if found[1] else 1
     bare = sign * int(digits) if digits.isdigit() else None
@@ -506,30 +540,32 @@ def _in_base(text: str) -> Canonical | None:
     return _number(shown, base=("base", value))
 
 
-def _compound(tokens: Sequence[Token], text: str) -> Canonical | None:
+_PORTION = re.compile(
+    r"\s*(?:and\s+)?(\d+(?:\.\d+)?)\s*([A-Za-z]+)\.?\s*(?:,(?=\s*(?:and\b|\d+\s*[A-Za-z])))?"
+)
+
+
+def _compound(text: str) -> Canonical | None:
     """Return a quantity of several parts: "2 hours and 30 minutes"."""
-    parts = [part for part in _split(tokens, ("and", ","))[0] if part]
-    if any(token.kind == "mark" and token.text in _RELATIONS for token in tokens) or len(parts) < 2:
+    shown = " ".join(_TEXT.sub(r" \1 ", text).split())
+    portions: list[tuple[Value, Unit]] = []
+    position = 0
+    while position < len(shown):
+        found = _PORTION.match(shown, position)
+        unit = read_unit(found[2]) if found is not None and is_unit(found[2]) else None
+        if found is None or unit is None or not unit.dimensions:
+            return None
+        portions.append((Value(Fraction(found[1])), unit))
+        position = found.end()
+    factors = [unit.factor for _, unit in portions]
+    if len(portions) < 2 or len({unit.dimensions for _, unit in portions}) > 1:
         return None
-    try:
-        forms = [_quantity(part, text, 1) for part in parts]
-    except NotExact:
-        return None
-    units = [form.unit for form in forms]
-    if any(unit is None or unit.is_percent for unit in units):
-        return None
-    first = units[0]
-    assert first is not None
-    factors = [unit.factor for unit in units if unit is not None]
-    if len({unit.dimensions for unit in units if unit}) > 1 or factors != sorted(
-        set(factors), reverse=True
-    ):
+    if factors != sorted(set(factors), reverse=True):
         return None
     total = whole(0)
-    for form in forms:
-        assert form.value is not None and form.unit is not None
-        total = total + form.value * Value(form.unit.factor / first.factor)
-    return _number(total, first)
+    for value, unit in portions:
+        total = total + value * Value(unit.factor / factors[0])
+    return _number(total, portions[0][1])
 
 
 _PREFIX_UNITS = {r"\$": "dollar", "$": "dollar", "£": "£", "€": "€", "¥": "¥", "₹": "₹"}
@@ -571,15 +607,21 @@ def _quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
 
 def _before_unit(tokens: list[Token], text: str) -> tuple[list[Token], str]:
     """Split a quantity into the tokens of its number and the text of its unit."""
+    signed = 1 if tokens[0].text in ("+", "-") else 0
+    if len(tokens) > signed + 1 and tokens[signed].kind == "number":
+        after = tokens[signed + 1]
+        suffix = text[after.start : tokens[-1].end]
+        if after.start > tokens[signed].end and _LETTER_UNITS.fullmatch(suffix):
+            return tokens[: signed + 1], suffix
     depth = 0
     for index, token in enumerate(tokens):
         if token.kind == "mark":
             depth += (token.text in ("(", "[", "{", r"\{")) - (token.text in (")", "]", "}", r"\}"))
         if depth:
             continue
-        unit_letter = index > 0 and (
-            (token.kind == "letter" and token.text in _UNIT_LETTERS) or (token.kind == "symbol" and index == len(tokens) - 1 and _apart(tokens, index))
-        )
+        unit_letter = index > 0 and token.kind == "letter" and token.text in _UNIT_LETTERS
+        if index > 0 and token.text == "Omega" and index == len(tokens) - 1:
+            return tokens[:index], "Ω"
         is_text = token.kind == "text" and token.text not in FUNCTIONS
         if is_text or unit_letter or (token.kind == "mark" and token.text in ("%", "¢", "€", "£")):
             return tokens[:index], text[token.start : tokens[-1].end]
@@ -596,16 +638,9 @@ def _before_unit(tokens: list[Token], text: str) -> tuple[list[Token], str]:
     return tokens, ""
 
 
-def _apart(tokens: Sequence[Token], index: int) -> bool:
-    """Return whether a number, a space and the letter of a unit are all there is: "5 m"."""
-    return (
-        index == 1
-        and tokens[0].kind == "number"
-        and tokens[1].start > tokens[0].end
-        and tokens[1].text in _UNIT_LETTERS
-    )
-
-
+_LETTER_UNIT = r"(?:[kcmMGdn]?[msghlLNJWVAKFC]|mol|kg|Hz|Pa|in|ft|mi|min)(?:\^\{?-?\d\}?)?"
+_LETTER_UNITS = re.compile(rf"{_LETTER_UNIT}(?:\s*[/*]?\s*{_LETTER_UNIT})*")
+"""Units written in letters, behind a number and a space: "5 m/s^2"."""
 _UNIT_LETTERS = frozenset("msghlLNJWVAKCF")
 
 
@@ -625,6 +660,18 @@ def _ratio(parts: list[Sequence[Token]], text: str, plus: int) -> Canonical:
     if len(values) == 2 and values[1].exact != 0:
         return _number(values[0] / values[1])
     return Canonical("ratio", ("ratio", tuple((value / values[0]).key for value in values)))
+
+
+def _congruence(tokens: Sequence[Token], modulus: Sequence[Token], plus: int) -> Canonical:
+    sides, marks = _split(tokens, ("==", "="))
+    divisor = read_value(modulus)[0].exact
+    value = read_value(sides[-1], plus)[0]
+    if divisor is None or divisor.denominator != 1 or len(sides) > 2:
+        raise NotExact("an unknown modulus")
+    form = _number(
+        exact.remainder(value, int(divisor)), Unit(Fraction(1), ((f"mod {divisor}", 1),))
+    )
+    return replace(form, name=_name(sides[0])) if marks else form
 
 
 # Tuples, sets, matrices.
@@ -701,7 +748,7 @@ def _braces(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
 _MATRICES = {"pmatrix", "bmatrix", "vmatrix", "Bmatrix", "matrix", "smallmatrix", "array", "psmallmatrix"}
 
 
-def _matrix(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
+def _matrix(tokens: Sequence[Token], text: str, scale: Value | None) -> Canonical:
     written = text[tokens[0].start : tokens[-1].end]
     found = re.fullmatch(
         r"\\begin\s*\{([A-Za-z]+)\}(?:\s*\{[lcr|]+\})?(.*)\\end\s*\{\1\}", written, re.S
@@ -714,6 +761,10 @@ def _matrix(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     if not rows or len({len(row) for row in cells}) != 1 or len(rows) * len(cells[0]) > _MOST_ITEMS:
         raise NotExact("a ragged matrix")
     flat = tuple(cell for row in cells for cell in row)
+    if scale is not None:
+        if any(cell.value is None or cell.unit for cell in flat):
+            raise NotExact("a multiple of no matrix of numbers")
+        flat = tuple(_number(scale * cell.value) for cell in flat if cell.value is not None)
     return Canonical(
         "matrix",
         ("matrix", (len(rows), len(cells[0])), tuple(cell.key for cell in flat)),
@@ -757,7 +808,11 @@ def _interval(
         return None
     if low is None or high is None or not low.number < high.number:
         return None
-    return _intervals([_Interval(low, high)])
+    form = _intervals([_Interval(low, high)])
+    if opening == "(" and closing == ")" and "inf" not in (high.key, str(low.key)[1:]):
+        # It may be a pair of numbers as well.
+        form = replace(form, items=tuple(_single(part, text, plus) for part in parts))
+    return form
 
 
 def _end(tokens: Sequence[Token], closed: bool, text: str, plus: int) -> _End | None:
@@ -957,12 +1012,22 @@ def _equation(parts: list[Sequence[Token]], text: str, plus: int) -> Canonical:
                 shown = None
         name = _FUNCTION if _is_function(names[0]) else names[0]
         return replace(form, name=name, relation=shown, choice=None)
-    difference = read_value(left, plus)[0] - read_value(right, plus)[0]
+    try:
+        subject = read_value(left, plus)[0]
+    except NotExact:
+        written = "".join(token.text for token in left)
+        if any(map(str.isdigit, written)):
+            raise
+        return replace(_single(right, text, plus), name=written, relation=None, choice=None)
+    difference = subject - read_value(right, plus)[0]
     if not difference.free:
         # "2 + 3 = 5" is as good as 5.
         if difference.exact == 0:
             return _single(right, text, plus)
         raise NotExact("a false equation")
+    linear = _linear(difference)
+    if linear is not None:
+        return replace(_number(linear[1]), name=next(iter(difference.free)))
     return Canonical(
         "relation",
         ("relation", "=", _proportional(difference)),
@@ -981,6 +1046,40 @@ def _proportional(value: Value) -> Hashable:
     return ((second / first).image[0], (third / first).image[0])
 
 
+def _linear(value: Value) -> tuple[float, Value] | None:
+    """Return the slope's sign and the zero of a linear function of one symbol."""
+    if len(value.free) != 1 or value.loose or value.numbers is None:
+        return None
+    unknown = exact.symbol(next(iter(value.free)))
+    assert unknown.numbers is not None
+    (x, y), (u, v) = (
+        [_at(form, point) for point in (0, 1)] for form in (unknown, value)
+    )
+    slope = (v - u) / (y - x)
+    last = u + slope * (_at(unknown, 2) - x)
+    if last.key != _at(value, 2).key or slope.real is None or slope.exact == 0:
+        return None
+    return slope.real, x - u / slope
+
+
+def _at(value: Value, point: int) -> Value:
+    numbers = value.numbers
+    return Value(
+        None, (value.image[point],) * 3, None, None if numbers is None else (numbers[point],) * 3
+    )
+
+
+def _bounded(name: str, relation: str, end: _End) -> Canonical:
+    if relation == "!=":
+        opened = _End(end.number, end.key, False)
+        parts = [_Interval(_EVERYTHING.low, opened), _Interval(opened, _EVERYTHING.high)]
+    elif relation in ("<", "<="):
+        parts = [_Interval(_EVERYTHING.low, end)]
+    else:
+        parts = [_Interval(end, _EVERYTHING.high)]
+    return _intervals(parts, name)
+
+
 def _inequality(
     left: Sequence[Token], mark: str, right: Sequence[Token], text: str, plus: int
 ) -> Canonical:
@@ -991,19 +1090,16 @@ def _inequality(
         end = _end(bound, relation in ("<=", ">="), text, plus)
         if end is None:
             continue
-        closed, opened = end, _End(end.number, end.key, False)
-        if relation == "!=":
-            parts = [_Interval(_EVERYTHING.low, opened), _Interval(opened, _EVERYTHING.high)]
-        elif relation == "=":
-            parts = [_Interval(_End(end.number, end.key, True), _End(end.number, end.key, True))]
-        elif relation in ("<", "<="):
-            parts = [_Interval(_EVERYTHING.low, closed)]
-        else:
-            parts = [_Interval(closed, _EVERYTHING.high)]
-        return _intervals(parts, name)
+        return _bounded(name, relation, end)
     difference = read_value(left, plus)[0] - read_value(right, plus)[0]
     if not difference.free or difference.numbers is None:
         raise NotExact("an inequality between numbers")
+    linear = _linear(difference)
+    if linear is not None and linear[1].real is not None:
+        slope, zero = linear
+        end = _End(zero.real or 0.0, zero.key, mark in ("<=", ">="))
+        name = next(iter(difference.free))
+        return _bounded(name, mark if slope > 0 else _FLIPPED[mark], end)
     if mark == "!=":
         sign = mark
     else:

@@ -282,7 +282,9 @@ def symbol(name: str) -> Value:
     ring = tuple((_hashed("exponent", name, point) % _ORDER, 0) for point in range(_POINTS))
     size = [0.5 + _hashed("number", name, point) % 10**9 / 10**9 for point in range(_POINTS)]
     numbers = (complex(size[0]), complex(-size[1]), complex(1 + size[2]))
-    return Value(None, tuple(image), ring, numbers, free=frozenset([name]))
+    found = Value(None, tuple(image), ring, numbers, free=frozenset([name]))
+    found.log = atom("log", found, number=cmath.log)
+    return found
 
 
 def _constant(name: str, number: float) -> Value:
@@ -617,7 +619,7 @@ def factorial(n: Value) -> Value:
         NotExact: of a number that is not whole.
     """
     if n.exact is None:
-        return atom("factorial", n)
+        return atom("factorial", n, number=lambda x: math.gamma(x.real + 1))
     if n.exact.denominator != 1 or n.exact < 0:
         raise NotExact("the factorial of a number that is not whole")
     count = int(n.exact)

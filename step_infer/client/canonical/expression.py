@@ -8,6 +8,7 @@ from math import comb
 
 from step_infer.client.canonical import exact
 from step_infer.client.canonical.exact import NotExact, Value, whole
+from step_infer.client.canonical.markup import group_end
 from step_infer.client.canonical.units import is_unit
 
 
@@ -31,7 +32,7 @@ _NUMBER = re.compile(
     rf"""
     (?P<thousands>\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?(?!,\d)
         |\d{{1,2}}(?:,\d{{2}})+,\d{{3}}(?!\d)(?:\.\d+)?(?!,\d))
-    |(?P<spaced>\d{{1,3}}(?:\ \d{{3}})+(?!\d)(?:\.\d+)?(?!\ *[/\d]))
+    |(?P<spaced>\d{{1,3}}(?:[\ ']\d{{3}})+(?!\d)(?:\.\d+)?(?!\ *[/\d]))
     |(?P<whole>\d*)\.(?P<fixed>\d*)
         (?:\\(?:overline|bar|overbar|dot)\s*\{{(?P<period>\d+)\}}
             (?:(?P<inner>\d*)\\dot\s*\{{(?P<last>\d)\}})?
@@ -59,7 +60,7 @@ _GREEK = frozenset(
 _WORDS = frozenset(
     "yes no not red odd all any and or the one two six ten day may sun mon tue wed thu fri sat "
     "for are is it of if in to an at by on as up so we he she her his boy dog cat cow pen box cup "
-    "hat out low hot few new old top true".split()
+    "hat out low hot few new old top true sq cu".split()
 )
 _SPELLED_COMMANDS = {"pi", "sqrt", "infty", "infinity", "inf", "theta"}
 
@@ -97,7 +98,7 @@ def tokenise(text: str) -> list[Token]:
             position = token.end
             continue
         if text.startswith(r"\text{", position):
-            end = text.find("}", position)
+            end = group_end(text, position + 5)
             if end < 0:
                 raise NotExact("an open text")
             content = text[position + 6 : end].strip()
@@ -130,7 +131,7 @@ def tokenise(text: str) -> list[Token]:
         if pair in (r"\{", r"\}", r"\|", r"\$", r"\\", "<=", ">=", "!=", "=>", "==", "**"):
             position += 2
             mark = {r"\|": "||", "**": "^", r"\\": "newline"}.get(pair, pair)
-        elif character in "+-*/^_=<>()[]{}|,;:!'%&":
+        elif character in "+-*/^_=<>()[]{}|,;:!'%&.":
             position += 1
             mark = character
         elif character in "$£€¥₹¢":
@@ -161,6 +162,8 @@ def _text_tokens(content: str, start: int, end: int) -> list[Token]:
     if content in ("and", "or", ",", ";", "but", "&", ", and", ", or", "and/or"):
         mark = {"but": "and", "&": "and"}.get(content, content.strip(", ") or ",")
         return [Token("mark", "or" if mark == "and/or" else mark, start, end)]
+    if content in ("£", "€", "¥", "₹", "¢", "%", r"\$"):
+        return [Token("mark", content, start, end)]
     if content in FUNCTIONS or content in ("mod", "pi"):
         return [Token("command", content, start, end)]
     if len(content) == 1 and content.isascii() and content.isalpha():
@@ -206,7 +209,7 @@ def _number(text: str, position: int, top: bool, digit_only: bool) -> Token:
     if len(written) > 1500:
         raise NotExact("a number of too many digits")
     if found["thousands"] or found["spaced"]:
-        number = Fraction(written.replace(",", "").replace(" ", ""))
+        number = Fraction(re.sub("[, ']", "", written))
     elif found["cut"]:
         number = _repeated(found["cut"])
     elif found["decimal"]:

@@ -91,23 +91,47 @@ _SPACES = re.compile(r"(?<!\\)\\[,;: !>]|\\(?:quad|qquad|enspace|thinspace|hspac
 _ZERO_SPACE = re.compile(r"(?<!\\)\\!|\\(?:negthinspace|phantom\{[^{}]*\})(?![a-z])|\{\}|\\/")
 _WRAPPERS = re.compile(
     r"\\(?:boxed|fbox|framebox|mathbf|bm|boldsymbol|pmb|mathsf|mathtt|mathit|mathnormal|mathring"
-    r"|underline|uline|ensuremath|emph|bold|mathopen|mathclose|mathord|cancel|hl)(?![A-Za-z])\s*"
+    r"|underline|uline|underbrace|overbrace|ensuremath|emph|bold|mathopen|mathclose|mathord|cancel|hl)(?![A-Za-z])\s*"
 )
 _COLOUR = re.compile(r"\\(?:textcolor|colorbox|color|fcolorbox\{[^{}]*\})\s*(?:\[[^]]*\])?\{[^{}]*\}")
 _STYLED_TEXT = re.compile(
     r"\\(?:textbf|textit|textrm|textsf|texttt|textsc|textup|textnormal|mbox|hbox|mathrm|mathup"
     r"|operatorname\*?|mathop|mathcal|mathscr|mathfrak|textmd|text)(?![A-Za-z])\s*"
 )
-_MARKS = re.compile(r"\*\*|__|`+")
+_MARKS = re.compile(r"(?<![\w)}])\*\*|\*\*(?![\w({\\-])|__|~~|`+")
+_TAGS = re.compile(r"<(b|i|u|strong|em|span)>(.*?)</\1>", re.S)
+_REWRITES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        # The commands of units, sets and figures in the forms that the reader knows.
+        (r"\\[dt]?frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}((?:\^\{?\d\}?)?)\}", r"\\text{\1/\2\3}"),
+        (r"\\mathbb\s*R(?![A-Za-z])", r"\\mathbb{R}"),
+        (r"\\backslash(?![A-Za-z])|(?<=\\mathbb\{R\})\s*[-\\]\s*(?=\\\{)", r"\\setminus "),
+        (r"(?<=[)\]}])\s*U\s*(?=[(\[\\])", r" \\cup "),
+        (r"\{([^{}]+)\\choose\s*([^{}]+)\}", r"\\binom{\1}{\2}"),
+        (r"\\(?:triangle|bigtriangleup)(?![A-Za-z])", r"\\text{triangle} "),
+        (r"\\(?:measured)?angle(?![A-Za-z])", r"\\text{angle} "),
+        (r"\\(?:overline|overrightarrow|overleftrightarrow|widehat|bar|vec)\s*\{?\s*([A-Z]{1,3})\s*\}?", r"\1 "),
+        (r"(?<=\d)\s*\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\})", r"^\\circ "),
+        (r"^\s*Rs\.?\s*(?=\d)", "₹"),
+        (r"\+\s*c\s*$", "+ C"),
+    )
+]
 _PROSE = re.compile(
     r"(?:(?:so|thus|hence|therefore)[,:]?\s+)?"
-    r"(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|result|solution|option|choice)s?"
+    r"(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|result|solution|option|choice|value)s?"
     r"(?:\s+(?:to|of)\s+(?:the|this)\s+(?:problem|question))?"
-    r"\s*(?:is|are|equals?|:|=)+\s*:?\s*",
+    r"(?:\s+(?:is|are|equals?|=)\s*:?|\s*:|\s*=)\s*",
     re.IGNORECASE,
 )
 _HASHES = re.compile(r"(?:^|\s)####\s*")
-_NOTE = re.compile(r"(?<=[\w%)}\]$.])\s*\((?:since|because|as|where|for|i\.e\.|note|note:|after|rounded)\b.*\)\s*$", re.S)
+_NOTE = re.compile(
+    r"(?<=[\w%)}\]$.])\s*\((?:since|because|as|where|for|i\.e\.|note|after|rounded)\b.*\)\s*$"
+    r"|(?<=[\w%)}\]])\s+\((?!mod|base|in base)[A-Za-z][A-Za-z ]{2,}\)\s*$",
+    re.S,
+)
+_PROSE_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}\s*(?=\S)")
+_LEADING = re.compile(r"(?:=|\\(?:therefore|implies|Rightarrow|Longrightarrow|so)(?![A-Za-z]))\s*")
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*\{")
 _CONTROL = str.maketrans({"\f": r"\f", "\b": r"\b", "\a": r"\a", "\v": r"\v"})
 _LOST_TAB = re.compile(r"\t(?=ext|imes|frac|an\b|heta|au\b|o\b|riangle|binom)")
@@ -166,7 +190,7 @@ def plain(text: str) -> str:
     text = text.replace(r"\(", " ").replace(r"\)", " ")
     text = re.sub(r"(?<!\\)\\\[|(?<!\\)\\\]", " ", text)
     text = re.sub(r"(?<!\\)\$", " ", text)
-    text = _MARKS.sub("", text)
+    text = _MARKS.sub("", _TAGS.sub(r"\2", text))
     text = re.sub(r"^\s*\*(?=\S)(.*\S)\*\s*$", r"\1", text, flags=re.S)
     text = _COLOUR.sub("", text)
     text = _ZERO_SPACE.sub("", text)
@@ -177,6 +201,8 @@ def plain(text: str) -> str:
     text = re.sub(r"\\text\s*([A-Za-z0-9])", r"\\text{\1}", text)
     text = text.replace(r"\%", "%").replace(r"\#", "#").replace(r"\&", " and ")
     text = re.sub(r"\\degrees?(?![A-Za-z])|\\textdegree", r"^\\circ ", text)
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
     return _trimmed(text)
 
 
@@ -202,6 +228,14 @@ def _trimmed(text: str) -> str:
             text = text[1:-1]
         if text.startswith(r"\text{") and group_end(text, 5) == len(text) - 1:
             text = text[6:-1]
+        if len(text) > 2 and text[0] == text[-1] == '"':
+            text = text[1:-1]
+        found = _LEADING.match(text)
+        if found is not None:
+            text = text[found.end() :]
+        found = _PROSE_TEXT.match(text)
+        if found is not None and _PROSE.fullmatch(found[1].strip()):
+            text = text[found.end() :]
         found = _PROSE.match(text)
         if found is not None and found.end() < len(text):
             text = text[found.end() :]
