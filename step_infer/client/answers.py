@@ -104,9 +104,7 @@ def vote(
     return Vote(outcome[0][0], outcome[0][1] / total if total > 0 else 0.0, tuple(outcome))
 
 
-def group_forms(
-    counts: Mapping[str, int], equal: Callable[[str, str], bool]
-) -> list[list[str]]:
+def group_forms(counts: Mapping[str, int], equal: Callable[[str, str], bool]) -> list[list[str]]:
     """Return groups of equal forms, which depend on neither their order nor that of their voters.
 
     Equality is not transitive where a form leaves something out: "5" equals "5 cm" and "5 m", which

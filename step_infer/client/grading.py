@@ -25,7 +25,9 @@ from step_infer.errors import InputError
 DEFAULT_TIMEOUT_S = 10.0
 _WORKER = "step_infer.client.grading_worker"
 _NEVER = float("inf")
-_EXPLOSIVE = re.compile(r"\^[^^]*\^[^^]*\^|\d{4,}[})\s]*!|!\s*[})]*\s*!|\^\s*\{?\s*\d{5,}")
+_EXPLOSIVE = re.compile(
+    r"(?:\^\s*(?:[{(][^{}()^]*|\w)\s*){2}\^|\d{4,}[})\s]*!|![})\s]*!|\^\s*\{?\s*\d{5,}"
+)
 """Towers of powers and factorials that only fail by never ending."""
 
 
@@ -123,7 +125,9 @@ class Grader:
         """
         forms = sorted({answer for answer in answers if answer is not None})
         pairs = list(combinations(forms, 2))
-        equal = {pair for pair, verdict in zip(pairs, self.equal_many(pairs), strict=True) if verdict}
+        equal = {
+            pair for pair, verdict in zip(pairs, self.equal_many(pairs), strict=True) if verdict
+        }
         return lambda first, second: first == second or _sorted(first, second) in equal
 
     def _compare(self, first: str, second: str) -> tuple[bool, bool | None]:

@@ -93,10 +93,10 @@ def equal(a: Canonical, b: Canonical) -> bool | None:
             return True
     if "choice" in (a.kind, b.kind):
         return False
-    if a.name and b.name and a.name != b.name:
-        return False
     if a.relation is not None and a.relation == b.relation:
         return True
+    if a.name and b.name and a.name != b.name:
+        return False
     for one, other in ((a, b), (b, a)):
         if one.spelled and other.kind == "words":
             return other.key == ("words", (one.spelled,))
@@ -219,10 +219,29 @@ _SYNONYMS = {
     "positive infinity": "infinity",
     "negative infinity": "minus infinity",
 }
-_NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-    "sixteen seventeen eighteen nineteen twenty".split()
-)
+_NUMBER_WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 
 
 def _known_words(text: str) -> Canonical | None:
@@ -336,10 +355,8 @@ def _several(parts: list[Sequence[Token]], separators: list[str], text: str) -> 
     kept = [part for part in parts if part]
     if len(kept) > _MOST_ITEMS:
         raise NotExact("too many items")
-    if len(kept) == 1:
-        return _one(kept[0], text)
-    if parts[0] and not parts[-1] and len(kept) < 2:
-        raise NotExact("nothing behind a comma")
+    if len(kept) < 2:
+        return _one(kept[0] if kept else (), text)
     items: list[Canonical] = []
     if any(_is_dots(part) for part in kept):
         shown = tuple("..." if _is_dots(part) else _one(part, text).key for part in kept)
@@ -427,6 +444,8 @@ def _plus_and_minus(tokens: Sequence[Token], text: str) -> Canonical:
 
 
 def _single(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
+    if not tokens:
+        raise NotExact("nothing")
     modulus = _outer_command(tokens, "pmod")
     if modulus is not None:
         return _congruence(tokens[:modulus], tokens[modulus + 1 :], plus)
@@ -586,16 +605,22 @@ def _quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     else:
         if rest[0].text in ("USD", "US", "Rs", "EUR", "about", "approximately"):
             rest = rest[1:]
+    if not rest:
+        raise NotExact("a unit of nothing")
     value_tokens, suffix = _before_unit(rest, text)
     if not value_tokens:
         return _only_words(tokens, text)
+    scale = 0
     if suffix:
+        scale, suffix = _magnitude(suffix)
         found = read_unit(suffix)
         if found is None:
             raise NotExact("a number followed by what is no unit")
         if unit is None or unit == DOLLAR:
             unit = found if unit is None else unit
     value, degrees = read_value(value_tokens, plus)
+    if scale:
+        value = value * whole(10**scale)
     if degrees:
         temperature = re.search(r"([CF])\W*$", written)
         unit = read_unit(f"°{temperature[1]}") if temperature else (unit or DEGREE)
@@ -603,6 +628,18 @@ def _quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     if unit is None and re.fullmatch("[A-Za-z]{2,3}", written):
         spelled = written.lower()
     return _number(value, unit, spelled=spelled)
+
+
+_MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_MAGNITUDE = re.compile(rf"\s*(?:\\text\s*\{{\s*)?({'|'.join(_MAGNITUDES)})s?\b", re.I)
+
+
+def _magnitude(suffix: str) -> tuple[int, str]:
+    """Return the power of ten that begins a unit's text, and the rest: "million dollars"."""
+    found = _MAGNITUDE.match(suffix)
+    if found is None:
+        return 0, suffix
+    return _MAGNITUDES[found[1].lower()], suffix[found.end() :]
 
 
 def _before_unit(tokens: list[Token], text: str) -> tuple[list[Token], str]:
@@ -745,7 +782,16 @@ def _braces(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     return _list(items, distinct=True)
 
 
-_MATRICES = {"pmatrix", "bmatrix", "vmatrix", "Bmatrix", "matrix", "smallmatrix", "array", "psmallmatrix"}
+_MATRICES = {
+    "pmatrix",
+    "bmatrix",
+    "vmatrix",
+    "Bmatrix",
+    "matrix",
+    "smallmatrix",
+    "array",
+    "psmallmatrix",
+}
 
 
 def _matrix(tokens: Sequence[Token], text: str, scale: Value | None) -> Canonical:
@@ -817,9 +863,13 @@ def _interval(
 
 def _end(tokens: Sequence[Token], closed: bool, text: str, plus: int) -> _End | None:
     texts = [token.text for token in tokens]
+    if not texts:
+        raise NotExact("no end")
     if texts[-1] in ("infty", "infinity", "inf") and len(texts) <= 2:
         negative = texts[0] == "-"
-        return _End(float("-inf") if negative else float("inf"), "-inf" if negative else "inf", False)
+        return _End(
+            float("-inf") if negative else float("inf"), "-inf" if negative else "inf", False
+        )
     value = read_value(tokens, plus)[0]
     return None if value.real is None else _End(value.real, value.key, closed)
 
@@ -831,18 +881,14 @@ def _intervals(parts: Sequence[_Interval], name: str | None = None) -> Canonical
         if merged:
             last = merged[-1]
             touching = last.high.key == part.low.key and (last.high.closed or part.low.closed)
-            if touching or (
-                part.low.number < last.high.number and last.high.key != part.low.key
-            ):
+            if touching or (part.low.number < last.high.number and last.high.key != part.low.key):
                 if part.high.number > last.high.number or (
                     part.high.key == last.high.key and part.high.closed
                 ):
                     merged[-1] = _Interval(last.low, part.high)
                 continue
         merged.append(part)
-    key = tuple(
-        (part.low.key, part.low.closed, part.high.key, part.high.closed) for part in merged
-    )
+    key = tuple((part.low.key, part.low.closed, part.high.key, part.high.closed) for part in merged)
     if len(merged) == 1 and merged[0].low.key == merged[0].high.key:
         raise NotExact("a single point")
     return Canonical("intervals", ("intervals", key), name=name, base=tuple(merged))
@@ -952,18 +998,55 @@ def _name(tokens: Sequence[Token]) -> str | None:
         return " ".join(texts)
     if kinds[0] == "text" and all(kind in ("text", "mark", "letter", "symbol") for kind in kinds):
         return " ".join(texts)
-    if kinds[0] == "symbol" or (kinds[0] == "command" and texts[0] not in FUNCTIONS and texts[0] not in (
-        "frac", "dfrac", "sqrt", "pi", "tfrac", "binom")):
+    if kinds[0] == "symbol" or (
+        kinds[0] == "command"
+        and texts[0] not in FUNCTIONS
+        and texts[0] not in ("frac", "dfrac", "sqrt", "pi", "tfrac", "binom")
+    ):
         if len(tokens) == 1:
             return None if texts == ["i"] else texts[0]
-        if texts[1] == "_" and (len(tokens) == 3 or (texts[2] == "{" and texts.index("}") == len(texts) - 1)):
+        if texts[1] == "_" and (
+            len(tokens) == 3 or (texts[2] == "{" and texts.index("}") == len(texts) - 1)
+        ):
             return "".join(text for text in texts if text not in "{}")
-        if texts[1] == "(" and texts[-1] == ")" and len(tokens) == 4 and texts[0] in (
-            "f", "g", "h", "p", "q", "F", "G", "P", "Q", "y", "u", "v", "T", "S", "V", "A", "a", "x", "r", "s"):
+        if (
+            texts[1] == "("
+            and texts[-1] == ")"
+            and len(tokens) == 4
+            and texts[0]
+            in (
+                "f",
+                "g",
+                "h",
+                "p",
+                "q",
+                "F",
+                "G",
+                "P",
+                "Q",
+                "y",
+                "u",
+                "v",
+                "T",
+                "S",
+                "V",
+                "A",
+                "a",
+                "x",
+                "r",
+                "s",
+            )
+        ):
             return _FUNCTION
-    if texts[0] == "(" and texts[-1] == ")" and all(
-        kind == "symbol" or text in ("(", ")", ",") for kind, text in zip(kinds, texts, strict=True)
-    ) and "," in texts:
+    if (
+        texts[0] == "("
+        and texts[-1] == ")"
+        and all(
+            kind == "symbol" or text in ("(", ")", ",")
+            for kind, text in zip(kinds, texts, strict=True)
+        )
+        and "," in texts
+    ):
         return "".join(texts)
     return None
 
@@ -971,9 +1054,7 @@ def _name(tokens: Sequence[Token]) -> str | None:
 _FUNCTION = "f(x)"
 
 
-def _related(
-    parts: list[Sequence[Token]], marks: list[str], text: str, plus: int
-) -> Canonical:
+def _related(parts: list[Sequence[Token]], marks: list[str], text: str, plus: int) -> Canonical:
     if "==" in marks or any(not part for part in parts):
         raise NotExact("a congruence")
     if set(marks) == {"="}:
@@ -1010,7 +1091,7 @@ def _equation(parts: list[Sequence[Token]], text: str, plus: int) -> Canonical:
                 shown = ("relation", "=", _proportional(subject - form.value))
             except NotExact:
                 shown = None
-        name = _FUNCTION if _is_function(names[0]) else names[0]
+        name = _FUNCTION if shown is not None and _is_function(names[0]) else names[0]
         return replace(form, name=name, relation=shown, choice=None)
     try:
         subject = read_value(left, plus)[0]
@@ -1052,9 +1133,7 @@ def _linear(value: Value) -> tuple[float, Value] | None:
         return None
     unknown = exact.symbol(next(iter(value.free)))
     assert unknown.numbers is not None
-    (x, y), (u, v) = (
-        [_at(form, point) for point in (0, 1)] for form in (unknown, value)
-    )
+    (x, y), (u, v) = ([_at(form, point) for point in (0, 1)] for form in (unknown, value))
     slope = (v - u) / (y - x)
     last = u + slope * (_at(unknown, 2) - x)
     if last.key != _at(value, 2).key or slope.real is None or slope.exact == 0:

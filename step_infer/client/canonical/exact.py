@@ -187,7 +187,9 @@ class Value:
             ),
             lambda a, b: a * b,
         )
-        logs = [part.log or (log(part) if (part.exact or 0) > 0 else None) for part in (self, other)]
+        logs = [
+            part.log or (log(part) if (part.exact or 0) > 0 else None) for part in (self, other)
+        ]
         if logs[0] is not None and logs[1] is not None:
             product.log = logs[0] + logs[1]
         return product
@@ -315,6 +317,11 @@ def atom(name: str, *parts: Value, number: Callable[..., complex] | None = None)
         loose=True,
         heavy=any(part.heavy for part in parts),
     )
+
+
+def huge(*name: object) -> Value:
+    """Return a number that is too large to write out; it equals only what has the same name."""
+    return Value(None, ((_hashed(*name) % P, 0),) * _POINTS, loose=True, heavy=True)
 
 
 def power(a: Value, b: Value) -> Value:
@@ -626,12 +633,11 @@ def factorial(n: Value) -> Value:
     if count <= 600:
         return whole(math.factorial(count))
     if count > _MOST_FACTORS:
-        product, loose = _hashed("factorial", count) % P, True
-    else:
-        product, loose = 1, False
-        for factor in range(2, count + 1):
-            product = product * factor % P
-    return Value(None, ((product, 0),) * _POINTS, heavy=True, loose=loose)
+        return huge("factorial", count)
+    product = 1
+    for factor in range(2, count + 1):
+        product = product * factor % P
+    return Value(None, ((product, 0),) * _POINTS, heavy=True)
 
 
 def remainder(a: Value, modulus: int) -> Value:

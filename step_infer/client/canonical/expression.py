@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import comb
+from math import comb, gcd, lcm
+from typing import Any
 
 from step_infer.client.canonical import exact
 from step_infer.client.canonical.exact import NotExact, Value, whole
@@ -53,21 +54,117 @@ _MARKS = {"le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=", "g
           "lparen": "(", "rparen": ")", "implies": "=>", "Rightarrow": "=>", "lor": "or",
           "land": "and", "vee": "or", "wedge": "and", "equiv": "=="}  # fmt: skip
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi "
-    "rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi "
-    "Omega ell hbar".split()
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "varepsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "vartheta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "varphi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Pi",
+        "Sigma",
+        "Phi",
+        "Psi",
+        "Omega",
+        "ell",
+        "hbar",
+    ]
 )
 _WORDS = frozenset(
-    "yes no not red odd all any and or the one two six ten day may sun mon tue wed thu fri sat "
-    "for are is it of if in to an at by on as up so we he she her his boy dog cat cow pen box cup "
-    "hat out low hot few new old top true sq cu".split()
+    [
+        "yes",
+        "no",
+        "not",
+        "red",
+        "odd",
+        "all",
+        "any",
+        "and",
+        "or",
+        "the",
+        "one",
+        "two",
+        "six",
+        "ten",
+        "day",
+        "may",
+        "sun",
+        "mon",
+        "tue",
+        "wed",
+        "thu",
+        "fri",
+        "sat",
+        "for",
+        "are",
+        "is",
+        "it",
+        "of",
+        "if",
+        "in",
+        "to",
+        "an",
+        "at",
+        "by",
+        "on",
+        "as",
+        "up",
+        "so",
+        "we",
+        "he",
+        "she",
+        "her",
+        "his",
+        "boy",
+        "dog",
+        "cat",
+        "cow",
+        "pen",
+        "box",
+        "cup",
+        "hat",
+        "out",
+        "low",
+        "hot",
+        "few",
+        "new",
+        "old",
+        "top",
+        "true",
+        "sq",
+        "cu",
+    ]
 )
 _SPELLED_COMMANDS = {"pi", "sqrt", "infty", "infinity", "inf", "theta"}
 
 
 def _tokenise_word(word: str, after_number: bool) -> str:
     """Return what a run of letters is: a command, text, or symbols side by side."""
-    if word in FUNCTIONS or word in _SPELLED_COMMANDS or word == "mod":
+    if word in FUNCTIONS or word in _SPELLED_COMMANDS or word in _OF_SEVERAL or word == "mod":
         return "command"
     if len(word) == 1:
         return "symbol"
@@ -131,10 +228,7 @@ def tokenise(text: str) -> list[Token]:
         if pair in (r"\{", r"\}", r"\|", r"\$", r"\\", "<=", ">=", "!=", "=>", "==", "**"):
             position += 2
             mark = {r"\|": "||", "**": "^", r"\\": "newline"}.get(pair, pair)
-        elif character in "+-*/^_=<>()[]{}|,;:!'%&.":
-            position += 1
-            mark = character
-        elif character in "$£€¥₹¢":
+        elif character in "+-*/^_=<>()[]{}|,;:!'%&." or character in "$£€¥₹¢":
             position += 1
             mark = character
         else:
@@ -164,7 +258,7 @@ def _text_tokens(content: str, start: int, end: int) -> list[Token]:
         return [Token("mark", "or" if mark == "and/or" else mark, start, end)]
     if content in ("£", "€", "¥", "₹", "¢", "%", r"\$"):
         return [Token("mark", content, start, end)]
-    if content in FUNCTIONS or content in ("mod", "pi"):
+    if content in FUNCTIONS or content in _OF_SEVERAL or content in ("mod", "pi"):
         return [Token("command", content, start, end)]
     if len(content) == 1 and content.isascii() and content.isalpha():
         # Behind a number a letter of text is a unit: "5 \text{ m}".
@@ -195,7 +289,9 @@ def _digit_only(tokens: Sequence[Token]) -> bool:
 
 def _number(text: str, position: int, top: bool, digit_only: bool) -> Token:
     if digit_only:
-        return Token("number", text[position], position, position + 1, Fraction(int(text[position])))
+        return Token(
+            "number", text[position], position, position + 1, Fraction(int(text[position]))
+        )
     found = _NUMBER.match(text, position)
     if found is None:
         raise NotExact("an odd number")
@@ -292,6 +388,10 @@ _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _TAKES_ANGLE = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "cis"))
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 _DEEPEST = 50
+_MOST_TERMS = 100
+_MOST_STEPS = 3000
+"""Tokens read for one expression; a sum reads its term many times."""
+_OF_SEVERAL: dict[str, Callable[..., Any]] = {"gcd": gcd, "lcm": lcm, "max": max, "min": min}
 
 
 def read_value(tokens: Sequence[Token], plus: int = 1) -> tuple[Value, bool]:
@@ -314,8 +414,10 @@ def read_value(tokens: Sequence[Token], plus: int = 1) -> tuple[Value, bool]:
 class _Parser:
     def __init__(self, tokens: Sequence[Token], plus: int) -> None:
         self.tokens, self.plus = tokens, plus
-        self.position, self.depth, self.angle = 0, 0, False
+        self.position, self.depth, self.steps = 0, 0, 0
+        self.angle = False
         self.degrees = False
+        self.bound: dict[str, Value] = {}
 
     def peek(self, ahead: int = 0) -> Token | None:
         index = self.position + ahead
@@ -334,6 +436,9 @@ class _Parser:
         if token is None:
             raise NotExact("an expression that ends too early")
         self.position += 1
+        self.steps += 1
+        if self.steps > _MOST_STEPS:
+            raise NotExact("too long")
         return token
 
     def expect(self, mark: str) -> None:
@@ -513,6 +618,8 @@ class _Parser:
         return None
 
     def symbol(self, name: str) -> Value:
+        if name in self.bound:
+            return self.bound[name]
         if self.at("_"):
             self.take()
             name += "_" + self.subscript()
@@ -553,9 +660,15 @@ class _Parser:
         if name in ("binom", "dbinom", "tbinom"):
             pair = [self.argument().exact for _ in range(2)]
             n, k = (part if part is not None and part.denominator == 1 else None for part in pair)
-            if n is None or k is None or not 0 <= k <= n <= 2000:
+            if n is None or k is None or not 0 <= k <= n:
                 raise NotExact("an unknown binomial")
+            if n > 2000:
+                return exact.huge("binomial", n, k)
             return whole(comb(int(n), int(k)))
+        if name in ("sum", "prod"):
+            return self.repeated(name)
+        if name in _OF_SEVERAL:
+            return self.of_several(name)
         if name in ("lfloor", "lceil"):
             value = self.sum()
             if not self.at_command(name.replace("l", "r", 1)):
@@ -567,6 +680,53 @@ class _Parser:
         if name in _GREEK:
             return self.symbol(f"\\{name}")
         raise NotExact(f"the command {name}")
+
+    def repeated(self, name: str) -> Value:
+        """Read a sum or product over a short range of whole numbers."""
+        self.expect("_")
+        self.expect("{")
+        variable = self.take().text
+        self.expect("=")
+        start = self.sum().exact
+        self.expect("}")
+        self.expect("^")
+        end = self.argument().exact
+        bounds = (start, end)
+        if self.bound or any(x is None or x.denominator != 1 for x in bounds):
+            raise NotExact("an unknown range")
+        assert start is not None and end is not None
+        first, last, body = int(start), int(end), self.position
+        if last - first >= _MOST_TERMS:
+            self.bound[variable] = exact.symbol(f"bound {variable}")
+            result = exact.huge(name, first, last, self.term().key)
+        else:
+            result = whole(0) if name == "sum" else whole(1)
+            for number in range(first, max(last, first) + 1):
+                self.position = body
+                self.bound[variable] = whole(number)
+                term = self.term()
+                if last >= first:
+                    result = result + term if name == "sum" else result * term
+        del self.bound[variable]
+        return result
+
+    def of_several(self, name: str) -> Value:
+        self.expect("(")
+        numbers: list[Fraction] = []
+        while True:
+            number = self.sum().exact
+            if number is None:
+                raise NotExact(f"{name} of an unknown number")
+            numbers.append(number)
+            if not self.at(","):
+                break
+            self.take()
+        self.expect(")")
+        if name in ("gcd", "lcm"):
+            if any(number.denominator != 1 for number in numbers):
+                raise NotExact(f"{name} of a fraction")
+            return whole(_OF_SEVERAL[name](*map(int, numbers)))
+        return Value(_OF_SEVERAL[name](*numbers))
 
     def function(self, name: str) -> Value:
         base, power = None, None

@@ -13,7 +13,9 @@ _FRACTIONS = {
 _CHARACTERS = {
     **dict.fromkeys("−–—‒―﹣－", "-"),
     **dict.fromkeys("·⋅∙•×✕✖⨯", r" \cdot "),
-    **dict.fromkeys("\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "),
+    **dict.fromkeys(
+        "\u00a0\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u3000", " "
+    ),
     **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u2061\u2062\u2063", ""),
     **dict.fromkeys("‘’′", "'"),
     **dict.fromkeys("“”", '"'),
@@ -71,8 +73,42 @@ _GREEK = {
     character: rf"\{name} "
     for character, name in zip(
         "αβγδεζηθικλμνξρσςτυφχψωΓΔΘΛΞΠΣΦΨΩϕ",
-        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma sigma "
-        "tau upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega phi".split(),
+        [
+            "alpha",
+            "beta",
+            "gamma",
+            "delta",
+            "epsilon",
+            "zeta",
+            "eta",
+            "theta",
+            "iota",
+            "kappa",
+            "lambda",
+            "mu",
+            "nu",
+            "xi",
+            "rho",
+            "sigma",
+            "sigma",
+            "tau",
+            "upsilon",
+            "phi",
+            "chi",
+            "psi",
+            "omega",
+            "Gamma",
+            "Delta",
+            "Theta",
+            "Lambda",
+            "Xi",
+            "Pi",
+            "Sigma",
+            "Phi",
+            "Psi",
+            "Omega",
+            "phi",
+        ],
         strict=True,
     )
 }
@@ -87,13 +123,17 @@ _LOOKS = re.compile(
     r"|mathstrut|hfill|noindent|centering|rm|bf|it|sf|tt|Large|large|LARGE|huge|Huge|small"
     r"|normalsize|boldmath|nonumber|notag|relax)(?![A-Za-z])\.?"
 )
-_SPACES = re.compile(r"(?<!\\)\\[,;: !>]|\\(?:quad|qquad|enspace|thinspace|hspace\*?\{[^{}]*\})(?![a-z])|~")
+_SPACES = re.compile(
+    r"(?<!\\)\\[,;: !>]|\\(?:quad|qquad|enspace|thinspace|hspace\*?\{[^{}]*\})(?![a-z])|~"
+)
 _ZERO_SPACE = re.compile(r"(?<!\\)\\!|\\(?:negthinspace|phantom\{[^{}]*\})(?![a-z])|\{\}|\\/")
 _WRAPPERS = re.compile(
     r"\\(?:boxed|fbox|framebox|mathbf|bm|boldsymbol|pmb|mathsf|mathtt|mathit|mathnormal|mathring"
     r"|underline|uline|underbrace|overbrace|ensuremath|emph|bold|mathopen|mathclose|mathord|cancel|hl)(?![A-Za-z])\s*"
 )
-_COLOUR = re.compile(r"\\(?:textcolor|colorbox|color|fcolorbox\{[^{}]*\})\s*(?:\[[^]]*\])?\{[^{}]*\}")
+_COLOUR = re.compile(
+    r"\\(?:textcolor|colorbox|color|fcolorbox\{[^{}]*\})\s*(?:\[[^]]*\])?\{[^{}]*\}"
+)
 _STYLED_TEXT = re.compile(
     r"\\(?:textbf|textit|textrm|textsf|texttt|textsc|textup|textnormal|mbox|hbox|mathrm|mathup"
     r"|operatorname\*?|mathop|mathcal|mathscr|mathfrak|textmd|text)(?![A-Za-z])\s*"
@@ -104,14 +144,20 @@ _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         # The commands of units, sets and figures in the forms that the reader knows.
-        (r"\\[dt]?frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}((?:\^\{?\d\}?)?)\}", r"\\text{\1/\2\3}"),
+        (
+            r"\\[dt]?frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}((?:\^\{?\d\}?)?)\}",
+            r"\\text{\1/\2\3}",
+        ),
         (r"\\mathbb\s*R(?![A-Za-z])", r"\\mathbb{R}"),
         (r"\\backslash(?![A-Za-z])|(?<=\\mathbb\{R\})\s*[-\\]\s*(?=\\\{)", r"\\setminus "),
         (r"(?<=[)\]}])\s*U\s*(?=[(\[\\])", r" \\cup "),
         (r"\{([^{}]+)\\choose\s*([^{}]+)\}", r"\\binom{\1}{\2}"),
         (r"\\(?:triangle|bigtriangleup)(?![A-Za-z])", r"\\text{triangle} "),
         (r"\\(?:measured)?angle(?![A-Za-z])", r"\\text{angle} "),
-        (r"\\(?:overline|overrightarrow|overleftrightarrow|widehat|bar|vec)\s*\{?\s*([A-Z]{1,3})\s*\}?", r"\1 "),
+        (
+            r"\\(?:overline|overrightarrow|overleftrightarrow|widehat|bar|vec)\s*\{?\s*([A-Z]{1,3})\s*\}?",
+            r"\1 ",
+        ),
         (r"(?<=\d)\s*\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\})", r"^\\circ "),
         (r"^\s*Rs\.?\s*(?=\d)", "₹"),
         (r"\+\s*c\s*$", "+ C"),
@@ -187,6 +233,8 @@ def plain(text: str) -> str:
     text = _SUPERSCRIPTS.sub(lambda found: f"^{{{found[0].translate(_SUPERSCRIPT)}}}", text)
     text = _SUBSCRIPTS.sub(lambda found: f"_{{{found[0].translate(_SUBSCRIPT)}}}", text)
     text = re.sub("[０-９]", lambda found: unicodedata.normalize("NFKC", found[0]), text)
+    if len(re.findall(r"(?<!\\)\$", text)) % 2:  # a dollar, not a formula's ends
+        text = re.sub(r"(?<!\\)\$(?=\s*-?[\d.])", r"\\$", text, count=1)
     text = text.replace(r"\(", " ").replace(r"\)", " ")
     text = re.sub(r"(?<!\\)\\\[|(?<!\\)\\\]", " ", text)
     text = re.sub(r"(?<!\\)\$", " ", text)

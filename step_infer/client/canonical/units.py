@@ -74,7 +74,10 @@ _OTHER: dict[str, tuple[Fraction | int, dict[str, int]]] = {
     "dozen": (12, {"dozen": 1}),
 }
 _NOTHING = {"unit", "u", "sq", "square", "cubic", "cu", "about", "approximately", "of", "a", "an",
-            "the", "in", "total", "each", "more", "exactly", "only"}  # fmt: skip
+            "the", "in", "total", "each", "exactly", "only"}  # fmt: skip
+_NO_UNIT = {"or", "and", "not", "than", "least", "most", "except", "undefined", "greater", "less",
+            "if", "when", "where", "no", "none", "plus", "minus", "but", "more", "fewer", "over",
+            "mod", "base", "is", "are", "other", "half"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -99,9 +102,7 @@ def _table() -> dict[str, Unit]:
         sorted_dimensions = tuple(sorted(dimensions.items()))
         for prefix, exponent in [("", 0), *_PREFIXES.items()]:
             if prefix + short not in ("cd", "ha", "PA"):
-                found[prefix + short] = Unit(
-                    scale * Fraction(10) ** exponent, sorted_dimensions
-                )
+                found[prefix + short] = Unit(scale * Fraction(10) ** exponent, sorted_dimensions)
         for name in names.split():
             for prefix, exponent in [("", 0), *_LONG_PREFIXES.items()]:
                 found[prefix + name] = Unit(scale * Fraction(10) ** exponent, sorted_dimensions)
@@ -117,7 +118,6 @@ _UNITS = _table()
 PERCENT = _UNITS["%"]
 DEGREE = _UNITS["°"]
 DOLLAR = _UNITS["dollar"]
-_MINUTE_WORDS = {"cd"}
 _PART = re.compile(
     r"(?P<per>/|\bper\b|\ba\b(?=\s+\w))?\s*(?P<name>°\s*[CF]?\b|[A-Za-zμΩ%¢€£¥₹°]+)\s*"
     r"(?:\^?\s*\{?\s*(?P<power>-?\d)\s*\}?)?[.\s*]*"
@@ -158,6 +158,8 @@ def read_unit(text: str) -> Unit | None:
             sign = -1
         times = int(found["power"] or 1) * sign * pending
         lower = name.lower()
+        if lower in _NO_UNIT:
+            return None
         if lower in ("square", "sq", "cubic", "cu") and position < len(text):
             pending = 2 if lower.startswith("s") else 3
             continue
@@ -184,7 +186,13 @@ def read_unit(text: str) -> Unit | None:
     if not words:
         return NONE
     last = words[-1]
-    for ending, singular in (("ies", "y"), ("sses", "ss"), ("ches", "ch"), ("shes", "sh"), ("s", "")):
+    for ending, singular in (
+        ("ies", "y"),
+        ("sses", "ss"),
+        ("ches", "ch"),
+        ("shes", "sh"),
+        ("s", ""),
+    ):
         if last.endswith(ending) and len(last) > len(ending) + 1:
             last = last.removesuffix(ending) + singular
             break
