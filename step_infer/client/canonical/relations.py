@@ -1,0 +1,161 @@
+"""Equations and inequalities."""
+
+from collections.abc import Hashable, Sequence
+
+from step_infer.client.canonical import exact
+from step_infer.client.canonical.exact import Value
+from step_infer.client.canonical.expression import read_value
+from step_infer.client.canonical.field import NotExact
+from step_infer.client.canonical.form import Canonical
+from step_infer.client.canonical.intervals import (
+    EVERYTHING,
+    End,
+    Interval,
+    intervals_form,
+    read_end,
+)
+from step_infer.client.canonical.tokens import FUNCTION_NAMES, Token
+
+RELATIONS = ("<=", ">=", "<", ">", "!=", "=")
+_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
+
+
+def subject_name(tokens: Sequence[Token]) -> str | None:
+    """Return the name on the left of "x = 5"; None where that is an expression."""
+    kinds = [token.kind for token in tokens]
+    texts = [token.text for token in tokens]
+    if not tokens:
+        return None
+    if all(kind in ("text", "letter") for kind in kinds):
+        return " ".join(texts)
+    if kinds[0] == "text" and all(kind in ("text", "mark", "letter", "symbol") for kind in kinds):
+        return " ".join(texts)
+    if kinds[0] == "symbol" or (
+        kinds[0] == "command"
+        and texts[0] not in FUNCTION_NAMES
+        and texts[0] not in ("frac", "dfrac", "sqrt", "pi", "tfrac", "binom")
+    ):
+        if len(tokens) == 1:
+            return None if texts == ["i"] else texts[0]
+        if texts[1] == "_" and (
+            len(tokens) == 3 or (texts[2] == "{" and texts.index("}") == len(texts) - 1)
+        ):
+            return "".join(text for text in texts if text not in "{}")
+        if (
+            texts[1] == "("
+            and texts[-1] == ")"
+            and len(tokens) == 4
+            and texts[0]
+            in (
+                "f",
+                "g",
+                "h",
+                "p",
+                "q",
+                "F",
+                "G",
+                "P",
+                "Q",
+                "y",
+                "u",
+                "v",
+                "T",
+                "S",
+                "V",
+                "A",
+                "a",
+                "x",
+                "r",
+                "s",
+            )
+        ):
+            return FUNCTION_NAME
+    if (
+        texts[0] == "("
+        and texts[-1] == ")"
+        and all(
+            kind == "symbol" or text in ("(", ")", ",")
+            for kind, text in zip(kinds, texts, strict=True)
+        )
+        and "," in texts
+    ):
+        return "".join(texts)
+    return None
+
+
+FUNCTION_NAME = "f(x)"
+
+
+def read_inequality(
+    left: Sequence[Token], mark: str, right: Sequence[Token], text: str, plus: int
+) -> Canonical:
+    for subject, bound, relation in ((left, right, mark), (right, left, _FLIPPED[mark])):
+        name = subject_name(subject)
+        if name is None:
+            continue
+        end = read_end(bound, relation in ("<=", ">="), text, plus)
+        if end is None:
+            continue
+        return _bounded(name, relation, end)
+    difference = read_value(left, plus)[0] - read_value(right, plus)[0]
+    if not difference.free or difference.numbers is None:
+        raise NotExact("an inequality between numbers")
+    linear = linear_zero(difference)
+    if linear is not None and linear[1].real is not None:
+        slope, zero = linear
+        end = End(zero.real or 0.0, zero.key, mark in ("<=", ">="))
+        name = next(iter(difference.free))
+        return _bounded(name, mark if slope > 0 else _FLIPPED[mark], end)
+    if mark == "!=":
+        sign = mark
+    else:
+        # The larger side of the point decides how the two sides are put.
+        sign = mark if difference.numbers[0].real > 0 else _FLIPPED[mark]
+    return Canonical(
+        "relation",
+        ("relation", sign, proportional(difference)),
+        loose=difference.loose,
+        heavy=difference.heavy,
+    )
+
+
+def linear_zero(value: Value) -> tuple[float, Value] | None:
+    """Return the slope's sign and the zero of a linear function of one symbol."""
+    if len(value.free) != 1 or value.loose or value.numbers is None:
+        return None
+    unknown = exact.symbol(next(iter(value.free)))
+    assert unknown.numbers is not None
+    (x, y), (u, v) = ([_at(form, point) for point in (0, 1)] for form in (unknown, value))
+    slope = (v - u) / (y - x)
+    last = u + slope * (_at(unknown, 2) - x)
+    if last.key != _at(value, 2).key or slope.real is None or slope.exact == 0:
+        return None
+    return slope.real, x - u / slope
+
+
+def _at(value: Value, point: int) -> Value:
+    numbers = value.numbers
+    return Value(
+        None, (value.image[point],) * 3, None, None if numbers is None else (numbers[point],) * 3
+    )
+
+
+def _bounded(name: str, relation: str, end: End) -> Canonical:
+    if relation == "!=":
+        opened = End(end.number, end.key, False)
+        parts = [Interval(EVERYTHING.low, opened), Interval(opened, EVERYTHING.high)]
+    elif relation in ("<", "<="):
+        parts = [Interval(EVERYTHING.low, end)]
+    else:
+        parts = [Interval(end, EVERYTHING.high)]
+    return intervals_form(parts, name)
+
+
+def is_function_name(name: str) -> bool:
+    return name in (FUNCTION_NAME, "y", "f", "g", "h")
+
+
+def proportional(value: Value) -> Hashable:
+    """Return what a value and its multiples have in common."""
+    first, second, third = (Value(None, (element,) * 3) for element in value.image)
+    return ((second / first).image[0], (third / first).image[0])
