@@ -59,7 +59,9 @@ def canonical(text: str) -> Canonical | None:
     if len(text) > 2 * LONGEST_ANSWER or not text:
         return None
     try:
-        form = option_form(text) or known_words(text) or compound_form(text) or _read(text)
+        form: Canonical | None = (
+            option_form(text) or known_words(text) or compound_form(text) or _read(text)
+        )
     except (NotExact, RecursionError, OverflowError, ZeroDivisionError, ValueError):
         form = words_form(text)
     described = DESCRIBED_OPTION.fullmatch(TEXT_GROUP.sub(r"\1", text).strip())
@@ -74,7 +76,6 @@ _SEPARATORS = (",", ";", "or", "and", "newline")
 
 def _read(text: str) -> Canonical:
     text = re.sub(r"(?<=\d)\{,\}(?=\d{3})", ",", text)
-    text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3})", ",", text)
     tokens = tokenise(text)
     if not tokens:
         raise NotExact("nothing")

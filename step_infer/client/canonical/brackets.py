@@ -50,6 +50,7 @@ def closes_last(tokens: Sequence[Token]) -> bool:
 
 
 def find_outer(tokens: Sequence[Token], name: str) -> int | None:
+    """Return where a command stands outside of brackets; None where it does not."""
     depth = 0
     for index, token in enumerate(tokens):
         if token.kind == "mark":

@@ -205,6 +205,7 @@ def _recognised(image: Image, numbers: Numbers) -> Fraction | None:
 
 
 def approximate(join: Callable[..., complex], *parts: Value) -> Numbers:
+    """Return what a function makes of approximations; None where that cannot be had."""
     columns = [part.numbers for part in parts]
     if any(column is None for column in columns):
         return None
@@ -281,10 +282,7 @@ def power(a: Value, b: Value) -> Value:
     """
     if b.exact is not None:
         n, degree = b.exact.numerator, b.exact.denominator
-        if degree == 1:
-            result = _whole_power(a, n)
-        else:
-            result = _whole_power(root(a, degree), n)
+        result = _whole_power(a if degree == 1 else root(a, degree), n)
     elif a.exact == 1:
         return whole(1)
     elif a.exact == 0:

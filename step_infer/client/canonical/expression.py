@@ -11,47 +11,12 @@ from step_infer.client.canonical.exact import Value, whole
 from step_infer.client.canonical.field import NotExact
 from step_infer.client.canonical.tokens import Token
 
-_GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "varepsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "vartheta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "upsilon",
-        "phi",
-        "varphi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Pi",
-        "Sigma",
-        "Phi",
-        "Psi",
-        "Omega",
-        "ell",
-        "hbar",
-    ]
-)
+_GREEK = frozenset((
+    "alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta",
+    "vartheta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon",
+    "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi",
+    "Sigma", "Phi", "Psi", "Omega", "ell", "hbar",
+))  # fmt: skip
 
 
 def _log(value: Value) -> Value:
@@ -405,7 +370,8 @@ class _Parser:
         bounds = (start, end)
         if self.bound or any(x is None or x.denominator != 1 for x in bounds):
             raise NotExact("an unknown range")
-        assert start is not None and end is not None
+        assert start is not None
+        assert end is not None
         first, last, body = int(start), int(end), self.position
         if last - first >= _MOST_TERMS:
             self.bound[variable] = exact.symbol(f"bound {variable}")

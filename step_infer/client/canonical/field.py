@@ -24,24 +24,29 @@ Image = tuple[Element, ...]
 
 
 def hashed(*parts: object) -> int:
+    """Return a number that follows from anything that can be written out."""
     return int.from_bytes(hashlib.sha512(repr(parts).encode()).digest(), "big")
 
 
 def square(*parts: object) -> int:
+    """Return a square that follows from a name."""
     return pow(hashed(*parts), 2, P)
 
 
 def is_square(a: int) -> bool:
+    """Return whether a number is a square in the prime field."""
     return pow(a, ORDER, P) == 1
 
 
 def multiply(a: Element, b: Element) -> Element:
+    """Return a product."""
     if not a[1] and not b[1]:
         return a[0] * b[0] % P, 0
     return (a[0] * b[0] - a[1] * b[1]) % P, (a[0] * b[1] + a[1] * b[0]) % P
 
 
 def inverse(a: Element) -> Element:
+    """Return an inverse."""
     if not a[1]:
         return pow(a[0], -1, P), 0
     norm = pow(a[0] * a[0] + a[1] * a[1], -1, P)
@@ -49,6 +54,7 @@ def inverse(a: Element) -> Element:
 
 
 def element_power(a: Element, n: int) -> Element:
+    """Return a power with a whole exponent."""
     if n < 0:
         a, n = inverse(a), -n
     if not a[1]:
@@ -63,6 +69,7 @@ def element_power(a: Element, n: int) -> Element:
 
 
 def element_root(a: Element, degree: int) -> Element | None:
+    """Return the principal root; None where there is none."""
     if a[1]:
         return None
     exponent = pow(degree, -1, ORDER)

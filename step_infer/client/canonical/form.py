@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from step_infer.client.canonical.exact import Value, same_numbers, whole
 from step_infer.client.canonical.units import DEGREE, NONE, PERCENT, Unit, read_unit
@@ -23,6 +24,8 @@ class Canonical:
     """Of a number: its value, without its unit."""
     items: tuple["Canonical", ...] = field(default=(), compare=False, repr=False)
     """Of a list, tuple or matrix: its parts."""
+    parts: tuple[Any, ...] = field(default=(), compare=False, repr=False)
+    """Of intervals: these, sorted."""
     unit: Unit | None = None
     """Unit of measure of a number."""
     name: str | None = None
@@ -50,9 +53,9 @@ def equal(a: Canonical, b: Canonical) -> bool | None:
     """
     if a == b:
         return True
-    if a.choice and b.choice and not (a.described and b.described):
-        if a.choice == b.choice:
-            return True
+    options = a.choice and b.choice and not (a.described and b.described)
+    if options and a.choice == b.choice:
+        return True
     if "choice" in (a.kind, b.kind):
         return False
     if a.relation is not None and a.relation == b.relation:
@@ -111,7 +114,8 @@ def _same_items(a: Sequence[Canonical], b: Sequence[Canonical]) -> bool | None:
 
 def _equal_numbers(a: Canonical, b: Canonical) -> bool | None:
     x, y = a.value, b.value
-    assert x is not None and y is not None
+    assert x is not None
+    assert y is not None
     if a.base is not None and b.base is not None:
         return a.base == b.base
     if a.unit and b.unit and NONE not in (a.unit, b.unit):
@@ -137,6 +141,7 @@ _DEGREES = {DEGREE, *(unit for unit in (read_unit("°C"), read_unit("°F")) if u
 def number_form(
     value: Value, unit: Unit | None = None, *, base: Hashable = None, spelled: str | None = None
 ) -> Canonical:
+    """Return the form of a number."""
     return Canonical(
         "number",
         ("number", value.key, base),
@@ -150,6 +155,7 @@ def number_form(
 
 
 def list_form(items: Sequence[Canonical], distinct: bool = False) -> Canonical:
+    """Return the form of answers in any order; of one, that itself."""
     if distinct:
         items = list({(item.key, item.unit): item for item in items}.values())
     if len(items) == 1:
@@ -164,6 +170,7 @@ def list_form(items: Sequence[Canonical], distinct: bool = False) -> Canonical:
 
 
 def tuple_form(items: Sequence[Canonical]) -> Canonical:
+    """Return the form of answers in a fixed order."""
     return Canonical(
         "tuple",
         ("tuple", len(items), tuple(item.key for item in items)),
@@ -174,4 +181,5 @@ def tuple_form(items: Sequence[Canonical]) -> Canonical:
 
 
 def named(form: Canonical, name: str | None) -> Canonical:
+    """Return a form as said of a name, or of none."""
     return replace(form, name=name, relation=None, choice=None)

@@ -20,6 +20,8 @@ class End:
 
 @dataclass(frozen=True)
 class Interval:
+    """A connected set of real numbers."""
+
     low: End
     high: End
 
@@ -31,6 +33,7 @@ EVERYTHING = Interval(
 
 
 def read_end(tokens: Sequence[Token], closed: bool, text: str, plus: int) -> End | None:
+    """Read the end of an interval; None where it is no real constant."""
     texts = [token.text for token in tokens]
     if not texts:
         raise NotExact("no end")
@@ -60,13 +63,13 @@ def intervals_form(parts: Sequence[Interval], name: str | None = None) -> Canoni
     key = tuple((part.low.key, part.low.closed, part.high.key, part.high.closed) for part in merged)
     if len(merged) == 1 and merged[0].low.key == merged[0].high.key:
         raise NotExact("a single point")
-    return Canonical("intervals", ("intervals", key), name=name, base=tuple(merged))
+    return Canonical("intervals", ("intervals", key), name=name, parts=tuple(merged))
 
 
 def intervals_of(form: Canonical) -> list[Interval]:
     """Return the intervals of a set; a finite set's numbers are intervals of one point."""
     if form.kind == "intervals":
-        return list(form.base) if isinstance(form.base, tuple) else []
+        return list(form.parts)
     if form.kind in ("number", "list"):
         points = []
         for item in form.items or (form,):
@@ -79,6 +82,7 @@ def intervals_of(form: Canonical) -> list[Interval]:
 
 
 def complement(parts: Sequence[Interval]) -> list[Interval]:
+    """Return what is left of the real numbers; the parts must be sorted."""
     found = []
     low = EVERYTHING.low
     for part in parts:
@@ -93,11 +97,13 @@ def complement(parts: Sequence[Interval]) -> list[Interval]:
 
 
 def union(parts: Sequence[Interval]) -> list[Interval]:
+    """Return a union, sorted, without overlaps."""
     form = intervals_form([*parts]) if len(parts) > 1 else None
     return intervals_of(form) if form is not None else list(parts)
 
 
 def intersection(first: Sequence[Interval], second: Sequence[Interval]) -> list[Interval]:
+    """Return an intersection."""
     found = []
     for a in first:
         for b in second:
@@ -109,6 +115,7 @@ def intersection(first: Sequence[Interval], second: Sequence[Interval]) -> list[
 
 
 def join(items: Sequence[Canonical], either: bool, separators: Sequence[str]) -> Canonical:
+    """Return the intervals that all of some conditions, or one of them, allow."""
     if either:
         return intervals_form([part for item in items for part in intervals_of(item)])
     common = intervals_of(items[0])

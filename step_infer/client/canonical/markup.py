@@ -69,48 +69,15 @@ _CHARACTERS = {
     "％": "%",
     "。": ".",
 }
+_GREEK_NAMES = (
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa",
+    "lambda", "mu", "nu", "xi", "rho", "sigma", "sigma", "tau", "upsilon", "phi", "chi", "psi",
+    "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega",
+    "phi",
+)  # fmt: skip
 _GREEK = {
     character: rf"\{name} "
-    for character, name in zip(
-        "αβγδεζηθικλμνξρσςτυφχψωΓΔΘΛΞΠΣΦΨΩϕ",
-        [
-            "alpha",
-            "beta",
-            "gamma",
-            "delta",
-            "epsilon",
-            "zeta",
-            "eta",
-            "theta",
-            "iota",
-            "kappa",
-            "lambda",
-            "mu",
-            "nu",
-            "xi",
-            "rho",
-            "sigma",
-            "sigma",
-            "tau",
-            "upsilon",
-            "phi",
-            "chi",
-            "psi",
-            "omega",
-            "Gamma",
-            "Delta",
-            "Theta",
-            "Lambda",
-            "Xi",
-            "Pi",
-            "Sigma",
-            "Phi",
-            "Psi",
-            "Omega",
-            "phi",
-        ],
-        strict=True,
-    )
+    for character, name in zip("αβγδεζηθικλμνξρσςτυφχψωΓΔΘΛΞΠΣΦΨΩϕ", _GREEK_NAMES, strict=True)
 }
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱˣ", "0123456789+-()nix")
 _SUBSCRIPT = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋ₙᵢₓ", "0123456789+-nix")
@@ -241,6 +208,7 @@ def plain(text: str) -> str:
     text = _MARKS.sub("", _TAGS.sub(r"\2", text))
     text = re.sub(r"^\s*\*(?=\S)(.*\S)\*\s*$", r"\1", text, flags=re.S)
     text = _COLOUR.sub("", text)
+    text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3})", ",", text)
     text = _ZERO_SPACE.sub("", text)
     text = _LOOKS.sub(" ", text)
     text = _SPACES.sub(" ", text)

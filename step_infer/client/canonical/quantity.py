@@ -81,6 +81,7 @@ _PREFIX_UNITS = {r"\$": "dollar", "$": "dollar", "£": "£", "€": "€", "¥":
 
 
 def read_quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
+    """Read a number with its unit, or the words that stand in its place."""
     written = text[tokens[0].start : tokens[-1].end]
     based = _in_base(written)
     if based is not None:
@@ -180,6 +181,7 @@ def _only_words(tokens: Sequence[Token], text: str) -> Canonical:
 
 
 def read_ratio(parts: list[Sequence[Token]], text: str, plus: int) -> Canonical:
+    """Read a ratio; one of two numbers is their quotient."""
     values = [read_value(part, plus)[0] for part in parts]
     if any(value.exact is None or value.exact == 0 for value in values[:1]):
         # Nothing to scale by.

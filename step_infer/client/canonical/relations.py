@@ -89,6 +89,7 @@ FUNCTION_NAME = "f(x)"
 def read_inequality(
     left: Sequence[Token], mark: str, right: Sequence[Token], text: str, plus: int
 ) -> Canonical:
+    """Read an inequality: bounds of a name, or a relation between symbols."""
     for subject, bound, relation in ((left, right, mark), (right, left, _FLIPPED[mark])):
         name = subject_name(subject)
         if name is None:
@@ -106,11 +107,8 @@ def read_inequality(
         end = End(zero.real or 0.0, zero.key, mark in ("<=", ">="))
         name = next(iter(difference.free))
         return _bounded(name, mark if slope > 0 else _FLIPPED[mark], end)
-    if mark == "!=":
-        sign = mark
-    else:
-        # The larger side of the point decides how the two sides are put.
-        sign = mark if difference.numbers[0].real > 0 else _FLIPPED[mark]
+    # Which side is larger at one point decides how the two sides are put.
+    sign = mark if difference.numbers[0].real > 0 else _FLIPPED[mark]
     return Canonical(
         "relation",
         ("relation", sign, proportional(difference)),
@@ -152,6 +150,7 @@ def _bounded(name: str, relation: str, end: End) -> Canonical:
 
 
 def is_function_name(name: str) -> bool:
+    """Return whether a name only says that a function follows."""
     return name in (FUNCTION_NAME, "y", "f", "g", "h")
 
 

@@ -57,71 +57,13 @@ _MARKS = {"le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=", "g
           "mid": "|", "langle": "(", "rangle": ")", "lbrack": "[", "rbrack": "]", "colon": ":",
           "lparen": "(", "rparen": ")", "implies": "=>", "Rightarrow": "=>", "lor": "or",
           "land": "and", "vee": "or", "wedge": "and", "equiv": "=="}  # fmt: skip
-_WORDS = frozenset(
-    [
-        "yes",
-        "no",
-        "not",
-        "red",
-        "odd",
-        "all",
-        "any",
-        "and",
-        "or",
-        "the",
-        "one",
-        "two",
-        "six",
-        "ten",
-        "day",
-        "may",
-        "sun",
-        "mon",
-        "tue",
-        "wed",
-        "thu",
-        "fri",
-        "sat",
-        "for",
-        "are",
-        "is",
-        "it",
-        "of",
-        "if",
-        "in",
-        "to",
-        "an",
-        "at",
-        "by",
-        "on",
-        "as",
-        "up",
-        "so",
-        "we",
-        "he",
-        "she",
-        "her",
-        "his",
-        "boy",
-        "dog",
-        "cat",
-        "cow",
-        "pen",
-        "box",
-        "cup",
-        "hat",
-        "out",
-        "low",
-        "hot",
-        "few",
-        "new",
-        "old",
-        "top",
-        "true",
-        "sq",
-        "cu",
-    ]
-)
+_WORDS = frozenset((
+    "yes", "no", "not", "red", "odd", "all", "any", "and", "or", "the", "one", "two", "six",
+    "ten", "day", "may", "sun", "mon", "tue", "wed", "thu", "fri", "sat", "for", "are", "is",
+    "it", "of", "if", "in", "to", "an", "at", "by", "on", "as", "up", "so", "we", "he", "she",
+    "her", "his", "boy", "dog", "cat", "cow", "pen", "box", "cup", "hat", "out", "low", "hot",
+    "few", "new", "old", "top", "true", "sq", "cu",
+))  # fmt: skip
 _SPELLED_COMMANDS = {"pi", "sqrt", "infty", "infinity", "inf", "theta"}
 
 
@@ -213,7 +155,7 @@ def _ends_value(tokens: Sequence[Token], before: str) -> bool:
 
 
 def _text_tokens(content: str, start: int, end: int) -> list[Token]:
-    """Return the tokens of a \\text{}: a word's or, where it holds a number or symbol, that."""
+    r"""Return the tokens of a \text{}: its words or, where it holds a number or symbol, that."""
     if content == "":
         return []
     if content in ("and", "or", ",", ";", "but", "&", ", and", ", or", "and/or"):
@@ -293,7 +235,7 @@ def _repeating(whole_part: str, fixed: str, period: str) -> Fraction:
 
 
 def _repeated(written: str) -> Fraction:
-    """Return the number that "0.1666..." means: the shortest period that stands twice at its end."""
+    """Return what "0.1666..." means: the shortest period that stands twice at its end goes on."""
     whole_part, _, digits = written.partition(".")
     for length in range(1, len(digits) // 2 + 1):
         period = digits[-length:]

@@ -34,8 +34,10 @@ _BASE: dict[str, tuple[str, dict[str, int]]] = {
     "B": ("byte", {"byte": 1}),
     "Ω": ("ohm", {"g": 1, "m": 2, "s": -3, "A": -2}),
 }
-_SCALES = {"L": Fraction(1, 1000), "l": Fraction(1, 1000), "V": 1000, "W": 1000, "J": 1000,
-           "N": 1000, "Pa": 1000, "Ω": 1000}  # fmt: skip
+_LITRE = Fraction(1, 1000)
+_SCALES: dict[str, Fraction | int] = {
+    "L": _LITRE, "l": _LITRE, "V": 1000, "W": 1000, "J": 1000, "N": 1000, "Pa": 1000, "Ω": 1000,
+}  # fmt: skip
 _OTHER: dict[str, tuple[Fraction | int, dict[str, int]]] = {
     "min minute": (60, {"s": 1}),
     "h hr hour": (3600, {"s": 1}),

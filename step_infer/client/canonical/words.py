@@ -19,6 +19,7 @@ TEXT_GROUP = re.compile(r"\\text\s*\{([^{}]*)\}")
 
 
 def option_form(text: str) -> Canonical | None:
+    """Return the form of an option of a multiple-choice question; None where it is none."""
     shown = TEXT_GROUP.sub(r"\1", text).strip()
     for pattern in (_LETTER, _NAMED):
         found = pattern.fullmatch(shown)
@@ -54,32 +55,15 @@ _SYNONYMS = {
     "positive infinity": "infinity",
     "negative infinity": "minus infinity",
 }
-_NUMBER_WORDS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-]
+_NUMBER_WORDS = (
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+    "nineteen", "twenty",
+)  # fmt: skip
 
 
 def known_words(text: str) -> Canonical | None:
+    """Return the form of words with a meaning of their own; None where there is none."""
     bare = text.replace(" ", "")
     if bare in (r"\emptyset", r"\varnothing", r"\{\}", "{}", r"\{\emptyset\}"):
         return Canonical("intervals", ("intervals", ()))
@@ -114,6 +98,7 @@ _ARTICLES = {"a", "an", "the", "is", "are", "it", "there", "they"}
 
 
 def words_form(text: str) -> Canonical | None:
+    """Return the form of any other words; None where the text is none."""
     shown = TEXT_GROUP.sub(r" \1 ", text)
     if "\\" in shown or not re.search(r"[^\W\d_]{2,}", shown) or re.search(r"[=^_{}<>|&#~]", shown):
         return None
