@@ -198,7 +198,10 @@ def _single(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
         return _braces(tokens[1:-1], text, plus)
     begins = find_outer(tokens, "begin")
     if begins is not None:
-        scale = read_value(tokens[:begins], plus)[0] if begins else None
+        scale = None
+        if begins:
+            sign = begins == 1 and tokens[0].text == "-"
+            scale = Value(Fraction(-1)) if sign else read_value(tokens[:begins], plus)[0]
         return _matrix(tokens[begins:], text, scale)
     if first.kind == "command" and first.text == "mathbb":
         return _set(tokens, text, plus)
@@ -329,6 +332,11 @@ def _set(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
             start = index + 1
             depth = 0
     parts.append(tokens[start:])
+    if operations and set(operations) == {"cup"}:
+        forms = [_single(part, text, plus) for part in parts]
+        if all(form.kind in ("number", "list") for form in forms):
+            items = [item for form in forms for item in form.items or (form,)]
+            return list_form(items, distinct=True)
     found: list[Interval] | None = None
     for operation, part in zip(["", *operations], parts, strict=True):
         written = "".join(token.text for token in part)

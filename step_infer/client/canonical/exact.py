@@ -40,9 +40,21 @@ class Value:
         heavy: it holds numbers that were not written out, which no other library should be given.
         power: base and exponent of an integer that was not written out.
         log: its logarithm, where that is known.
+        log_of: the rational number that it is the logarithm of.
     """
 
-    __slots__ = ("_image", "_numbers", "_ring", "exact", "free", "heavy", "log", "loose", "power")
+    __slots__ = (
+        "_image",
+        "_numbers",
+        "_ring",
+        "exact",
+        "free",
+        "heavy",
+        "log",
+        "log_of",
+        "loose",
+        "power",
+    )
 
     def __init__(
         self,
@@ -67,6 +79,7 @@ class Value:
         self.free, self.loose, self.heavy = free, loose, heavy
         self.power: tuple[Value, Value] | None = None
         self.log: Value | None = None
+        self.log_of: Value | None = None
 
     @property
     def image(self) -> Image:
@@ -287,6 +300,8 @@ def power(a: Value, b: Value) -> Value:
         return whole(1)
     elif a.exact == 0:
         raise NotExact("a power of 0")
+    elif a is E and b.log_of is not None:
+        return b.log_of
     else:
         result = _general_power(a, b)
     if result.exact is None:
@@ -442,4 +457,5 @@ def log(a: Value, base: Value = E) -> Value:
             image = ((hashed("log", prime) % P, 0),) * POINTS
             ring = ((hashed("log ring", prime) % ORDER, 0),) * POINTS
             total = total + Value(None, image, ring, number) * whole(sign * times)
+    total.log_of = a
     return total

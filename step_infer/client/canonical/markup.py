@@ -127,12 +127,20 @@ _REWRITES = [
         ),
         (r"(?<=\d)\s*\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\})", r"^\\circ "),
         (r"^\s*Rs\.?\s*(?=\d)", "₹"),
+        (r"\\pounds(?![A-Za-z])", "£"),
+        (r"\\(?:sfrac|nicefrac)(?![A-Za-z])", r"\\frac"),
+        (r"\{([^{}]+)\\over(?![A-Za-z])\s*([^{}]+)\}", r"\\frac{\1}{\2}"),
+        (r"\\surd(?![A-Za-z])", r"\\sqrt"),
+        (r"\\(?:tag|label)\*?\{[^{}]*\}|[✓✔✅]", ""),
+        (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r" \\times "),
+        (r"\bper\s+cent\b|\bpct\b", "percent"),
+        (r"(?i)^\s*(?:minus|negative)\s+(?=\d)", "-"),
         (r"\+\s*c\s*$", "+ C"),
     )
 ]
 _PROSE = re.compile(
     r"(?:(?:so|thus|hence|therefore)[,:]?\s+)?"
-    r"(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|result|solution|option|choice|value)s?"
+    r"(?:the\s+)?(?:final\s+|correct\s+|right\s+)?(?:answer|ans|result|solution|option|choice|value)s?"
     r"(?:\s+(?:to|of)\s+(?:the|this)\s+(?:problem|question))?"
     r"(?:\s+(?:is|are|equals?|=)\s*:?|\s*:|\s*=)\s*",
     re.IGNORECASE,
@@ -206,7 +214,7 @@ def plain(text: str) -> str:
     text = re.sub(r"(?<!\\)\\\[|(?<!\\)\\\]", " ", text)
     text = re.sub(r"(?<!\\)\$", " ", text)
     text = _MARKS.sub("", _TAGS.sub(r"\2", text))
-    text = re.sub(r"^\s*\*(?=\S)(.*\S)\*\s*$", r"\1", text, flags=re.S)
+    text = re.sub(r"^\s*([*_])(?=\S)(.*\S)\1\s*$", r"\2", text, flags=re.S)
     text = _COLOUR.sub("", text)
     text = re.sub(r"(?<=\d),\s*\\!\s*(?=\d{3})", ",", text)
     text = _ZERO_SPACE.sub("", text)
@@ -244,7 +252,7 @@ def _trimmed(text: str) -> str:
             text = text[1:-1]
         if text.startswith(r"\text{") and group_end(text, 5) == len(text) - 1:
             text = text[6:-1]
-        if len(text) > 2 and text[0] == text[-1] == '"':
+        if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'":
             text = text[1:-1]
         found = _LEADING.match(text)
         if found is not None:

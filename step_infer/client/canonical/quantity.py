@@ -9,7 +9,7 @@ from step_infer.client.canonical.exact import Value, whole
 from step_infer.client.canonical.expression import read_value
 from step_infer.client.canonical.field import NotExact
 from step_infer.client.canonical.form import Canonical, number_form
-from step_infer.client.canonical.tokens import FUNCTION_NAMES, Token
+from step_infer.client.canonical.tokens import Token
 from step_infer.client.canonical.units import DEGREE, DOLLAR, Unit, is_unit, read_unit
 from step_infer.client.canonical.words import TEXT_GROUP, known_words, words_form
 
@@ -110,6 +110,8 @@ def read_quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
         if unit is None or unit == DOLLAR:
             unit = found if unit is None else unit
     value, degrees = read_value(value_tokens, plus)
+    if suffix and len(value_tokens) == 1 and value.free and unit is not None and unit.is_unknown:
+        raise NotExact("words behind a letter")  # "a circle"
     if scale:
         value = value * whole(10**scale)
     if degrees:
@@ -150,7 +152,7 @@ def _before_unit(tokens: list[Token], text: str) -> tuple[list[Token], str]:
         unit_letter = index > 0 and token.kind == "letter" and token.text in _UNIT_LETTERS
         if index > 0 and token.text == "Omega" and index == len(tokens) - 1:
             return tokens[:index], "Ω"
-        is_text = token.kind == "text" and token.text not in FUNCTION_NAMES
+        is_text = token.kind == "text"
         if is_text or unit_letter or (token.kind == "mark" and token.text in ("%", "¢", "€", "£")):
             return tokens[:index], text[token.start : tokens[-1].end]
         if (

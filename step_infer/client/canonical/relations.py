@@ -1,5 +1,6 @@
 """Equations and inequalities."""
 
+import re
 from collections.abc import Hashable, Sequence
 
 from step_infer.client.canonical import exact
@@ -20,66 +21,28 @@ RELATIONS = ("<=", ">=", "<", ">", "!=", "=")
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 
 
+_FUNCTION_CALL = re.compile(r"(?:[A-Z]|[a-hp-sx-z])(?:\^\{?-1\}?)?\([A-Za-z]\)")
+_PLAIN_NAME = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:[A-Za-z0-9]|\{[^{}]*\})|\(\d+\))?")
+_PAIR_OF_NAMES = re.compile(r"\([A-Za-z](?:,(?:[A-Za-z]|\\[A-Za-z]+))+\)")
+_NO_NAMES = FUNCTION_NAMES | {"frac", "dfrac", "tfrac", "sqrt", "pi", "binom"}
+
+
 def subject_name(tokens: Sequence[Token]) -> str | None:
     """Return the name on the left of "x = 5"; None where that is an expression."""
-    kinds = [token.kind for token in tokens]
-    texts = [token.text for token in tokens]
     if not tokens:
         return None
-    if all(kind in ("text", "letter") for kind in kinds):
-        return " ".join(texts)
-    if kinds[0] == "text" and all(kind in ("text", "mark", "letter", "symbol") for kind in kinds):
-        return " ".join(texts)
-    if kinds[0] == "symbol" or (
-        kinds[0] == "command"
-        and texts[0] not in FUNCTION_NAMES
-        and texts[0] not in ("frac", "dfrac", "sqrt", "pi", "tfrac", "binom")
-    ):
-        if len(tokens) == 1:
-            return None if texts == ["i"] else texts[0]
-        if texts[1] == "_" and (
-            len(tokens) == 3 or (texts[2] == "{" and texts.index("}") == len(texts) - 1)
-        ):
-            return "".join(text for text in texts if text not in "{}")
-        if (
-            texts[1] == "("
-            and texts[-1] == ")"
-            and len(tokens) == 4
-            and texts[0]
-            in (
-                "f",
-                "g",
-                "h",
-                "p",
-                "q",
-                "F",
-                "G",
-                "P",
-                "Q",
-                "y",
-                "u",
-                "v",
-                "T",
-                "S",
-                "V",
-                "A",
-                "a",
-                "x",
-                "r",
-                "s",
-            )
-        ):
-            return FUNCTION_NAME
-    if (
-        texts[0] == "("
-        and texts[-1] == ")"
-        and all(
-            kind == "symbol" or text in ("(", ")", ",")
-            for kind, text in zip(kinds, texts, strict=True)
-        )
-        and "," in texts
-    ):
-        return "".join(texts)
+    kinds = {token.kind for token in tokens}
+    if tokens[0].kind in ("text", "letter") and kinds <= {"text", "mark", "letter", "symbol"}:
+        return " ".join(token.text for token in tokens)
+    if tokens[0].kind == "command" and tokens[0].text in _NO_NAMES:
+        return None
+    written = "".join(
+        f"\\{token.text}" if token.kind == "command" else token.text for token in tokens
+    )
+    if _FUNCTION_CALL.fullmatch(written):
+        return FUNCTION_NAME
+    if written != "i" and (_PLAIN_NAME.fullmatch(written) or _PAIR_OF_NAMES.fullmatch(written)):
+        return re.sub(r"[{}\\]", "", written)
     return None
 
 

@@ -62,8 +62,10 @@ _WORDS = frozenset((
     "ten", "day", "may", "sun", "mon", "tue", "wed", "thu", "fri", "sat", "for", "are", "is",
     "it", "of", "if", "in", "to", "an", "at", "by", "on", "as", "up", "so", "we", "he", "she",
     "her", "his", "boy", "dog", "cat", "cow", "pen", "box", "cup", "hat", "out", "low", "hot",
-    "few", "new", "old", "top", "true", "sq", "cu",
+    "few", "new", "old", "top", "true", "sq", "cu", "per",
 ))  # fmt: skip
+_UNITS_OR_FUNCTIONS = ("sec", "min")
+"""Behind a number, at the end, they are units."""
 _SPELLED_COMMANDS = {"pi", "sqrt", "infty", "infinity", "inf", "theta"}
 
 
@@ -105,7 +107,10 @@ def tokenise(text: str) -> list[Token]:
                 raise NotExact("an open text")
             content = text[position + 6 : end].strip()
             position = end + 1
-            tokens += _text_tokens(content, start, position)
+            if content in _UNITS_OR_FUNCTIONS and tokens and not text[position:].strip():
+                tokens.append(Token("text", content, start, position))
+            else:
+                tokens += _text_tokens(content, start, position)
             continue
         command = _COMMAND.match(text, position)
         if command is not None:
@@ -119,6 +124,8 @@ def tokenise(text: str) -> list[Token]:
             word = _LETTERS.match(text, position)
             assert word is not None
             kind = _tokenise_word(word[0], _ends_value(tokens, text[:position]))
+            if word[0] in _UNITS_OR_FUNCTIONS and not text[word.end() :].strip():
+                kind = "text" if tokens else kind
             if kind == "symbols":
                 for offset, letter in enumerate(word[0]):
                     at = position + offset

@@ -79,7 +79,7 @@ _NOTHING = {"unit", "u", "sq", "square", "cubic", "cu", "about", "approximately"
             "the", "in", "total", "each", "exactly", "only"}  # fmt: skip
 _NO_UNIT = {"or", "and", "not", "than", "least", "most", "except", "undefined", "greater", "less",
             "if", "when", "where", "no", "none", "plus", "minus", "but", "more", "fewer", "over",
-            "mod", "base", "is", "are", "other", "half"}  # fmt: skip
+            "mod", "base", "is", "are", "other", "half", "by", "x"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,11 @@ class Unit:
     """What one of it is, in units of its dimensions."""
     dimensions: tuple[tuple[str, int], ...]
     """Names with their powers, sorted; of an unknown unit, its own name."""
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it is a word that is no unit of measure."""
+        return self.factor == 1 and len(self.dimensions) == 1 and self not in _MEASURES
 
     @property
     def is_percent(self) -> bool:
@@ -117,6 +122,7 @@ def _table() -> dict[str, Unit]:
 
 
 _UNITS = _table()
+_MEASURES = frozenset(_UNITS.values())
 PERCENT = _UNITS["%"]
 DEGREE = _UNITS["°"]
 DOLLAR = _UNITS["dollar"]
@@ -193,6 +199,7 @@ def read_unit(text: str) -> Unit | None:
         ("sses", "ss"),
         ("ches", "ch"),
         ("shes", "sh"),
+        ("xes", "x"),
         ("s", ""),
     ):
         if last.endswith(ending) and len(last) > len(ending) + 1:

@@ -103,7 +103,7 @@ def words_form(text: str) -> Canonical | None:
     if "\\" in shown or not re.search(r"[^\W\d_]{2,}", shown) or re.search(r"[=^_{}<>|&#~]", shown):
         return None
     words = [word.lower() for word in _WORD.findall(shown)]
-    signs = tuple(re.findall(r"[-+*/%!$](?=\s|\d|$)", shown))
+    signs = tuple(re.findall(r"[-+*/%$](?=\s|\d|$)", shown))
     kept = tuple(_singular(word) for word in words if word not in _ARTICLES) or tuple(words)
     return Canonical("words", ("words", kept) if not signs else ("words", kept, signs))
 
