@@ -43,18 +43,8 @@ class Value:
         log_of: the rational number that it is the logarithm of.
     """
 
-    __slots__ = (
-        "_image",
-        "_numbers",
-        "_ring",
-        "exact",
-        "free",
-        "heavy",
-        "log",
-        "log_of",
-        "loose",
-        "power",
-    )
+    __slots__ = ("_image", "_numbers", "_ring", "exact", "free", "heavy", "log", "log_of")
+    __slots__ += ("loose", "power")
 
     def __init__(
         self,

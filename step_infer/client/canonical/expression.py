@@ -155,9 +155,12 @@ class _Parser:
             elif self.at_command("bmod", "mod"):
                 self.take()
                 modulus = self.signed_factor()
-                if modulus.exact is None or modulus.exact.denominator != 1:
+                if value.free or modulus.free:
+                    value = functions.symbolic_remainder(value, modulus)
+                elif modulus.exact is None or modulus.exact.denominator != 1:
                     raise NotExact("an unknown modulus")
-                value = functions.remainder(value, int(modulus.exact))
+                else:
+                    value = functions.remainder(value, int(modulus.exact))
             elif self.starts_factor():
                 value = value * self.factor()
             else:

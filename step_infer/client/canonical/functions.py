@@ -161,6 +161,11 @@ def remainder(a: Value, modulus: int) -> Value:
     return whole(_remainder(a, modulus, 0))
 
 
+def symbolic_remainder(a: Value, modulus: Value) -> Value:
+    """Return a remainder that depends on symbols."""
+    return atom("mod", a, modulus, number=lambda x, y: x.real % y.real)
+
+
 def _remainder(a: Value, modulus: int, depth: int) -> int:
     if a.exact is not None:
         if a.exact.denominator != 1:
