@@ -63,7 +63,8 @@ class Vote:
     """The outcome of a vote."""
 
     answer: str | None
-    """The winning answer, in the form most of its voters wrote it; None where nobody voted."""
+    """The winning answer, in the form most of its voters wrote it, then the shortest; None where
+    nobody voted."""
     share: float
     """The winner's part of all weight, in [0, 1]."""
     groups: tuple[tuple[str, float, tuple[int, ...]], ...]
@@ -95,7 +96,7 @@ def vote(
     outcome = []
     for group in groups:
         voters = tuple(sorted(index for form in group for index in by_form[form]))
-        form = max(group, key=lambda form: (len(by_form[form]), -by_form[form][0]))
+        form = min(group, key=lambda form: (-counts[form], len(form), form))
         outcome.append((form, float(sum(weights[index] for index in voters)), voters))
     if not outcome:
         return Vote(None, 0.0, ())

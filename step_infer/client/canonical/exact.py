@@ -43,8 +43,18 @@ class Value:
         log_of: the rational number that it is the logarithm of.
     """
 
-    __slots__ = ("_image", "_numbers", "_ring", "exact", "free", "heavy", "log", "log_of")
-    __slots__ += ("loose", "power")
+    __slots__ = (  # fmt: skip
+        "_image",
+        "_numbers",
+        "_ring",
+        "exact",
+        "free",
+        "heavy",
+        "log",
+        "log_of",
+        "loose",
+        "power",
+    )
 
     def __init__(
         self,

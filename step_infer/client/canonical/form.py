@@ -123,7 +123,8 @@ def _equal_numbers(a: Canonical, b: Canonical) -> bool | None:
             if a.unit.factor != b.unit.factor:
                 x, y = x * Value(a.unit.factor), y * Value(b.unit.factor)
         elif DEGREE not in (a.unit, b.unit) or not {a.unit, b.unit} <= _DEGREES:
-            return False
+            # Things counted are no unit of measure: "72 apples" is 72, as "72 km/h" is.
+            return False if a.unit.counted == b.unit.counted else x.key == y.key
     elif PERCENT in (a.unit, b.unit):
         percent, other = (x, y) if a.unit == PERCENT else (y, x)
         if (percent / whole(100)).key == other.key:

@@ -110,7 +110,7 @@ def read_quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
         if unit is None or unit == DOLLAR:
             unit = found if unit is None else unit
     value, degrees = read_value(value_tokens, plus)
-    if suffix and len(value_tokens) == 1 and value.free and unit is not None and unit.is_unknown:
+    if suffix and len(value_tokens) == 1 and value.free and unit is not None and unit.counted:
         raise NotExact("words behind a letter")  # "a circle"
     if scale:
         value = value * whole(10**scale)

@@ -89,12 +89,9 @@ class Unit:
     factor: Fraction
     """What one of it is, in units of its dimensions."""
     dimensions: tuple[tuple[str, int], ...]
-    """Names with their powers, sorted; of an unknown unit, its own name."""
-
-    @property
-    def is_unknown(self) -> bool:
-        """Whether it is a word that is no unit of measure."""
-        return self.factor == 1 and len(self.dimensions) == 1 and self not in _MEASURES
+    """Names with their powers, sorted; of a counted thing, its own name."""
+    counted: bool = False
+    """Whether it is no unit of measure but a word for what is counted: "apple"."""
 
     @property
     def is_percent(self) -> bool:
@@ -122,7 +119,6 @@ def _table() -> dict[str, Unit]:
 
 
 _UNITS = _table()
-_MEASURES = frozenset(_UNITS.values())
 PERCENT = _UNITS["%"]
 DEGREE = _UNITS["°"]
 DOLLAR = _UNITS["dollar"]
@@ -205,7 +201,7 @@ def read_unit(text: str) -> Unit | None:
         if last.endswith(ending) and len(last) > len(ending) + 1:
             last = last.removesuffix(ending) + singular
             break
-    return Unit(Fraction(1), ((last, 1),))
+    return Unit(Fraction(1), ((last, 1),), counted=True)
 
 
 NONE = Unit(Fraction(1), (("", 1),))
