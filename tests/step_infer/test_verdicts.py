@@ -1,6 +1,7 @@
 """Which answers are equal: a table by kinds, and what holds for any answer."""
 
 import json
+from functools import cache
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ _PAIRS = [row for row in _ROWS if "pair" in row]
 """Pairs of answers that belong to no class."""
 
 
+_form = cache(canonical)
+
+
 def verdict(first: str, second: str) -> bool | None:
     """Compare by canonical forms alone."""
-    forms = canonical(first), canonical(second)
+    forms = _form(first), _form(second)
     return None if forms[0] is None or forms[1] is None else equal(forms[0], forms[1])
 
 
