@@ -76,6 +76,27 @@ def test_fractions_units_intervals_and_letters_need_no_process() -> None:
         assert grader._workers == []
 
 
+@pytest.mark.parametrize(
+    ("truth", "answer"),
+    [
+        (r"\frac{1}{2}", r"\frac{1}{2}\text{ or more}"),
+        (r"\sqrt{3}", r"\sqrt{3}\approx 2"),
+        ("5", r"5 \sum_{k}"),
+        ("5", r"5 \sum_{k} \frac{1}{2}"),
+        ("12", "12 @ 3"),
+        ("12", r"12\frac"),
+        ("-7", r"-7\text{ if }x>0"),
+        ("0.25", r"0.25 \to \frac{1}{2}"),
+        ("x+1", "x+1_n"),
+    ],
+)
+def test_what_math_verify_would_leave_out_makes_no_answer_right(truth: str, answer: str) -> None:
+    with Grader() as grader:
+        assert grader.equal(truth, answer) is not True
+        assert grader.equal(answer, truth) is not True
+        assert grader._workers == []
+
+
 def test_math_verify_gives_one_verdict_both_ways_round(grader: Grader) -> None:
     for other in ("1/2", "0.5", "2", r"\int_0^2 t\,dt"):
         verdict = grader.equal(_INTEGRAL, other)

@@ -65,7 +65,10 @@ def equal(a: Canonical, b: Canonical) -> bool | None:
     for one, other in ((a, b), (b, a)):
         if one.spelled and other.kind == "words":
             return other.key == ("words", (one.spelled,))
-        if one.kind == "assignments" and other.kind in ("tuple", "intervals") and other.items:
+        # "(x, y) = (1, 2)" has the name of a pair, "x in (1, 2)" that of a number.
+        named_one = other.name and not other.name.startswith("(")
+        pair = other.kind in ("tuple", "intervals") and other.items and not named_one
+        if one.kind == "assignments" and pair:
             return _all_equal(one.items, other.items)
         if one.relation is not None and other.kind == "relation":
             return one.relation == other.key or (None if one.loose or other.loose else False)
