@@ -1,14 +1,13 @@
 """Reads tokens as an expression, into an exact value."""
 
-import cmath
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
-from math import comb, gcd, lcm
-from typing import Any
+from math import comb
 
 from step_infer.client.canonical import exact, functions
 from step_infer.client.canonical.exact import Value, whole
 from step_infer.client.canonical.field import NotExact
+from step_infer.client.canonical.named_functions import FUNCTIONS, OF_SEVERAL
 from step_infer.client.canonical.tokens import Token
 
 _GREEK = frozenset((
@@ -19,47 +18,6 @@ _GREEK = frozenset((
 ))  # fmt: skip
 
 
-def _log(value: Value) -> Value:
-    return exact.log(value)
-
-
-def _hyperbolic(sign: int) -> Callable[[Value], Value]:
-    def function(x: Value) -> Value:
-        up, down = functions.power(exact.E, x), functions.power(exact.E, -x)
-        return (up + whole(sign) * down) / whole(2)
-
-    return function
-
-
-def _unknown(name: str) -> Callable[[Value], Value]:
-    number = {
-        "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan,
-        "asin": cmath.asin, "acos": cmath.acos, "atan": cmath.atan,
-    }.get(name)  # fmt: skip
-    short = name.replace("arc", "a")
-    return lambda x: exact.atom(short, x, number=number)
-
-
-def _tangent(x: Value) -> Value:
-    return functions.sine(x) / functions.cosine(x)
-
-
-FUNCTIONS: dict[str, Callable[[Value], Value]] = {
-    "sin": functions.sine,
-    "cos": functions.cosine,
-    "tan": _tangent,
-    "cot": lambda x: functions.cosine(x) / functions.sine(x),
-    "sec": lambda x: whole(1) / functions.cosine(x),
-    "csc": lambda x: whole(1) / functions.sine(x),
-    "ln": _log,
-    "log": _log,
-    "lg": lambda x: exact.log(x, whole(10)),
-    "exp": lambda x: functions.power(exact.E, x),
-    "sinh": _hyperbolic(-1),
-    "cosh": _hyperbolic(1),
-    "cis": lambda x: functions.cosine(x) + exact.I * functions.sine(x),
-    **{name: _unknown(name) for name in ("arcsin", "arccos", "arctan", "asin", "acos", "atan")},
-}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _TAKES_ANGLE = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "cis"))
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
@@ -67,7 +25,6 @@ _DEEPEST = 50
 _MOST_TERMS = 100
 _MOST_STEPS = 3000
 """Tokens read for one expression; a sum reads its term many times."""
-_OF_SEVERAL: dict[str, Callable[..., Any]] = {"gcd": gcd, "lcm": lcm, "max": max, "min": min}
 
 
 def read_value(tokens: Sequence[Token], plus: int = 1) -> tuple[Value, bool]:
@@ -346,7 +303,7 @@ class _Parser:
             return whole(comb(int(n), int(k)))
         if name in ("sum", "prod"):
             return self.repeated(name)
-        if name in _OF_SEVERAL:
+        if name in OF_SEVERAL:
             return self.of_several(name)
         if name in ("lfloor", "lceil"):
             value = self.sum()
@@ -405,8 +362,8 @@ class _Parser:
         if name in ("gcd", "lcm"):
             if any(number.denominator != 1 for number in numbers):
                 raise NotExact(f"{name} of a fraction")
-            return whole(_OF_SEVERAL[name](*map(int, numbers)))
-        return Value(_OF_SEVERAL[name](*numbers))
+            return whole(OF_SEVERAL[name](*map(int, numbers)))
+        return Value(OF_SEVERAL[name](*numbers))
 
     def function(self, name: str) -> Value:
         base, power = None, None

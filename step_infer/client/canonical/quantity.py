@@ -44,7 +44,7 @@ def _in_base(text: str) -> Canonical | None:
     try:
         value: Hashable = sign * int(digits, base)
     except ValueError:  # no number in that base
-        value = ("no number", digits, base)
+        value, bare = ("no number", digits, base), None
     shown = exact.symbol(f"digits {digits}") if bare is None else whole(bare)
     return number_form(shown, base=("base", value))
 
@@ -113,7 +113,7 @@ def read_quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     if suffix and len(value_tokens) == 1 and value.free and unit is not None and unit.counted:
         raise NotExact("words behind a letter")  # "a circle"
     if scale:
-        value = value * whole(10**scale)
+        value = value * whole(scale)
     if degrees:
         temperature = re.search(r"([CF])\W*$", written)
         unit = read_unit(f"°{temperature[1]}") if temperature else (unit or DEGREE)
@@ -123,12 +123,15 @@ def read_quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     return number_form(value, unit, spelled=spelled)
 
 
-_MAGNITUDES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_MAGNITUDES = {
+    "dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
+    "trillion": 10**12,
+}  # fmt: skip
 _MAGNITUDE = re.compile(rf"\s*(?:\\text\s*\{{\s*)?({'|'.join(_MAGNITUDES)})s?\b", re.I)
 
 
 def _magnitude(suffix: str) -> tuple[int, str]:
-    """Return the power of ten that begins a unit's text, and the rest: "million dollars"."""
+    """Return the number that begins a unit's text, and the rest: "million dollars"."""
     found = _MAGNITUDE.match(suffix)
     if found is None:
         return 0, suffix
@@ -168,7 +171,7 @@ def _before_unit(tokens: list[Token], text: str) -> tuple[list[Token], str]:
     return tokens, ""
 
 
-_LETTER_UNIT = r"(?:[kcmMGdn]?[msghlLNJWVAKFC]|mol|kg|Hz|Pa|in|ft|mi|min)(?:\^\{?-?\d\}?)?"
+_LETTER_UNIT = r"(?:[kcmMGdn]?[msghlLNJWVAKFC]|mol|kg|Hz|Pa|in|ft|mi|min)(?:\^\{?-?\d\}?|[23](?!\d))?"
 _LETTER_UNITS = re.compile(rf"{_LETTER_UNIT}(?:\s*[/*]?\s*{_LETTER_UNIT})*")
 """Units written in letters, behind a number and a space: "5 m/s^2"."""
 _UNIT_LETTERS = frozenset("msghlLNJWVAKCF")

@@ -73,13 +73,12 @@ _OTHER: dict[str, tuple[Fraction | int, dict[str, int]]] = {
     "°C celsius": (1, {"°C": 1}),
     "°F fahrenheit": (1, {"°F": 1}),
     "rad radian": (1, {"rad": 1}),
-    "dozen": (12, {"dozen": 1}),
 }
 _NOTHING = {"unit", "u", "sq", "square", "cubic", "cu", "about", "approximately", "of", "a", "an",
             "the", "in", "total", "each", "exactly", "only"}  # fmt: skip
 _NO_UNIT = {"or", "and", "not", "than", "least", "most", "except", "undefined", "greater", "less",
             "if", "when", "where", "no", "none", "plus", "minus", "but", "more", "fewer", "over",
-            "mod", "base", "is", "are", "other", "half", "by", "x"}  # fmt: skip
+            "mod", "base", "is", "are", "other", "half", "by", "x", "to", "through"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,8 +122,8 @@ PERCENT = _UNITS["%"]
 DEGREE = _UNITS["°"]
 DOLLAR = _UNITS["dollar"]
 _PART = re.compile(
-    r"(?P<per>/|\bper\b|\ba\b(?=\s+\w))?\s*(?P<name>°\s*[CF]?\b|[A-Za-zμΩ%¢€£¥₹°]+)\s*"
-    r"(?:\^?\s*\{?\s*(?P<power>-?\d)\s*\}?)?[.\s*]*"
+    r"(?P<per>/|\bper\b|\ba\b(?=\s+\w))?\s*(?P<name>°\s*[CF]?\b|[A-Za-zμΩ%¢€£¥₹°]+)"
+    r"(?:(?:\s*\^\s*\{?\s*(?P<power>-?\d)\s*\}?|(?P<digit>\d))(?!\d))?[.\s*]*"
 )
 
 
@@ -160,7 +159,7 @@ def read_unit(text: str) -> Unit | None:
         name = found["name"].replace(" ", "")
         if found["per"]:
             sign = -1
-        times = int(found["power"] or 1) * sign * pending
+        times = int(found["power"] or found["digit"] or 1) * sign * pending
         lower = name.lower()
         if lower in _NO_UNIT:
             return None

@@ -10,6 +10,7 @@ from step_infer.client.canonical.tokens import tokenise
 
 _LETTER = re.compile(r"[(\[]?\s*([A-Za-z])\s*[)\]]?\s*[.:]?")
 _OPTION = re.compile(r"[(\[]?([A-Z]|[a-j](?=\)))[)\]]?([).:\]]+\s|[).:\]]+$)\s*(?![-+*/=^(])", re.S)
+_ANOTHER = re.compile(r"(?:or|and)\b|[,;&/]")
 _NAMED = re.compile(
     r"(?:option|choice|answer|alternative)s?\s*:?\s*[(\[]?([A-Za-z])[)\]]?(?:[.:),].*|\s*\(.*|\s*-.*)?",
     re.I | re.S,
@@ -30,7 +31,7 @@ def option_form(text: str) -> Canonical | None:
             value = read_value(tokenise(found[1]))[0]
             return Canonical("number", ("number", value.key), value, choice=letter)
     found = _OPTION.match(shown)
-    if found is not None:
+    if found is not None and not _ANOTHER.match(shown, found.end()):
         letter = found[1].upper()
         return Canonical("choice", ("choice", letter), choice=letter)
     return None
