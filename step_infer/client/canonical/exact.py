@@ -39,6 +39,8 @@ class Value:
             images still mean equal values, but different ones may be equal too.
         heavy: it holds numbers that were not written out, which no other library should be given.
         power: base and exponent of an integer that was not written out.
+        positive: it is a product of roots of positive numbers, so that its image's roots are
+            those of its own.
         log: its logarithm, where that is known.
         log_of: the rational number that it is the logarithm of.
     """
@@ -53,6 +55,7 @@ class Value:
         "log",
         "log_of",
         "loose",
+        "positive",
         "power",
     )
 
@@ -78,6 +81,7 @@ class Value:
         self._image, self._ring, self._numbers = image, ring, numbers
         self.free, self.loose, self.heavy = free, loose, heavy
         self.power: tuple[Value, Value] | None = None
+        self.positive = exact is not None and exact > 0
         self.log: Value | None = None
         self.log_of: Value | None = None
 
@@ -156,6 +160,7 @@ class Value:
         ]
         if logs[0] is not None and logs[1] is not None:
             product.log = logs[0] + logs[1]
+        product.positive = product.positive or (self.positive and other.positive)
         return product
 
     def __neg__(self) -> "Value":
@@ -262,6 +267,7 @@ def _constant(name: str, number: float) -> Value:
 
 PI = _constant("pi", math.pi)
 E = _constant("e", math.e)
+PI.positive = E.positive = True
 E.log = whole(1)
 I = Value(None, ((0, 1),) * POINTS, ((0, 1),) * POINTS, (1j,) * POINTS)  # noqa: E741
 
@@ -326,7 +332,7 @@ def _whole_power(a: Value, n: int) -> Value:
         ring = tuple((pow(part[0], n, ORDER), 0) for part in a._ring)
     else:
         ring = None
-    return Value(
+    found = Value(
         None,
         tuple(element_power(part, n) for part in a.image),
         ring,
@@ -335,6 +341,8 @@ def _whole_power(a: Value, n: int) -> Value:
         loose=a.loose,
         heavy=a.heavy or a.exact is not None,
     )
+    found.positive = found.positive or a.positive
+    return found
 
 
 def _small(n: int) -> int:
@@ -370,21 +378,26 @@ def root(a: Value, degree: int) -> Value:
         if images[0] is None or images[1] is None:
             return atom(f"root {degree}", a, number=number)
         image = multiply(images[0], inverse(images[1]))
-        return Value(None, (image,) * POINTS, None, approximate(number, a), heavy=a.heavy)
+        found = Value(None, (image,) * POINTS, None, approximate(number, a), heavy=a.heavy)
+        found.positive = True
+        return found
+    # Which root of another constant is the positive one, its image does not tell.
+    if not (a.positive or a.free):
+        return atom(f"root {degree}", a, number=number)
     elements = [element_root(part, degree) for part in a.image]
     if any(element is None for element in elements):
         return atom(f"root {degree}", a, number=number)
-    # Which of two roots is the positive one, the image does not tell.
-    surely = a.key in (PI.key, E.key)
-    return Value(
+    found = Value(
         None,
         tuple(element for element in elements if element is not None),
         None,
         approximate(number, a),
         free=a.free,
-        loose=a.loose or not surely,
+        loose=a.loose or not a.positive,
         heavy=a.heavy,
     )
+    found.positive = found.positive or a.positive
+    return found
 
 
 def _whole_root(n: int, degree: int) -> int | None:
@@ -402,16 +415,12 @@ def _whole_root(n: int, degree: int) -> int | None:
 
 
 def _root_image(n: int, degree: int) -> Element | None:
-    if n < 100 or is_square(n % P):
-        smooth, rest = n, 1
-    else:
-        smooth, rest = 1, n
-    image = element_root((smooth % P, 0), degree)
-    for prime, times in factors(rest) if rest > 1 else []:
+    image: Element = (1, 0)
+    for prime, count in factors(n):
         part = element_root((prime % P, 0), degree)
-        if part is None or image is None:
+        if part is None:
             return None
-        image = multiply(image, element_power(part, times))
+        image = multiply(image, element_power(part, count))
     return image
 
 

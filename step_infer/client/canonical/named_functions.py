@@ -1,7 +1,9 @@
 """Functions by the names that they have in LaTeX."""
 
 import cmath
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from math import gcd, lcm
 from typing import Any
 
@@ -21,17 +23,29 @@ def _hyperbolic(sign: int) -> Callable[[Value], Value]:
     return function
 
 
-def _unknown(name: str) -> Callable[[Value], Value]:
+def _tangent(x: Value) -> Value:
+    return functions.sine(x) / functions.cosine(x)
+
+
+def _inverse(name: str) -> Callable[[Value], Value]:
     number = {
         "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan,
         "asin": cmath.asin, "acos": cmath.acos, "atan": cmath.atan,
     }.get(name)  # fmt: skip
     short = name.replace("arc", "a")
-    return lambda x: exact.atom(short, x, number=number)
+    forward = {"asin": functions.sine, "acos": functions.cosine, "atan": _tangent}[short]
 
+    def function(x: Value) -> Value:
+        found = exact.atom(short, x, number=number)
+        if found.real is not None:
+            turns = Fraction(found.real / math.pi).limit_denominator(12)
+            angle = Value(turns) * exact.PI
+            near = abs(float(turns) * math.pi - found.real) < 1e-9
+            if near and (short != "atan" or turns.denominator != 2) and forward(angle).key == x.key:
+                return angle
+        return found
 
-def _tangent(x: Value) -> Value:
-    return functions.sine(x) / functions.cosine(x)
+    return function
 
 
 FUNCTIONS: dict[str, Callable[[Value], Value]] = {
@@ -48,6 +62,6 @@ FUNCTIONS: dict[str, Callable[[Value], Value]] = {
     "sinh": _hyperbolic(-1),
     "cosh": _hyperbolic(1),
     "cis": lambda x: functions.cosine(x) + exact.I * functions.sine(x),
-    **{name: _unknown(name) for name in ("arcsin", "arccos", "arctan", "asin", "acos", "atan")},
+    **{name: _inverse(name) for name in ("arcsin", "arccos", "arctan", "asin", "acos", "atan")},
 }
 OF_SEVERAL: dict[str, Callable[..., Any]] = {"gcd": gcd, "lcm": lcm, "max": max, "min": min}

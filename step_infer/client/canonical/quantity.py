@@ -171,7 +171,9 @@ def _before_unit(tokens: list[Token], text: str) -> tuple[list[Token], str]:
     return tokens, ""
 
 
-_LETTER_UNIT = r"(?:[kcmMGdn]?[msghlLNJWVAKFC]|mol|kg|Hz|Pa|in|ft|mi|min)(?:\^\{?-?\d\}?|[23](?!\d))?"
+_LETTER_UNIT = (
+    r"(?:[kcmMGdn]?[msghlLNJWVAKFC]|mol|kg|Hz|Pa|in|ft|mi|min)(?:\^\{?-?\d\}?|[23](?!\d))?"
+)
 _LETTER_UNITS = re.compile(rf"{_LETTER_UNIT}(?:\s*[/*]?\s*{_LETTER_UNIT})*")
 """Units written in letters, behind a number and a space: "5 m/s^2"."""
 _UNIT_LETTERS = frozenset("msghlLNJWVAKCF")
