@@ -79,9 +79,8 @@ def summarise(directory: TraceDirectory, grader: Grader) -> dict[str, Any]:
 
 def _majority_is_right(traces: list[dict[str, Any]], grader: Grader) -> bool:
     traces = sorted(traces, key=lambda row: row["trace_id"])
-    outcome = vote(
-        [row["extracted_answer"] for row in traces], equal=lambda a, b: bool(grader.equal(a, b))
-    )
+    answers = [row["extracted_answer"] for row in traces]
+    outcome = vote(answers, equal=grader.same(answers))
     return grader.grade(outcome.answer, traces[0]["ground_truth"]) is True
 
 

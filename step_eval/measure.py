@@ -106,7 +106,7 @@ def measure(
     voting = [
         None if trace.filtered else answer for trace, answer in zip(traces, answers, strict=True)
     ]
-    groups = vote(voting, equal=lambda a, b: bool(grader.equal(a, b))).groups
+    groups = vote(voting, equal=grader.same(voting)).groups
     group_of = {voter: index for index, (_, _, voters) in enumerate(groups) for voter in voters}
     verdicts = grader.grade_many([(answer, question.answer) for answer in answers])
     return QuestionRecord(

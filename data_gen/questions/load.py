@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from data_gen.questions.benchmarks import (
     multiple_choice,
 )
 from data_gen.questions.rows import Row, RowSource, short
+from step_infer.client.canonical import mend_escapes
 from step_infer.client.prompt import lone_surrogate
 from step_infer.errors import InputError
 
@@ -223,7 +225,9 @@ def read_answer(row: Row, names: Sequence[str], required: bool = True) -> str | 
         raise InputError(
             f"Expected a text or a finite number under {_or(names)}, found {short(answer)}."
         )
-    return unicode_text(str(answer), names)
+    if isinstance(answer, float):
+        answer = format(Decimal(repr(answer)), "f")  # 0.00002, not 2e-05
+    return unicode_text(mend_escapes(str(answer)), names)
 
 
 def _identifier(row: Row, names: Sequence[str]) -> str:

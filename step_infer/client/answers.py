@@ -1,58 +1,65 @@
-r"""Find the final answer in a response: the content of its last \boxed{}.
+r"""Find the final answer in a response: the content of its last \boxed{} or \fbox{}.
 
 Votes over the answers of one question.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
+from step_infer.client.canonical import canonical, group_end
 from step_infer.scorer.think_end import THINK_END
 
-_BOX = "\\boxed"
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_JOINED = re.compile(
+    r"[\s$.]*(?:\\text\{)?\s*(?:,\s*and|,\s*or|,|;|and|or)\s*\}?[\s$]*(?:[A-Za-z]\s*=\s*)?"
+)
+"""What stands between two boxes of one answer."""
 
 
 def extract_boxed(text: str, think_end: str | None = THINK_END) -> str | None:
-    r"""Return the content of the last complete \boxed{...}, or None.
+    r"""Return the content of the last complete \boxed{...} or \fbox{...}, or None.
 
     Where the text has an end of thinking, only what follows it counts: a box inside the reasoning
     is a draft. Braces nest; an escaped brace does not open or close. "\boxed 7" gives "7"; an empty
-    box is no answer.
+    box is no answer. Boxes that a comma, "and" or "or" joins are one answer: "\boxed{3} and
+    \boxed{5}" gives "3, 5".
 
     Args:
         text: a whole response.
         think_end: text that ends the thinking; None where nothing does.
     """
     answer = text.rpartition(think_end)[2] if think_end else text
-    start = answer.rfind(_BOX)
-    while start >= 0:
-        content = _content(answer, start + len(_BOX))
+    parts: list[str] = []
+    next_start = 0
+    for found in reversed(list(_BOX.finditer(answer))):
+        content = _content(answer, found.end())
+        if parts and (content is None or not _JOINED.fullmatch(answer, content[1], next_start)):
+            break
         if content is not None:
-            return content.strip() or None
-        start = answer.rfind(_BOX, 0, start)
-    return None
+            parts.append(content[0].strip())
+            next_start = found.start()
+    if len(parts) < 2 or not all(parts):
+        return (parts[0] or None) if parts else None
+    # "\boxed{\frac12} or \boxed{0.5}" says one thing twice.
+    kept: dict[Hashable, str] = {}
+    for part in reversed(parts):
+        kept.setdefault(canonical(part) or part, part)
+    return ", ".join(kept.values())
 
 
-def _content(text: str, start: int) -> str | None:
+def _content(text: str, start: int) -> tuple[str, int] | None:
+    """Return what a box holds, and where it ends."""
     while start < len(text) and text[start].isspace():
         start += 1
     if start >= len(text):
         return None
     if text[start] != "{":
-        return text[start:].split(maxsplit=1)[0].rstrip("$.,") or None
-    depth = 0
-    position = start
-    while position < len(text):
-        character = text[position]
-        if character == "\\":
-            position += 1
-        elif character == "{":
-            depth += 1
-        elif character == "}":
-            depth -= 1
-            if depth == 0:
-                return text[start + 1 : position]
-        position += 1
-    return None
+        word = text[start:].split(maxsplit=1)[0].rstrip("$.,")
+        return (word, start + len(word)) if word else None
+    end = group_end(text, start)
+    return (text[start + 1 : end], end + 1) if end > 0 else None
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Vote:
     """The outcome of a vote."""
 
     answer: str | None
-    """The winning answer, in the form most of its voters wrote it; None where nobody voted."""
+    """The winning answer, in the form most of its voters wrote it, then the shortest; None where
+    nobody voted."""
     share: float
     """The winner's part of all weight, in [0, 1]."""
     groups: tuple[tuple[str, float, tuple[int, ...]], ...]
@@ -74,6 +82,8 @@ def vote(
 ) -> Vote:
     """Group equal answers and return the group of most weight; ties go to the earlier answer.
 
+    But for ties the outcome does not depend on the order of the answers (`group_forms`).
+
     Args:
         answers: one answer a trace [N]; None does not vote.
         weights: one weight a trace [N], none below 0; 1 each by default.
@@ -85,22 +95,54 @@ def vote(
     for index, answer in enumerate(answers):
         if answer is not None:
             by_form.setdefault(answer, []).append(index)
-    # Forms are compared with each group's first form only: equality is meant to be transitive.
-    groups: list[list[str]] = []
-    for form in by_form:
-        for group in groups:
-            if equal is not None and equal(group[0], form):
-                group.append(form)
-                break
-        else:
-            groups.append([form])
+    counts = {form: len(voters) for form, voters in by_form.items()}
+    groups = [[form] for form in by_form] if equal is None else group_forms(counts, equal)
     outcome = []
     for group in groups:
         voters = tuple(sorted(index for form in group for index in by_form[form]))
-        form = max(group, key=lambda form: len(by_form[form]))
+        form = min(group, key=lambda form: (-counts[form], len(form), form))
         outcome.append((form, float(sum(weights[index] for index in voters)), voters))
     if not outcome:
         return Vote(None, 0.0, ())
     total = sum(weight for _, weight, _ in outcome)
     outcome.sort(key=lambda group: (-group[1], group[2][0]))
     return Vote(outcome[0][0], outcome[0][1] / total if total > 0 else 0.0, tuple(outcome))
+
+
+def group_forms(counts: Mapping[str, int], equal: Callable[[str, str], bool]) -> list[list[str]]:
+    """Return groups of equal forms, which depend on neither their order nor that of their voters.
+
+    Equality is not transitive where a form leaves something out: "5" equals "5 cm" and "5 m", which
+    are not equal. Such a form joins the neighbour of most voters, then the first one as text.
+
+    Args:
+        counts: how many voters wrote each form.
+        equal: whether two forms are the same.
+    """
+    forms = sorted(counts)
+    near = {form: {form} for form in forms}
+    for first, second in combinations(forms, 2):
+        if equal(first, second):
+            near[first].add(second)
+            near[second].add(first)
+    groups: dict[frozenset[str], list[str]] = {}
+    torn = []
+    for form in forms:
+        if all(near[other] >= near[form] for other in near[form]):
+            # All its neighbours are equal to each other; some may have others besides.
+            groups.setdefault(frozenset(near[form]), []).append(form)
+        else:
+            torn.append(form)
+    home = {form: group for group in groups.values() for form in group}
+    whole = [(sum(counts[form] for form in group), group) for group in groups.values()]
+    size = {id(group): voters for voters, group in whole}
+    joins: list[tuple[str, list[str]]] = []
+    for form in torn:
+        choices = [home[other] for other in sorted(near[form]) if other in home]
+        if choices:
+            joins.append((form, max(choices, key=lambda group: size[id(group)])))
+        else:
+            groups[frozenset([form])] = [form]
+    for form, group in joins:
+        group.append(form)
+    return list(groups.values())

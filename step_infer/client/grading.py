@@ -1,28 +1,29 @@
-"""Mathematical equality of answers, by math-verify in worker processes with a hard time limit.
+"""Equality of answers: by their canonical forms, else by math-verify in worker processes.
 
-math-verify can hang on hostile input and its own limit works only in a main thread, so it runs in
-processes that are killed and replaced when they take too long.
+Nearly all answers have a canonical form (`step_infer.client.canonical`), which is exact and takes
+well under a millisecond. What it does not understand goes to math-verify. That can hang on hostile
+input and its own limit works only in a main thread, so it runs in processes that are killed and
+replaced when they take too long.
 """
 
 import json
-import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
 from multiprocessing.connection import wait
 
+from step_infer.client import canonical
+from step_infer.client.canonical import Canonical
 from step_infer.errors import InputError
 
 DEFAULT_TIMEOUT_S = 10.0
 _WORKER = "step_infer.client.grading_worker"
-_LONGEST_ANSWER = 2000
 _NEVER = float("inf")
-_LETTER = re.compile(r"[A-Z]")
-_OPTION = re.compile(r"\(?([A-Z])([).:]+(\s|$)|$)")
-"""An option of a multiple-choice question, with or without its text: "B", "(B)", "B) 5 m"."""
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Grader:
     """Compares answers in worker processes; use it as a context manager.
 
     A comparison is True, False, or None where it could not be made: neither text the same nor
-    parsable, or not done within the time limit.
+    parsable, or not done within the time limit. It does not depend on the order of the two.
     """
 
     def __init__(self, workers: int = 1, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
@@ -58,6 +59,7 @@ class Grader:
         self._timeout_s = timeout_s
         self._workers: list[_Worker] = []
         self._known: dict[tuple[str, str], bool | None] = {}
+        self._forms: dict[str, Canonical | None] = {}
 
     def __enter__(self) -> "Grader":
         return self
@@ -88,17 +90,55 @@ class Grader:
 
     def equal_many(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         """Compare pairs of answers side by side; every distinct pair is compared once."""
+        cleaned = [_sorted(_clean(a), _clean(b)) for a, b in pairs]
         jobs: list[tuple[str, str]] = []
-        for pair in dict.fromkeys((_clean(a), _clean(b)) for a, b in pairs):
+        for pair in dict.fromkeys(cleaned):
             if pair in self._known:
                 continue
-            verdict = _compare_text(*pair)
-            if verdict is not None or max(map(len, pair)) > _LONGEST_ANSWER:
+            known, verdict = self._compare(*pair)
+            if known:
                 self._known[pair] = verdict
             else:
                 jobs.append(pair)
         self._run(jobs)
-        return [self._known[(_clean(a), _clean(b))] for a, b in pairs]
+        return [self._known[pair] for pair in cleaned]
+
+    def same(self, answers: Iterable[str | None]) -> Callable[[str, str], bool]:
+        """Compare all of some answers with each other, side by side.
+
+        Returns:
+            Whether two of them are known to be equal, for `vote`.
+        """
+        forms = sorted({answer for answer in answers if answer is not None})
+        pairs = list(combinations(forms, 2))
+        equal = {
+            pair for pair, verdict in zip(pairs, self.equal_many(pairs), strict=True) if verdict
+        }
+        return lambda first, second: first == second or _sorted(first, second) in equal
+
+    def _compare(self, first: str, second: str) -> tuple[bool, bool | None]:
+        """Return whether a verdict is to be had without math-verify, and the verdict."""
+        if first == second:
+            return True, True
+        if not first or not second:
+            return True, False
+        if max(len(first), len(second)) > canonical.LONGEST_ANSWER:
+            return True, None
+        forms = self._form(first), self._form(second)
+        if forms[0] is not None and forms[1] is not None:
+            verdict = canonical.equal(forms[0], forms[1])
+            if verdict is not None:
+                return True, verdict
+        for text, form in zip((first, second), forms, strict=True):
+            unread = form is None and not canonical.math_verify_reads(text)
+            if unread or (form is not None and form.heavy) or canonical.is_explosive(text):
+                return True, None
+        return False, None
+
+    def _form(self, text: str) -> Canonical | None:
+        if text not in self._forms:
+            self._forms[text] = canonical.canonical(text)
+        return self._forms[text]
 
     def _run(self, jobs: list[tuple[str, str]]) -> None:
         waiting = list(range(len(jobs)))[::-1]
@@ -152,7 +192,7 @@ class Grader:
             [
                 sys.executable,
                 "-m",
-                "step_infer.client.grading_worker",
+                _WORKER,
                 str(int(self._timeout_s) + 60),
             ],
             stdin=subprocess.PIPE,
@@ -178,25 +218,10 @@ def _send(worker: _Worker, pair: tuple[str, str]) -> None:
         worker.process.stdin.flush()
 
 
+@lru_cache(maxsize=10_000)
 def _clean(answer: str) -> str:
-    return " ".join(answer.split()).strip("$ ")
+    return " ".join(canonical.mend_escapes(answer).split())
 
 
-def _compare_text(first: str, second: str) -> bool | None:
-    """Return the verdict where no parsing is needed: same text, whole numbers, option letters."""
-    if first == second:
-        return True
-    if not first or not second:
-        return False
-    if _is_whole(first) and _is_whole(second):
-        return int(first) == int(second)
-    if _LETTER.fullmatch(first) or _LETTER.fullmatch(second):
-        options = [_OPTION.match(text) for text in (first, second)]
-        if options[0] and options[1]:
-            return options[0][1] == options[1][1]
-    return None
-
-
-def _is_whole(text: str) -> bool:
-    digits = text[1:] if text[:1] in "+-" else text
-    return digits.isascii() and digits.isdigit() and len(digits) < 100
+def _sorted(first: str, second: str) -> tuple[str, str]:
+    return (first, second) if first <= second else (second, first)

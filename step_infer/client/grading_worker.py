@@ -9,6 +9,8 @@ import logging
 import os
 import signal
 import sys
+from functools import lru_cache
+from typing import Any
 
 
 def main() -> None:
@@ -21,18 +23,25 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     from math_verify import parse, verify
 
+    @lru_cache(maxsize=1000)
+    def read(text: str) -> list[Any]:
+        return parse(f"${text}$", parsing_timeout=None, raise_on_error=True)
+
     logging.disable(logging.CRITICAL)
     print('"ready"', file=verdicts, flush=True)
     for line in sys.stdin:
         # Ends this process where it hangs and the caller, killed, can no longer do it.
         signal.alarm(limit_s)
         try:
-            parsed = [
-                parse(f"${text}$", parsing_timeout=None, raise_on_error=True)
-                for text in json.loads(line)
-            ]
+            parsed = [read(text) for text in json.loads(line)]
+            # The library reads its first argument as the right one: only what holds either way.
             verdict = (
-                verify(*parsed, timeout_seconds=None, raise_on_error=True) if all(parsed) else None
+                all(
+                    verify(*pair, timeout_seconds=None, raise_on_error=True)
+                    for pair in (parsed, parsed[::-1])
+                )
+                if all(parsed)
+                else None
             )
         except Exception:  # whatever the parser raises means that it cannot tell
             verdict = None

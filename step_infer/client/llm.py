@@ -337,7 +337,7 @@ class StepLLM:
                 outcome = vote(
                     [None if trace.filtered else trace.answer for trace in traces],
                     [trace_weight(trace) for trace in traces],
-                    lambda a, b: bool(grader.equal(a, b)),
+                    grader.same(trace.answer for trace in traces if not trace.filtered),
                 )
                 seconds = max(trace.finished_s for trace in traces) - started
                 name = plans[0].question_id

@@ -74,6 +74,35 @@ def test_a_bad_line_is_named_or_left_out(tmp_path: Path, line: str, message: str
     assert notes == [f"Left out 1 rows that cannot be used; the first: {found.skipped[0]}"]
 
 
+def test_numbers_are_written_in_full(tmp_path: Path) -> None:
+    numbers = {"0.000031": "0.000031", "3.1e-7": "0.00000031", "2e17": "200000000000000000"}
+    numbers |= {"0.1": "0.1", "-12.50": "-12.5", "12345678901234567890": "12345678901234567890"}
+    path = write(tmp_path, *(f'{{"question": "x", "answer": {number}}}' for number in numbers))
+    found = [question.answer for question in load_questions(path).questions]
+    assert found == list(numbers.values())
+    assert all(float(text) == float(number) for number, text in numbers.items())
+
+
+def test_numbers_of_a_parquet_file_are_written_in_full(tmp_path: Path) -> None:
+    path = tmp_path / "q.parquet"
+    rows = [{"question": "x", "answer": 4e-6}, {"question": "y", "answer": 7e20}]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    found = [question.answer for question in load_questions(path).questions]
+    assert found == ["0.000004", "700000000000000000000"]
+
+
+def test_latex_whose_backslashes_json_swallowed_is_mended(tmp_path: Path) -> None:
+    # One backslash where JSON wants two: a form feed, a tab, a backspace, a line feed.
+    lines = [
+        r'{"question": "x", "answer": "\frac{3}{7}"}',
+        r'{"question": "x", "answer": "2\text{ m}"}',
+        r'{"question": "x", "answer": "\boxed{5}"}',
+        r'{"question": "x", "answer": "a\neq b"}',
+    ]
+    found = [question.answer for question in load_questions(write(tmp_path, *lines)).questions]
+    assert found == [r"\frac{3}{7}", r"2\text{ m}", r"\boxed{5}", r"a\neq b"]
+
+
 def test_answers_may_be_missing_when_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, '{"question": "x"}', '{"question": "y", "answer": "1"}')
     found = load_questions(path, require_answer=False)

@@ -1,4 +1,4 @@
-r"""Finding the last \boxed{} of a response."""
+r"""Finding the last \boxed{} or \fbox{} of a response."""
 
 import pytest
 
@@ -21,6 +21,16 @@ from step_infer.client.answers import extract_boxed
         (r"\boxed", None),
         ("\\boxed \n", None),
         (r"\boxed{}", None),
+        (r"It is \fbox{9}.", "9"),
+        (r"\boxed{1}, so \fbox{2}", "2"),
+        (r"Its zeros: \boxed{-1} and \boxed{6}.", "-1, 6"),
+        (r"$\boxed{a}$, $\boxed{b}$, and $\boxed{c}$", "a, b, c"),
+        (r"$x = \boxed{2}$ or $x = \boxed{7}$", "2, 7"),
+        (r"first \boxed{0}; then \boxed{2}, \boxed{3}", "2, 3"),
+        (r"\boxed{\frac{1}{4}} or \boxed{0.25}", r"\frac{1}{4}"),
+        (r"\boxed{1}. And \boxed{2}", "2"),
+        (r"\boxed{5} and \boxed{}", None),
+        (r"\boxed{x=\boxed{3}}", "3"),
         ("no box", None),
         ("", None),
     ],

@@ -1,4 +1,4 @@
-"""Comparing answers in worker processes."""
+"""Comparing answers, by canonical forms and in worker processes."""
 
 import os
 import signal
@@ -9,6 +9,10 @@ import pytest
 
 from step_infer.client.grading import Grader
 from step_infer.errors import InputError
+
+_INTEGRAL = r"\int_0^1 t\,dt"
+"""Not known to the canonical forms: math-verify has to evaluate it."""
+_ENDLESS = r"\int_0^1 x^{x} e^{\sin x}\,dx"
 
 
 @pytest.fixture(scope="module")
@@ -65,34 +69,90 @@ def test_plain_numbers_need_no_process() -> None:
         assert grader._workers == []
 
 
+def test_fractions_units_intervals_and_letters_need_no_process() -> None:
+    with Grader() as grader:
+        pairs = [("0.5", "1/2"), ("5 cm", "50 mm"), ("x>2", r"(2,\infty)"), ("C", "C. 42")]
+        assert grader.equal_many(pairs) == [True] * 4
+        assert grader._workers == []
+
+
+@pytest.mark.parametrize(
+    ("truth", "answer"),
+    [
+        (r"\frac{1}{2}", r"\frac{1}{2}\text{ or more}"),
+        (r"\sqrt{3}", r"\sqrt{3}\approx 2"),
+        ("5", r"5 \sum_{k}"),
+        ("5", r"5 \sum_{k} \frac{1}{2}"),
+        ("12", "12 @ 3"),
+        ("12", r"12\frac"),
+        ("-7", r"-7\text{ if }x>0"),
+        ("0.25", r"0.25 \to \frac{1}{2}"),
+        ("x+1", "x+1_n"),
+    ],
+)
+def test_what_math_verify_would_leave_out_makes_no_answer_right(truth: str, answer: str) -> None:
+    with Grader() as grader:
+        assert grader.equal(truth, answer) is not True
+        assert grader.equal(answer, truth) is not True
+        assert grader._workers == []
+
+
+def test_math_verify_gives_one_verdict_both_ways_round(grader: Grader) -> None:
+    for other in ("1/2", "0.5", "2", r"\int_0^2 t\,dt"):
+        verdict = grader.equal(_INTEGRAL, other)
+        assert verdict is (other in ("1/2", "0.5"))
+        with Grader() as fresh:
+            assert fresh.equal(other, _INTEGRAL) is verdict
+
+
+def test_escapes_that_json_swallowed_are_mended(grader: Grader) -> None:
+    assert grader.equal("\frac{2}{9}", "2/9") is True  # a form feed and "rac"
+    assert grader.equal("\text{odd}", "odd") is True  # a tab and "ext"
+
+
+def test_same_compares_all_answers_at_once(grader: Grader) -> None:
+    same = grader.same(["1/2", None, "0.5", "3"])
+    assert same("0.5", "1/2")
+    assert same("3", "3")
+    assert not same("3", "0.5")
+
+
 def test_a_slow_comparison_is_cut_off_and_the_next_still_works() -> None:
     with Grader(timeout_s=3.0) as grader:
-        assert grader.equal("0.5", "1/2") is True
+        assert grader.equal(_INTEGRAL, "1/2") is True
         start = time.monotonic()
-        assert grader.equal("(10^{9})!", "2") is None
+        assert grader.equal(_ENDLESS, "2") is None
         assert time.monotonic() - start < 10
-        assert grader.equal("0.25", "1/4") is True
+        assert grader.equal(_INTEGRAL, "2/4") is True
+
+
+def test_what_explodes_is_never_evaluated(grader: Grader) -> None:
+    assert grader.equal("(10^{9})!", "2") is False
+    with Grader() as fresh:
+        assert fresh.equal(rf"{_INTEGRAL} + 9^{{9^{{9^{{9}}}}}}", "2") is None
+        assert fresh.equal(rf"{_INTEGRAL} + 99999!", "2") is None
+        assert fresh._workers == []
 
 
 def test_a_killed_process_is_replaced() -> None:
     with Grader() as grader:
-        assert grader.equal("0.5", "1/2") is True
+        assert grader.equal(_INTEGRAL, "1/2") is True
         process = grader._workers[0].process
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        assert grader.equal("0.25", "1/4") is True
+        assert grader.equal(_INTEGRAL, "2/4") is True
 
 
 def test_several_processes_share_the_work() -> None:
     with Grader(workers=2) as grader:
-        pairs = [(f"{i}/2", f"{i / 2}") for i in range(1, 8)]
+        pairs = [(rf"\int_0^{i} 1\,dt", f"{i}") for i in range(1, 8)]
         assert grader.equal_many(pairs) == [True] * 7
         assert len(grader._workers) == 2
 
 
 def test_no_process_is_left_after_closing() -> None:
     with Grader() as grader:
-        grader.equal("0.5", "1/2")
+        grader.equal(_INTEGRAL, "1/2")
         process = grader._workers[0].process
     assert process.poll() is not None
 

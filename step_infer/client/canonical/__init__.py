@@ -1,0 +1,17 @@
+"""Answers in a canonical form, in which equal ones can be told without another library."""
+
+from step_infer.client.canonical.answer import LONGEST_ANSWER, canonical
+from step_infer.client.canonical.fallback import is_explosive, math_verify_reads
+from step_infer.client.canonical.form import Canonical, equal
+from step_infer.client.canonical.markup import group_end, mend_escapes
+
+__all__ = [
+    "LONGEST_ANSWER",
+    "Canonical",
+    "canonical",
+    "equal",
+    "group_end",
+    "is_explosive",
+    "math_verify_reads",
+    "mend_escapes",
+]

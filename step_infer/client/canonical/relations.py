@@ -1,0 +1,123 @@
+"""Equations and inequalities."""
+
+import re
+from collections.abc import Hashable, Sequence
+
+from step_infer.client.canonical import exact
+from step_infer.client.canonical.exact import Value
+from step_infer.client.canonical.expression import read_value
+from step_infer.client.canonical.field import NotExact
+from step_infer.client.canonical.form import Canonical
+from step_infer.client.canonical.intervals import (
+    EVERYTHING,
+    End,
+    Interval,
+    intervals_form,
+    read_end,
+)
+from step_infer.client.canonical.tokens import FUNCTION_NAMES, Token
+
+RELATIONS = ("<=", ">=", "<", ">", "!=", "=")
+_FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
+
+
+_FUNCTION_CALL = re.compile(r"(?:[A-Z]|[a-hp-sx-z])(?:\^\{?-1\}?)?\([A-Za-z]\)")
+_PLAIN_NAME = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:[A-Za-z0-9]|\{[^{}]*\})|\(\d+\))?")
+_PAIR_OF_NAMES = re.compile(r"\([A-Za-z](?:,(?:[A-Za-z]|\\[A-Za-z]+))+\)")
+_NO_NAMES = FUNCTION_NAMES | {"frac", "dfrac", "tfrac", "sqrt", "pi", "binom"}
+
+
+def subject_name(tokens: Sequence[Token]) -> str | None:
+    """Return the name on the left of "x = 5"; None where that is an expression."""
+    if not tokens:
+        return None
+    kinds = {token.kind for token in tokens}
+    if tokens[0].kind in ("text", "letter") and kinds <= {"text", "mark", "letter", "symbol"}:
+        return " ".join(token.text for token in tokens)
+    if tokens[0].kind == "command" and tokens[0].text in _NO_NAMES:
+        return None
+    written = "".join(
+        f"\\{token.text}" if token.kind == "command" else token.text for token in tokens
+    )
+    if _FUNCTION_CALL.fullmatch(written):
+        return FUNCTION_NAME
+    if written != "i" and (_PLAIN_NAME.fullmatch(written) or _PAIR_OF_NAMES.fullmatch(written)):
+        return re.sub(r"[{}\\]", "", written)
+    return None
+
+
+FUNCTION_NAME = "f(x)"
+
+
+def read_inequality(
+    left: Sequence[Token], mark: str, right: Sequence[Token], text: str, plus: int
+) -> Canonical:
+    """Read an inequality: bounds of a name, or a relation between symbols."""
+    for subject, bound, relation in ((left, right, mark), (right, left, _FLIPPED[mark])):
+        name = subject_name(subject)
+        if name is None:
+            continue
+        end = read_end(bound, relation in ("<=", ">="), text, plus)
+        if end is None:
+            continue
+        return _bounded(name, relation, end)
+    difference = read_value(left, plus)[0] - read_value(right, plus)[0]
+    if not difference.free or difference.numbers is None:
+        raise NotExact("an inequality between numbers")
+    linear = linear_zero(difference)
+    if linear is not None and linear[1].real is not None:
+        slope, zero = linear
+        end = End(zero.real or 0.0, zero.key, mark in ("<=", ">="))
+        name = next(iter(difference.free))
+        return _bounded(name, mark if slope > 0 else _FLIPPED[mark], end)
+    # Which side is larger at one point decides how the two sides are put.
+    sign = mark if difference.numbers[0].real > 0 else _FLIPPED[mark]
+    return Canonical(
+        "relation",
+        ("relation", sign, proportional(difference)),
+        loose=difference.loose,
+        heavy=difference.heavy,
+    )
+
+
+def linear_zero(value: Value) -> tuple[float, Value] | None:
+    """Return the slope's sign and the zero of a linear function of one symbol."""
+    if len(value.free) != 1 or value.loose or value.numbers is None:
+        return None
+    unknown = exact.symbol(next(iter(value.free)))
+    assert unknown.numbers is not None
+    (x, y), (u, v) = ([_at(form, point) for point in (0, 1)] for form in (unknown, value))
+    slope = (v - u) / (y - x)
+    last = u + slope * (_at(unknown, 2) - x)
+    if last.key != _at(value, 2).key or slope.real is None or slope.exact == 0:
+        return None
+    return slope.real, x - u / slope
+
+
+def _at(value: Value, point: int) -> Value:
+    numbers = value.numbers
+    return Value(
+        None, (value.image[point],) * 3, None, None if numbers is None else (numbers[point],) * 3
+    )
+
+
+def _bounded(name: str, relation: str, end: End) -> Canonical:
+    if relation == "!=":
+        opened = End(end.number, end.key, False)
+        parts = [Interval(EVERYTHING.low, opened), Interval(opened, EVERYTHING.high)]
+    elif relation in ("<", "<="):
+        parts = [Interval(EVERYTHING.low, end)]
+    else:
+        parts = [Interval(end, EVERYTHING.high)]
+    return intervals_form(parts, name)
+
+
+def is_function_name(name: str) -> bool:
+    """Return whether a name only says that a function follows."""
+    return name in (FUNCTION_NAME, "y", "f", "g", "h")
+
+
+def proportional(value: Value) -> Hashable:
+    """Return what a value and its multiples have in common."""
+    first, second, third = (Value(None, (element,) * 3) for element in value.image)
+    return ((second / first).image[0], (third / first).image[0])
