@@ -90,7 +90,8 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
             if not out.manifest["parts"]:
                 raise InputError(
                     f"Expected a response with a thinking part and an answer in "
-                    f"{config.responses}, found none ({_skipped(imported)})."
+                    f"{config.responses}, found none ({_skipped(imported)}). "
+                    "Hint: --boundary.think-end can name another end of the thinking."
                 )
             summary = summarise(out.read(), grader) | {"imported": imported | {"bad_rows": bad}}
             out.finish(summary=summary)
@@ -132,7 +133,10 @@ def check_rows(config: ImportConfig, source: RowSource, grader: Grader) -> tuple
             counts.append(0)
     if not any(counts):
         left_out = f" ({bad} bad rows left out)" if bad else ""
-        raise InputError(f"Expected responses in {config.responses}, found none{left_out}.")
+        raise InputError(
+            f"Expected responses in {config.responses}, found none{left_out}. "
+            "Hint: check the file and --response-field."
+        )
     return counts, bad
 
 

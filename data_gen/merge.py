@@ -99,7 +99,10 @@ def read_shards(paths: Sequence[str], out: str) -> list[QuestionShard]:
             "Hint: step-collect merge DIR... --out DIR."
         )
     if Path(out).resolve() in {Path(path).resolve() for path in paths}:
-        raise InputError(f"Expected --out to be a new directory, found one of the shards, {out}.")
+        raise InputError(
+            f"Expected --out to be a new directory, found one of the shards, {out}. "
+            "Hint: choose another --out."
+        )
     shards = [_read_shard(path) for path in paths]
     first = shards[0]
     by_index: dict[int, QuestionShard] = {}
@@ -109,7 +112,8 @@ def read_shards(paths: Sequence[str], out: str) -> list[QuestionShard]:
         if twin is not shard:
             raise InputError(
                 f"Expected each shard once, found {shard.index}/{shard.count} in "
-                f"{twin.directory.path} and in {shard.directory.path}."
+                f"{twin.directory.path} and in {shard.directory.path}. "
+                "Hint: leave one of them out."
             )
     missing = [f"{i}/{first.count}" for i in range(first.count) if i not in by_index]
     if missing:
@@ -132,7 +136,8 @@ def _read_shard(path: str) -> QuestionShard:
     settings = directory.manifest.get("settings")
     if not isinstance(settings, dict) or _SHARD not in settings:
         raise InputError(
-            f"Expected a directory of step-collect --shard at {path}, found traces without a shard."
+            f"Expected a directory of step-collect --shard at {path}, found traces without a "
+            "shard. Hint: leave it out; it is whole already."
         )
     return QuestionShard(directory, *shard_part(settings[_SHARD]))
 
@@ -144,7 +149,8 @@ def _require_same_settings(first: QuestionShard, other: QuestionShard) -> None:
     if name is not None:
         raise InputError(
             f"Expected shards with the same settings, found {name} {before.get(name)!r} in "
-            f"{first.directory.path} and {after.get(name)!r} in {other.directory.path}."
+            f"{first.directory.path} and {after.get(name)!r} in {other.directory.path}. "
+            "Hint: collect one of them again with the other's settings."
         )
 
 

@@ -220,13 +220,13 @@ def server_command(
         if name in values:
             raise InputError(
                 f"Expected no {name} in vLLM's flags, found {values[name]!r:.60}: step-serve fills "
-                "it in."
+                "it in. Hint: leave it out."
             )
     for name, reason in _REFUSED.items():
         if name in values:
             raise InputError(
                 f"Expected no --{name}, found {values[name]!r:.60}: step scoring cannot be used "
-                f"with {reason}."
+                f"with {reason}. Hint: leave it out, or serve without scores by vllm serve."
             )
     ours = {
         "scheduler-cls": "step_infer.scheduler.StepScheduler",
@@ -267,7 +267,10 @@ def _take_config(flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         name, equals, value = flag.partition("=")
         name = name.replace("_", "-")
         if name.startswith(f"--{_CONFIG}."):
-            raise InputError(f"Expected --{_CONFIG} as one JSON object, found {flag}.")
+            raise InputError(
+                f"Expected --{_CONFIG} as one JSON object, found {flag}. "
+                f"Hint: --{_CONFIG} '{{\"NAME\": VALUE}}'."
+            )
         if name != f"--{_CONFIG}":
             rest.append(flag)
             continue
@@ -277,7 +280,10 @@ def _take_config(flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         except ValueError:
             found = None
         if not isinstance(found, dict):
-            raise InputError(f"Expected a JSON object after --{_CONFIG}, found {text!r:.60}.")
+            raise InputError(
+                f"Expected a JSON object after --{_CONFIG}, found {text!r:.60}. "
+                f"Hint: --{_CONFIG} '{{\"NAME\": VALUE}}'."
+            )
         config = found
     return rest, config
 
@@ -308,11 +314,14 @@ def _config_values(path: str) -> dict[str, str]:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"Expected a YAML file after --config, found: {reason}.") from error
+        raise InputError(
+            f"Expected a YAML file after --config, found: {reason}. "
+            "Hint: check the path and what the file holds."
+        ) from error
     if not isinstance(found, dict):
         raise InputError(
             f"Expected a YAML file of flags and values after --config, found {found!r:.60} in "
-            f"{path}."
+            f"{path}. Hint: write one flag a line, as NAME: VALUE."
         )
     names = {name: _flag_name(str(name)) for name in found}
     return {

@@ -134,7 +134,10 @@ def load_questions(
     if name in BENCHMARKS and not Path(source).exists():
         form = find_benchmark(name)
         if options.benchmark not in (None, name):
-            raise InputError(f"Expected --benchmark {name} or none, found {options.benchmark}.")
+            raise InputError(
+                f"Expected --benchmark {name} or none, found {options.benchmark}. "
+                "Hint: leave --benchmark out; the name says it."
+            )
         if form.source is None:
             raise InputError(
                 f"Expected a file with the questions of {name}, which no data set of the hub "
@@ -166,7 +169,10 @@ def load_questions(
         questions.append(question)
     if not questions:
         left_out = f" ({len(skipped)} bad rows left out)" if skipped else ""
-        raise InputError(f"Expected at least one question in {name}, found none{left_out}.")
+        raise InputError(
+            f"Expected at least one question in {name}, found none{left_out}. "
+            "Hint: check the source, --question-field and --answer-field."
+        )
     if skipped and note is not None:
         note(f"Left out {len(skipped)} rows that cannot be used; the first: {skipped[0]}")
     return QuestionSet(questions, skipped, rows.sha256())

@@ -80,7 +80,7 @@ class RowSource:
         except OSError as error:
             raise InputError(
                 f"Expected a readable questions file {self.source}, found: "
-                f"{error.strerror or error}."
+                f"{error.strerror or error}. Hint: check the file and its permissions."
             ) from error
 
     def sha256(self) -> str:
@@ -122,7 +122,8 @@ class RowSource:
             except (csv.Error, UnicodeDecodeError) as error:
                 raise InputError(
                     f"Expected CSV in UTF-8 in {self.path}, found: {error} "
-                    f"(line {reader.line_num + 1})."
+                    f"(line {reader.line_num + 1}). "
+                    "Hint: save it as UTF-8 and close every quotation mark."
                 ) from error
 
     def _csv_row(self, columns: Sequence[str], values: Sequence[str], number: int) -> Row:
@@ -142,7 +143,10 @@ class RowSource:
                 yield from self._numbered(row for batch in batches for row in batch)
         except pa.ArrowException as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"Expected Parquet in {self.path}, found: {reason}") from error
+            raise InputError(
+                f"Expected Parquet in {self.path}, found: {reason.rstrip('.')}. "
+                "Hint: the file may be cut short; copy or make it again."
+            ) from error
 
     @cached_property
     def _dataset(self) -> Any:

@@ -77,7 +77,10 @@ class TraceDirectory:
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Read some columns of all parts into memory."""
         if not self.manifest["parts"]:
-            raise InputError(f"Expected traces in {self.path}, found none.")
+            raise InputError(
+                f"Expected traces in {self.path}, found none. "
+                "Hint: give the command that makes it again; it goes on where it stopped."
+            )
         return pa.concat_tables(self.part(i, columns) for i in range(self.num_parts))
 
     def dataset(
@@ -85,7 +88,10 @@ class TraceDirectory:
     ) -> "Dataset":
         """Open the table of all parts as a memory-mapped data set; see `load_parts`."""
         if not self.manifest["parts"]:
-            raise InputError(f"Expected traces in {self.path}, found none.")
+            raise InputError(
+                f"Expected traces in {self.path}, found none. "
+                "Hint: give the command that makes it again; it goes on where it stopped."
+            )
         return load_parts(self.part_paths(), columns, cache_dir)
 
     def shard(self, index: int) -> FeatureShard:
@@ -110,7 +116,8 @@ class TraceDirectory:
         shard = FeatureShard(path)
         if shard.rows != listed["rows"]:
             raise InputError(
-                f"Expected {listed['rows']} rows (manifest) in {shard.path}, found {shard.rows}."
+                f"Expected {listed['rows']} rows (manifest) in {shard.path}, found {shard.rows}. "
+                "Hint: remove the directory and make it again."
             )
         return shard
 
@@ -142,7 +149,10 @@ class TraceDirectory:
         """
         path = self.path / listed["file"]
         if not path.is_file():
-            raise InputError(f"Expected {path} (manifest), found no such file.")
+            raise InputError(
+                f"Expected {path} (manifest), found no such file. Hint: the copy is not whole, or "
+                "remove the directory and make it again."
+            )
         if path.stat().st_size != listed["bytes"] or sha256_file(path) != listed["sha256"]:
             raise InputError(
                 f"Expected {listed['bytes']} bytes with checksum {listed['sha256'][:12]}… "

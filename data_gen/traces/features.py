@@ -66,16 +66,20 @@ def _check(hidden: Sequence[Tensor], positions: Sequence[Sequence[int]]) -> None
     if not hidden or len(hidden) != len(positions):
         raise InputError(
             f"Expected states and positions of the same traces, at least one, "
-            f"found {len(hidden)} and {len(positions)}."
+            f"found {len(hidden)} and {len(positions)}. Hint: give one entry a trace in both lists."
         )
     width, dtype = hidden[0].shape[-1], hidden[0].dtype
     if dtype not in FEATURE_DTYPES.values():
-        raise InputError(f"Expected states in {', '.join(FEATURE_DTYPES)}, found {dtype}.")
+        raise InputError(
+            f"Expected states in {', '.join(FEATURE_DTYPES)}, found {dtype}. "
+            "Hint: convert them first, such as with .bfloat16()."
+        )
     for index, (trace_SH, trace_positions) in enumerate(zip(hidden, positions, strict=True)):
         if trace_SH.shape != (len(trace_positions), width) or trace_SH.dtype != dtype:
             raise InputError(
                 f"Expected states [{len(trace_positions)}, {width}] {dtype} of trace {index}, "
-                f"found {list(trace_SH.shape)} {trace_SH.dtype}."
+                f"found {list(trace_SH.shape)} {trace_SH.dtype}. "
+                "Hint: give one row a position, and one dtype for all traces."
             )
         if not torch.isfinite(trace_SH).all():
             raise InputError(
@@ -112,7 +116,7 @@ class FeatureShard:
         if shape != expected or len(shape["hidden"]) != 2:
             raise InputError(
                 f"Expected tensors hidden [S, H], trace_index [S] and position [S] in {path}, "
-                f"found {shape}."
+                f"found {shape}. Hint: collect or extract again."
             )
         self.rows: int = rows
         """Steps S in the shard."""

@@ -58,7 +58,10 @@ def write_part(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
     """
     unknown = {name for row in rows for name in row} - set(TRACE_SCHEMA.names)
     if unknown:
-        raise InputError(f"Expected columns of the traces table, found {sorted(unknown)}.")
+        raise InputError(
+            f"Expected columns of the traces table, found {sorted(unknown)}. "
+            "Hint: leave out those that TRACE_SCHEMA lacks."
+        )
     try:
         table = pa.Table.from_pylist(list(rows), schema=TRACE_SCHEMA)
         table.validate(full=True)
@@ -67,10 +70,13 @@ def write_part(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
             if empty and not field.nullable:
                 raise InputError(
                     f"Expected a value in every row of column {field.name!r}, found none in "
-                    f"{empty} of {len(rows)} rows."
+                    f"{empty} of {len(rows)} rows. Hint: fill it in every row."
                 )
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise InputError(f"Expected rows of the traces table, found: {error}.") from error
+        raise InputError(
+            f"Expected rows of the traces table, found: {error}. "
+            "Hint: TRACE_SCHEMA has the type of each column."
+        ) from error
     write_table(path, table)
 
 
@@ -92,10 +98,16 @@ def read_part(path: Path | str, columns: Sequence[str] | None = None) -> pa.Tabl
         found = file.schema_arrow.names
         missing = [name for name in wanted if name not in found]
         if missing:
-            raise InputError(f"Expected column {missing[0]!r} in {path}, found none.")
+            raise InputError(
+                f"Expected column {missing[0]!r} in {path}, found none. "
+                "Hint: make the directory again with this version of the toolkit."
+            )
         return file.read(columns=wanted)
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"Expected a Parquet file at {path}, found: {error}.") from error
+        raise InputError(
+            f"Expected a Parquet file at {path}, found: {error}. "
+            "Hint: the copy may not be whole; copy or make it again."
+        ) from error
 
 
 def load_parts(

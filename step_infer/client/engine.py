@@ -73,7 +73,10 @@ def engine_arguments(
         arguments.setdefault("max_num_batched_tokens", max(CPU_BATCH_TOKENS, longest or 0))
     if kv_budget_tokens is not None:
         if not isinstance(kv_budget_tokens, int):
-            raise InputError(f"Expected a KV budget in whole tokens, found {kv_budget_tokens!r}.")
+            raise InputError(
+                f"Expected a KV budget in whole tokens, found {kv_budget_tokens!r}. "
+                "Hint: give an int, such as 8192."
+            )
         if longest is not None and kv_budget_tokens < longest:
             raise InputError(
                 f"Expected a KV budget of at least one longest trace ({longest} tokens), found "
@@ -157,7 +160,10 @@ def _start(arguments: dict[str, Any]) -> Any:
     except InputError:  # ours, of an engine in this process
         raise
     except (TypeError, ValueError) as error:
-        raise InputError(f"Expected engine arguments that vLLM takes, found: {error}") from error
+        raise InputError(
+            f"Expected engine arguments that vLLM takes, found: {str(error).rstrip().rstrip('.')}. "
+            "Hint: change or leave out what it names (--engine.NAME VALUE)."
+        ) from error
 
 
 @contextlib.contextmanager

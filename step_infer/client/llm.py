@@ -99,7 +99,8 @@ class StepLLM:
         if plain and (scorer is not None or capture or confidence):
             raise InputError(
                 f"Expected neither scorer, capture nor confidence with plain=True, found scorer "
-                f"{scorer}, capture {capture} and confidence {confidence}."
+                f"{scorer}, capture {capture} and confidence {confidence}. "
+                "Hint: leave out plain, or these three."
             )
         card = None
         if scorer is not None:
@@ -110,7 +111,10 @@ class StepLLM:
         self.identity = identity
         self.plain = plain or (scorer is None and not capture and not confidence)
         if self.plain and event_log is not None:
-            raise InputError("Expected a scorer with event_log, found none: nothing is scored.")
+            raise InputError(
+                "Expected a scorer with event_log, found none: nothing is scored. "
+                "Hint: give scorer=FILE, or leave event_log out."
+            )
         self.capture = capture
         self.confidence = confidence
         self.tokenizer = load_tokenizer(model, revision)
@@ -193,9 +197,15 @@ class StepLLM:
                 response.
         """
         if not isinstance(n, int) or n < 1:
-            raise InputError(f"Expected at least 1 trace a question, found {n!r:.60}.")
+            raise InputError(
+                f"Expected at least 1 trace a question, found {n!r:.60}. "
+                "Hint: give n as an int, such as n=64."
+            )
         if not isinstance(question, str):
-            raise InputError(f"Expected a text as question {question_id}, found {question!r:.60}.")
+            raise InputError(
+                f"Expected a text as question {question_id}, found {question!r:.60}. "
+                "Hint: give each question as a str."
+            )
         if sampling is not None and not isinstance(sampling, Sampling):
             raise InputError(
                 f"Expected a Sampling, found {sampling!r:.60}. Hint: Sampling(top_p=0.9)."
@@ -204,7 +214,8 @@ class StepLLM:
         if len(prompt) >= self.max_model_len:
             raise InputError(
                 f"Expected a prompt shorter than the context ({self.max_model_len} tokens), "
-                f"found {len(prompt)} tokens for question {question_id}."
+                f"found {len(prompt)} tokens for question {question_id}. "
+                "Hint: shorten the question or the system prompt, or raise max_model_len."
             )
         return [
             TracePlan(
@@ -313,7 +324,10 @@ class StepLLM:
         from rich.progress import track
 
         if isinstance(questions, str) or not questions:
-            raise InputError(f"Expected a list of questions, found {questions!r:.60}.")
+            raise InputError(
+                f"Expected a list of questions, found {questions!r:.60}. "
+                "Hint: for one question, generate([question])."
+            )
 
         def plans_of(number: int, question: str) -> list[TracePlan]:
             name = str(number)
@@ -353,7 +367,7 @@ class StepLLM:
         if "window" in order.options and not self.confidence:
             raise InputError(
                 "Expected an engine with confidence=True for windows of token confidences, found "
-                "one without."
+                "one without. Hint: start StepLLM with it, or leave window out."
             )
         room = self.max_model_len - len(order.prompt_token_ids)
         options = None if self.plain else {"capture": self.capture}

@@ -174,7 +174,10 @@ def load_tokenizer(model: str, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(model, revision=revision or "main")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"Expected a tokenizer in {model}, found: {reason}") from error
+        raise InputError(
+            f"Expected a tokenizer in {model}, found: {reason.rstrip('.')}. "
+            "Hint: check the path, or download the model first."
+        ) from error
 
 
 def context_length(model: str, limit: int | None = None, revision: str | None = None) -> int | None:

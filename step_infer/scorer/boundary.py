@@ -164,7 +164,10 @@ class BoundaryRule:
         if kind == "stride" and stride < 1:
             raise InputError(f"Expected a stride of at least 1 token, found {stride}.")
         if kind == "regex" and not pattern:
-            raise InputError("Expected a pattern for the boundary rule 'regex', found none.")
+            raise InputError(
+                "Expected a pattern for the boundary rule 'regex', found none. "
+                "Hint: give pattern, such as pattern='wait|hence'."
+            )
         if kind != "regex":
             pattern = SENTENCE_END if kind == "sentence" else None
         texts = token_texts(tokenizer)
@@ -297,7 +300,10 @@ class BoundaryRule:
             rule._check()
             return rule
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"Expected a boundary rule, found {value!r:.60} ({error}).") from error
+            raise InputError(
+                f"Expected a boundary rule, found {value!r:.60} ({error}). "
+                "Hint: make the file that holds it again."
+            ) from error
 
     def _check(self) -> None:
         """Refuse what the tables of `ends_step` cannot be made of."""

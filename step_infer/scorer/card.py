@@ -98,7 +98,7 @@ class ScorerCard:
         if card.aggregator not in AGGREGATORS:
             raise InputError(
                 f"Expected aggregator out of {', '.join(AGGREGATORS)} in {source}, "
-                f"found {card.aggregator!r}."
+                f"found {card.aggregator!r}. Hint: export the scorer again."
             )
         BoundaryRule.from_dict(card.boundary)
         return card

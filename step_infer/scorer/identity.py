@@ -99,16 +99,25 @@ def identify(model: str, revision: str | None = None) -> ModelIdentity:
 
     config = read_json(model_file(model, "config.json", revision))
     if not isinstance(config, dict):
-        raise InputError(f"Expected an object in the config.json of {model}, found {config!r:.40}.")
+        raise InputError(
+            f"Expected an object in the config.json of {model}, found {config!r:.40}. "
+            "Hint: download the model again."
+        )
     text_config = config.get("text_config") or config
     hidden_size = text_config.get("hidden_size") or text_config.get("n_embd")
     if not isinstance(hidden_size, int):
-        raise InputError(f"Expected hidden_size in the config.json of {model}, found none.")
+        raise InputError(
+            f"Expected hidden_size in the config.json of {model}, found none. "
+            "Hint: use a language model that vLLM can generate with."
+        )
     try:
         tokenizer = Tokenizer.from_file(str(model_file(model, "tokenizer.json", revision)))
     except InputError:
         raise
     except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"Expected a tokenizer.json in {model}, found: {error}.") from error
+        raise InputError(
+            f"Expected a tokenizer.json in {model}, found: {error}. "
+            "Hint: the download may be incomplete; do it again."
+        ) from error
     vocabulary = tokenizer.get_vocab()
     return ModelIdentity(model, config_hash(config), _digest(vocabulary), hidden_size, revision)

@@ -135,9 +135,15 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"Expected a readable file {path}, found: {error.strerror}.") from error
+        raise InputError(
+            f"Expected a readable file {path}, found: {error.strerror}. "
+            "Hint: check the path and its permissions."
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"Expected JSON in {path}, found: {error}.") from error
+        raise InputError(
+            f"Expected JSON in {path}, found: {error}. "
+            "Hint: the file may be cut short; copy or make it again."
+        ) from error
 
 
 def check_types(value: Any) -> None:
