@@ -60,7 +60,7 @@ class LiveTrace:
             if not settings.confidence:
                 raise InputError(
                     "Expected step option window with the engine setting confidence only, found "
-                    "false. Hint: start step-serve with --confidence, or leave window out."
+                    "false. Hint: leave window out, or use StepLLM with confidence=True."
                 )
             self.groups = GroupConfidence(options.window)
         self.stop_below = -math.inf if options.stop_below is None else options.stop_below

@@ -142,24 +142,25 @@ def _check_config_files(config_class: type, arguments: Sequence[str], prog: str)
     for path in map(Path, given):
         if not path.is_file():
             continue  # jsonargparse says so
-        hint = f"Hint: {prog} --print-config shows how one is written."
+        hint = f"{prog} --print-config shows how one is written"
         try:
             found = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
-                f"Expected YAML in UTF-8 as --config, found {path}: {reason}. {hint}"
+                f"Expected YAML in UTF-8 as --config, found {path}: {reason}. Hint: {hint}."
             ) from error
         if not isinstance(found, dict):
             what = "nothing" if found is None else f"a {type(found).__name__}"
             raise InputError(
                 f"Expected a YAML file of options and values as --config, found {what} in {path}. "
-                f"{hint}"
+                f"Hint: {hint}."
             )
         unknown = _unknown_keys(found, config_class)
         if unknown:
             raise InputError(
-                f"Expected options of {prog} in --config {path}, found {unknown[0]!r}. {hint}"
+                f"Expected options of {prog} in --config {path}, found {unknown[0]!r}. "
+                f"Hint: {hint}."
             )
 
 

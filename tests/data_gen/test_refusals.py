@@ -147,20 +147,24 @@ def test_a_line_of_a_questions_file(line, text, tmp_path):
         ),
         (
             read("q.csv", 'question,answer\n"1+1,2\n'),
-            "Expected CSV in UTF-8 in TMP/q.csv, found: unexpected end of data (line 3).",
+            "Expected CSV in UTF-8 in TMP/q.csv, found: unexpected end of data (line 3). "
+            "Hint: save it as UTF-8 and close every quotation mark.",
         ),
         (
             read("q.parquet", "text"),
             "Expected Parquet in TMP/q.parquet, found: Parquet file size is 4 bytes, smaller than "
-            "the minimum file footer (8 bytes)",
+            "the minimum file footer (8 bytes). "
+            "Hint: the file may be cut short; copy or make it again.",
         ),
         (
             read("q.jsonl", "\n"),
-            "Expected at least one question in TMP/q.jsonl, found none.",
+            "Expected at least one question in TMP/q.jsonl, found none. "
+            "Hint: check the source, --question-field and --answer-field.",
         ),
         (
             read("q.jsonl", "{\n{\n", skip_bad_lines=True),
-            "Expected at least one question in TMP/q.jsonl, found none (2 bad rows left out).",
+            "Expected at least one question in TMP/q.jsonl, found none (2 bad rows left out). "
+            "Hint: check the source, --question-field and --answer-field.",
         ),
         (
             lambda tmp: load_questions(tmp),
@@ -173,7 +177,8 @@ def test_a_line_of_a_questions_file(line, text, tmp_path):
         ),
         (
             lambda tmp: load_questions("aime_2025", QuestionOptions(benchmark="gpqa_diamond")),
-            "Expected --benchmark aime_2025 or none, found gpqa_diamond.",
+            "Expected --benchmark aime_2025 or none, found gpqa_diamond. "
+            "Hint: leave --benchmark out; the name says it.",
         ),
         (
             lambda tmp: load_questions("hmmt_2012_2023"),
@@ -199,7 +204,8 @@ def test_a_questions_file_that_cannot_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "open", fail)
     assert refusal(lambda tmp: load_questions(path), tmp_path) == (
-        "Expected a readable questions file TMP/q.jsonl, found: Input/output error."
+        "Expected a readable questions file TMP/q.jsonl, found: Input/output error. "
+        "Hint: check the file and its permissions."
     )
 
 
@@ -261,37 +267,45 @@ def tensors(folder, **found):
     [
         (
             lambda tmp: write_part(tmp / "x", [trace(colour="red")]),
-            "columns of the traces table, found ['colour'].",
+            "columns of the traces table, found ['colour']. "
+            "Hint: leave out those that TRACE_SCHEMA lacks.",
         ),
         (
             lambda tmp: write_part(tmp / "x", [trace(num_steps="many")]),
             "rows of the traces table, found: Could not convert 'many' with type str: tried to "
-            "convert to int32.",
+            "convert to int32. "
+            "Hint: TRACE_SCHEMA has the type of each column.",
         ),
         (
             lambda tmp: write_part(tmp / "x", [trace(num_steps=2), trace(num_steps=2, text=None)]),
-            "a value in every row of column 'text', found none in 1 of 2 rows.",
+            "a value in every row of column 'text', found none in 1 of 2 rows. "
+            "Hint: fill it in every row.",
         ),
         (
             lambda tmp: (pq.write_table(pa.table({"a": [1]}), tmp / "x"), read_part(tmp / "x")),
-            "column 'question_id' in TMP/x, found none.",
+            "column 'question_id' in TMP/x, found none. "
+            "Hint: make the directory again with this version of the toolkit.",
         ),
         (
             lambda tmp: ((tmp / "x").write_text("text"), read_part(tmp / "x")),
             "a Parquet file at TMP/x, found: Parquet file size is 4 bytes, smaller than the "
-            "minimum file footer (8 bytes).",
+            "minimum file footer (8 bytes). "
+            "Hint: the copy may not be whole; copy or make it again.",
         ),
         (
             lambda tmp: write_shard(tmp / "x", [], []),
-            "states and positions of the same traces, at least one, found 0 and 0.",
+            "states and positions of the same traces, at least one, found 0 and 0. "
+            "Hint: give one entry a trace in both lists.",
         ),
         (
             lambda tmp: write_shard(tmp / "x", [torch.zeros(1, 4, dtype=torch.int8)], [[1]]),
-            "states in bfloat16, float16, float32, found torch.int8.",
+            "states in bfloat16, float16, float32, found torch.int8. "
+            "Hint: convert them first, such as with .bfloat16().",
         ),
         (
             lambda tmp: write_shard(tmp / "x", [torch.zeros(2, 4).half()], [[1]]),
-            "states [1, 4] torch.float16 of trace 0, found [2, 4] torch.float16.",
+            "states [1, 4] torch.float16 of trace 0, found [2, 4] torch.float16. "
+            "Hint: give one row a position, and one dtype for all traces.",
         ),
         (
             lambda tmp: write_shard(tmp / "x", [torch.full((1, 4), torch.inf)], [[1]]),
@@ -306,7 +320,8 @@ def tensors(folder, **found):
         (
             lambda tmp: tensors(tmp, hidden=torch.zeros(3, 4)),
             "tensors hidden [S, H], trace_index [S] and position [S] in TMP/x.safetensors, found "
-            "{'hidden': [3, 4]}.",
+            "{'hidden': [3, 4]}. "
+            "Hint: collect or extract again.",
         ),
         (
             lambda tmp: directory(tmp, states=0).shard(0),
@@ -320,11 +335,13 @@ def tensors(folder, **found):
         ),
         (
             lambda tmp: listed(tmp, rows=9).shard(0),
-            "9 rows (manifest) in TMP/features/shard-00000.safetensors, found 2.",
+            "9 rows (manifest) in TMP/features/shard-00000.safetensors, found 2. "
+            "Hint: remove the directory and make it again.",
         ),
         (
             lambda tmp: listed(tmp, file="features/none").verify(),
-            "TMP/features/none (manifest), found no such file.",
+            "TMP/features/none (manifest), found no such file. "
+            "Hint: the copy is not whole, or remove the directory and make it again.",
         ),
         (
             lambda tmp: listed(tmp, sha256="f" * 64).verify(),
@@ -334,11 +351,13 @@ def tensors(folder, **found):
         ),
         (
             lambda tmp: (TraceWriter(tmp, {}).close(), TraceDirectory(tmp).table(["text"])),
-            "traces in TMP, found none.",
+            "traces in TMP, found none. "
+            "Hint: give the command that makes it again; it goes on where it stopped.",
         ),
         (
             lambda tmp: (TraceWriter(tmp, {}).close(), TraceDirectory(tmp).dataset()),
-            "traces in TMP, found none.",
+            "traces in TMP, found none. "
+            "Hint: give the command that makes it again; it goes on where it stopped.",
         ),
         (
             lambda tmp: (write_manifest(tmp, run_manifest(kind="step-eval")), TraceDirectory(tmp)),
@@ -435,9 +454,10 @@ def others(folder):
     [
         (
             lambda tmp: shards(tmp, "0/1", out="0-1"),
-            "--out to be a new directory, found one of the shards, TMP/0-1.",
+            "--out to be a new directory, found one of the shards, TMP/0-1. "
+            "Hint: choose another --out.",
         ),
-        (twice, "each shard once, found 1/2 in TMP/a and in TMP/b."),
+        (twice, "each shard once, found 1/2 in TMP/a and in TMP/b. Hint: leave one of them out."),
         (
             lambda tmp: shards(tmp, "1/3"),
             "all 3 shards, found 1 of them; missing: 0/3, 2/3. Hint: collect them with --shard.",
@@ -449,11 +469,13 @@ def others(folder):
         ),
         (
             lambda tmp: (directory(tmp), read_shards([str(tmp)], "out")),
-            "a directory of step-collect --shard at TMP, found traces without a shard.",
+            "a directory of step-collect --shard at TMP, found traces without a shard. "
+            "Hint: leave it out; it is whole already.",
         ),
         (
             others,
-            "shards with the same settings, found system None in TMP/a and 'Think.' in TMP/b.",
+            "shards with the same settings, found system None in TMP/a and 'Think.' in TMP/b. "
+            "Hint: collect one of them again with the other's settings.",
         ),
     ],
 )

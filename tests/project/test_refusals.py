@@ -17,6 +17,7 @@ from command_harness import run_command
 from places import ROOT
 
 PACKAGES = ("step_infer", "data_gen", "step_eval", "step_train", "benchmarks")
+PACKAGES_WITH_HINTS = ("step_infer", "data_gen")
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 MODULES = {"python -m data_gen.ledger": "data_gen.ledger.__main__:main"}
 OTHERS_WORDS = {
@@ -30,6 +31,45 @@ OTHERS_WORDS = {
     "model {name} is not the one that made the traces any more": "a reason, shown in a report",
 }
 """Messages in another form, and why."""
+WITHOUT_HINT = {
+    "of a row of a file: the place goes before it, and the hint after it": {
+        "Expected {config.response_field!r}, found only {names} "
+        "(--response-field can name another).",
+        "Expected a text or a list of texts under {config.response_field!r}, found {short(text)}.",
+        "Expected one right answer for a question, found {found.truth!r:.60} here and "
+        "{truth!r:.60} before.",
+        "Expected a text under {_or(names)}, found {_found(row, names, 'question')}.",
+        "Expected a text or a finite number under {_or(names)}, found {short(answer)}.",
+        "Expected a text or a whole number under {_or(names)}, found {short(value)}.",
+        "Expected Unicode text under {_or(names)}, found the lone surrogate {found!a}.",
+        "Expected an answer under {_or(names)}, found {found}.",
+        "Expected each id once, found {question.id!r:.60} in {first} too.",
+        "Expected {len(columns)} columns (first line), found {len(values)}.",
+        "Expected one JSON object a line, found: {error}.",
+        "Expected one JSON object a line, found another from column {error.pos + 1} on.",
+        "Expected one JSON object a line, found one nested too deep.",
+        "Expected a JSON object, found {short(values)}.",
+        "Expected UTF-8 text, found: {error}.",
+    },
+    "a bound that is put together": {
+        "Expected step {name} {expected}, found {value!r:.60}.",
+        "Expected {name} {bounds.get(name, '>= 1')}, found {value}.",
+    },
+    "the form to write, or what to leave out, is what was expected": {
+        'Expected additional_config={"{CONFIG_KEY}": {"scorer": FILE}} for the step scheduler and '
+        "worker, found {additional_config!r:.60}.",
+        "Expected JSON or a group name as step option, found {value!r:.60}.",
+        "Expected an object as step option, found {value!r:.60}.",
+        "Expected a group name as step option, found a blank one.",
+        "Expected step option group to be a text, found {self.group!r:.60}.",
+        "Expected step option capture in offline requests only, found a text.",
+        "Expected an engine without {reason}, which step scoring refuses, found one with it.",
+    },
+    "a file that is named": {
+        "Expected an event log at {path}, found: {error.strerror}.",
+    },
+}
+"""Why nothing is left to say, and the messages that it holds for."""
 
 
 class Message(NamedTuple):
@@ -125,6 +165,78 @@ def test_every_refusal_says_what_was_expected_and_what_was_found(
 )
 def test_a_refusal_in_another_form_is_seen(good: Callable[[str], bool], text: str) -> None:
     assert not good(text)
+
+
+def _forms_without_hint() -> re.Pattern[str]:
+    """Return what matches a message whose first part tells all: a bound, a choice, a companion."""
+    value = r"\{[^{}]*\}"
+    number = rf"(?:\d+|{value})"
+    option = rf"--(?:[\w.-]|{value})+"
+    setting = r"(?:step|step_eval) (?:option|setting) \w+"
+    bound = (
+        rf"(?:of at (?:least|most) {number}(?: [a-z]+)?|above {number}|from {number} to {number}"
+        rf"|in [\[(]{number}, {number}[\])])"
+    )
+    named = rf"(?:{option}|{setting}|\{{(?:name|option|_option\(name\))\}})"
+    shown = r"\{(?:', '\.join\([^{}]*\)|[a-z]+|[A-Z]+)\}"  # every choice, by name
+    companion = r"(?:beside|with|without) [^{}].*, found .+\."
+    found = rf", found (?:{value}|none)\."
+    return re.compile(
+        rf"Expected (?:{named} {bound}{found}"
+        # An argument in Python: what was found is the argument of that name.
+        rf"|(?:an? )?(?P<argument>\w+) {bound}, found \{{(?:self\.)?(?P=argument)[^{{}}]*\}}\."
+        rf"|[\w .{{}}-]+ out of {shown}{found}"
+        rf"|(?:{option}|{setting})(?: and {option}| [A-Z]/[A-Z])? {companion})"
+    )
+
+
+def _says_what_to_do(text: str) -> bool:
+    known = set().union(*WITHOUT_HINT.values())
+    hint = re.search(r" Hint: \S", text)
+    return bool(hint or text in known or _forms_without_hint().fullmatch(text))
+
+
+def test_every_refusal_says_what_to_do() -> None:
+    folders = tuple(f"{package}/" for package in PACKAGES_WITH_HINTS)
+    own = [message for message in OWN if message.place.startswith(folders)]
+    assert not [f"{place}: {text}" for place, text in own if not _says_what_to_do(text)]
+
+
+def test_the_list_of_refusals_without_a_hint_holds_no_others() -> None:
+    assert not set().union(*WITHOUT_HINT.values()) - {text for _, text in OWN}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Expected --num-traces of at least 1, found {self.num_traces}.",
+        "Expected --limit of at least 1 question, found {self.limit}.",
+        "Expected {_option(name)} in [{low}, {high}], found {found}.",
+        "Expected timeout_s above 0, found {timeout_s}.",
+        "Expected a stride of at least 1 token, found {stride}.",
+        "Expected a split out of {', '.join(SPLITS)}, found {split!r}.",
+        "Expected --scorer beside --allow-mismatch, found none.",
+    ],
+)
+def test_a_bound_a_choice_and_a_companion_need_no_hint(text: str) -> None:
+    assert _says_what_to_do(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Expected traces in {path}, found none.",
+        "Expected --out to be a new directory, found one of the shards, {out}.",
+        "Expected traces of at least 2 questions, found {count}.",
+        "Expected --x of at least 1, found {x} in {path}.",
+        "Expected aggregator out of {', '.join(AGGREGATORS)} in {source}, found {name!r}.",
+        "Expected a question out of {self.path}, found {name!r}.",
+        "Expected an engine with confidence, found one without.",
+        "Expected traces in {path}, found none. Hint:",
+    ],
+)
+def test_a_refusal_that_does_not_say_what_to_do_is_seen(text: str) -> None:
+    assert not _says_what_to_do(text)
 
 
 @cache

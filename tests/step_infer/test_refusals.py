@@ -137,7 +137,8 @@ def test_a_long_value_is_cut(refused):
 def test_a_window_needs_confidences():
     made = RequestOptions(window=4)
     assert refusal(lambda: LiveTrace("name", made, settings(), "mean")) == (
-        "Expected step option window with the engine setting confidence only, found false."
+        "Expected step option window with the engine setting confidence only, found false. "
+        "Hint: leave window out, or use StepLLM with confidence=True."
     )
 
 
@@ -181,24 +182,39 @@ def submitted(llm=None, **options):
         (
             lambda: StepLLM(MODEL, "file", plain=True),
             "neither scorer, capture nor confidence with plain=True, found scorer file, capture "
-            "False and confidence False.",
+            "False and confidence False. "
+            "Hint: leave out plain, or these three.",
         ),
         (
             lambda: StepLLM(MODEL, event_log="log"),
-            "a scorer with event_log, found none: nothing is scored.",
+            "a scorer with event_log, found none: nothing is scored. "
+            "Hint: give scorer=FILE, or leave event_log out.",
         ),
-        (lambda: planned(n=0), "at least 1 trace a question, found 0."),
-        (lambda: planned(question=7), "a text as question q, found 7."),
+        (
+            lambda: planned(n=0),
+            "at least 1 trace a question, found 0. Hint: give n as an int, such as n=64.",
+        ),
+        (
+            lambda: planned(question=7),
+            "a text as question q, found 7. Hint: give each question as a str.",
+        ),
         (
             lambda: planned(sampling=0.9),
             "a Sampling, found 0.9. Hint: Sampling(top_p=0.9).",
         ),
         (
             lambda: planned(question="1" * 99, system=""),
-            "a prompt shorter than the context (64 tokens), found 120 tokens for question q.",
+            "a prompt shorter than the context (64 tokens), found 120 tokens for question q. "
+            "Hint: shorten the question or the system prompt, or raise max_model_len.",
         ),
-        (lambda: engineless().generate("1+1"), "a list of questions, found '1+1'."),
-        (lambda: engineless().generate([]), "a list of questions, found []."),
+        (
+            lambda: engineless().generate("1+1"),
+            "a list of questions, found '1+1'. Hint: for one question, generate([question]).",
+        ),
+        (
+            lambda: engineless().generate([]),
+            "a list of questions, found []. Hint: for one question, generate([question]).",
+        ),
         (
             lambda: submitted(engineless(_closed=True)),
             "a running engine, found one that was closed. Hint: generate inside the with block.",
@@ -212,7 +228,8 @@ def submitted(llm=None, **options):
         ),
         (
             lambda: submitted(options={"window": 8}),
-            "an engine with confidence=True for windows of token confidences, found one without.",
+            "an engine with confidence=True for windows of token confidences, found one without. "
+            "Hint: start StepLLM with it, or leave window out.",
         ),
     ],
 )
@@ -227,7 +244,8 @@ def test_what_vllm_refuses_is_one_line(monkeypatch):
     monkeypatch.setattr(vllm, "LLM", refuse)
     assert refusal(lambda: start_engine({"model": MODEL})) == (
         "Expected engine arguments that vLLM takes, found: 1 validation error for X "
-        "Value error, no such argument: 'x'"
+        "Value error, no such argument: 'x'. "
+        "Hint: change or leave out what it names (--engine.NAME VALUE)."
     )
 
 
@@ -253,12 +271,14 @@ def served(*flags):
     [
         (
             served("--worker-cls", "a.B"),
-            "no worker-cls in vLLM's flags, found 'a.B': step-serve fills it in.",
+            "no worker-cls in vLLM's flags, found 'a.B': step-serve fills it in. "
+            "Hint: leave it out.",
         ),
         (
             served("--speculative-config", "{}"),
             "no --speculative-config, found '{}': step scoring cannot be used with speculative "
-            "decoding.",
+            "decoding. "
+            "Hint: leave it out, or serve without scores by vllm serve.",
         ),
         (
             served("--additional-config", '{"step": {"prune": false}}'),
@@ -267,16 +287,19 @@ def served(*flags):
         ),
         (
             served("--additional-config.a", "1"),
-            "--additional-config as one JSON object, found --additional-config.a.",
+            "--additional-config as one JSON object, found --additional-config.a. "
+            "Hint: --additional-config '{\"NAME\": VALUE}'.",
         ),
         (
             served("--additional-config", "nonsense"),
-            "a JSON object after --additional-config, found 'nonsense'.",
+            "a JSON object after --additional-config, found 'nonsense'. "
+            "Hint: --additional-config '{\"NAME\": VALUE}'.",
         ),
         (
             served("--config", "/nowhere.yaml"),
             "a YAML file after --config, found: [Errno 2] No such file or directory: "
-            "'/nowhere.yaml'.",
+            "'/nowhere.yaml'. "
+            "Hint: check the path and what the file holds.",
         ),
         (
             served("--min-keep", "many"),
@@ -331,7 +354,7 @@ tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=lambda *_, **
         ),
         (
             lambda: engine_arguments(MODEL, {}, 1.5),
-            "a KV budget in whole tokens, found 1.5.",
+            "a KV budget in whole tokens, found 1.5. Hint: give an int, such as 8192.",
         ),
         (
             lambda: engine_arguments(MODEL, {"max_model_len": 512}, 100),
@@ -367,7 +390,8 @@ tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=lambda *_, **
         ),
         (
             lambda: BoundaryRule.for_tokenizer(load_tokenizer(MODEL), "regex"),
-            "a pattern for the boundary rule 'regex', found none.",
+            "a pattern for the boundary rule 'regex', found none. "
+            "Hint: give pattern, such as pattern='wait|hence'.",
         ),
         (
             lambda: BoundaryRule.for_tokenizer(load_tokenizer(MODEL), "word"),
@@ -381,7 +405,8 @@ tokenizer = SimpleNamespace(chat_template="x", apply_chat_template=lambda *_, **
         ),
         (
             lambda: BoundaryRule.from_dict({"kind": "stride"}),
-            "a boundary rule, found {'kind': 'stride'} ('token_ids').",
+            "a boundary rule, found {'kind': 'stride'} ('token_ids'). "
+            "Hint: make the file that holds it again.",
         ),
     ],
 )
@@ -440,7 +465,8 @@ THEIRS = ModelIdentity("other", "c" * 64, "t" * 64, 512)
         ),
         (
             lambda tmp: card_json(aggregator="median"),
-            "aggregator out of mean, last, min, ema in file, found 'median'.",
+            "aggregator out of mean, last, min, ema in file, found 'median'. "
+ "Hint: export the scorer again.",
         ),
         (
             lambda tmp: card().check_model(THEIRS, ["hidden_size"]),
@@ -471,15 +497,18 @@ THEIRS = ModelIdentity("other", "c" * 64, "t" * 64, 512)
         ),
         (
             lambda tmp: identify(str(file(tmp, "[1]", "config.json").parent)),
-            "an object in the config.json of TMP, found [1].",
+            "an object in the config.json of TMP, found [1]. "
+ "Hint: download the model again.",
         ),
         (
             lambda tmp: identify(model(tmp)),
-            "hidden_size in the config.json of TMP, found none.",
+            "hidden_size in the config.json of TMP, found none. "
+ "Hint: use a language model that vLLM can generate with.",
         ),
         (
             lambda tmp: (file(tmp, "{", "tokenizer.json"), identify(model(tmp, hidden_size=8))),
-            "a tokenizer.json in TMP, found: EOF while parsing an object at line 1 column 1.",
+            "a tokenizer.json in TMP, found: EOF while parsing an object at line 1 column 1. "
+ "Hint: the download may be incomplete; do it again.",
         ),
         (
             lambda tmp: save_scorer(Path(model(tmp)) / "x", None, None),
@@ -643,12 +672,14 @@ def configured(folder, text):
         ),
         (
             lambda tmp: read_json(tmp / "none"),
-            "a readable file TMP/none, found: No such file or directory.",
+            "a readable file TMP/none, found: No such file or directory. "
+            "Hint: check the path and its permissions.",
         ),
         (
             lambda tmp: read_json(file(tmp, "{")),
             "JSON in TMP/x, found: Expecting property name enclosed in double quotes: line 1 "
-            "column 2 (char 1).",
+            "column 2 (char 1). "
+            "Hint: the file may be cut short; copy or make it again.",
         ),
         (
             lambda tmp: read_manifest(tmp),
@@ -688,7 +719,8 @@ def configured(folder, text):
             lambda tmp: serve._main(
                 [MODEL, "--scorer", str(SCORER), "--config", str(file(tmp, "- 1"))]
             ),
-            "a YAML file of flags and values after --config, found [1] in TMP/x.",
+            "a YAML file of flags and values after --config, found [1] in TMP/x. "
+            "Hint: write one flag a line, as NAME: VALUE.",
         ),
         (
             lambda tmp: configured(tmp, "[1"),
