@@ -174,11 +174,11 @@ def _forms_without_hint() -> re.Pattern[str]:
     option = rf"--(?:[\w.-]|{value})+"
     setting = r"(?:step|step_eval) (?:option|setting) \w+"
     bound = (
-        rf"(?:of at (?:least|most) {number}(?: [a-z]+)?|above {number}|from {number} to {number}"
-        rf"|in [\[(]{number}, {number}[\])])"
+        rf"(?:of at (?:least|most) {number}(?: [a-z]+|, or 0 for none)?|above {number}"
+        rf"|from {number} to {number}|in [\[(]{number}, {number}[\])])"
     )
     named = rf"(?:{option}|{setting}|\{{(?:name|option|_option\(name\))\}})"
-    shown = r"\{(?:', '\.join\([^{}]*\)|[a-z]+|[A-Z]+)\}"  # every choice, by name
+    shown = r"\{(?:', '\.join\([^{}]*\)|known|kinds|[A-Z]+)\}"  # every choice
     companion = r"(?:beside|with|without) [^{}].*, found .+\."
     found = rf", found (?:{value}|none)\."
     return re.compile(
@@ -230,7 +230,7 @@ def test_a_bound_a_choice_and_a_companion_need_no_hint(text: str) -> None:
         "Expected traces of at least 2 questions, found {count}.",
         "Expected --x of at least 1, found {x} in {path}.",
         "Expected aggregator out of {', '.join(AGGREGATORS)} in {source}, found {name!r}.",
-        "Expected a question out of {self.path}, found {name!r}.",
+        "Expected a question out of {path}, found {name!r}.",
         "Expected an engine with confidence, found one without.",
         "Expected traces in {path}, found none. Hint:",
     ],
