@@ -100,7 +100,7 @@ def read_part(path: Path | str, columns: Sequence[str] | None = None) -> pa.Tabl
         if missing:
             raise InputError(
                 f"Expected column {missing[0]!r} in {path}, found none. "
-                "Hint: make the directory again with this version of the toolkit."
+                "Hint: make it again with this version of the toolkit."
             )
         return file.read(columns=wanted)
     except (pa.ArrowInvalid, OSError) as error:

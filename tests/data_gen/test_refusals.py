@@ -284,7 +284,7 @@ def tensors(folder, **found):
         (
             lambda tmp: (pq.write_table(pa.table({"a": [1]}), tmp / "x"), read_part(tmp / "x")),
             "column 'question_id' in TMP/x, found none. "
-            "Hint: make the directory again with this version of the toolkit.",
+            "Hint: make it again with this version of the toolkit.",
         ),
         (
             lambda tmp: ((tmp / "x").write_text("text"), read_part(tmp / "x")),

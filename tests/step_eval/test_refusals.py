@@ -352,7 +352,8 @@ def narrow(folder):
         ),
         (
             lambda tmp: (parquet(collected(tmp) / "part.parquet", x=[1]), read_pool(tmp)),
-            "column 'question_id' in TMP/part.parquet, found none.",
+            "column 'question_id' in TMP/part.parquet, found none. "
+            "Hint: make it again with this version of the toolkit.",
         ),
         (
             lambda tmp: read_pool(collected(tmp), SCORER),
