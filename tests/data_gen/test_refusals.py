@@ -251,6 +251,16 @@ def listed(folder, **changes):
     return found
 
 
+LISTED = {"file": "traces/part-00000.parquet", "rows": 1, "bytes": 1, "sha256": "f"}
+
+
+def relisted(part, folder):
+    """Open one whose manifest lists its part otherwise; `out` is a link that leads out."""
+    (folder / "out").symlink_to("/dev/null")
+    write_manifest(folder, run_manifest(kind="traces", parts=[part]))
+    return TraceDirectory(folder)
+
+
 def tensors(folder, **found):
     save_file(found, folder / "x.safetensors")
     return FeatureShard(folder / "x.safetensors")
@@ -331,6 +341,34 @@ def tensors(folder, **found):
             "SIZE bytes with checksum ffffffffffff… (manifest) in "
             "TMP/features/shard-00000.safetensors, found other content. "
             "Hint: remove the directory and make it again.",
+        ),
+        *(
+            (
+                partial(relisted, part),
+                "file, rows, bytes and sha256 of traces, and of features or null, in part 0 of "
+                f"TMP/manifest.json, found {part!r:.60}. Hint: restore the manifest, or make the "
+                "directory again.",
+            )
+            for part in (
+                7,
+                [],
+                {},
+                {"traces": LISTED | {"file": 7}},
+                {"traces": LISTED | {"file": "\0"}},
+                {"traces": LISTED | {"rows": "1"}},
+                {"traces": LISTED | {"rows": -1}},
+                {"traces": LISTED, "features": 7},
+                {"traces": LISTED, "features": {"file": "x"}},
+            )
+        ),
+        *(
+            (
+                partial(relisted, {"traces": LISTED | {"file": file}, "features": None}),
+                f"part 0 of TMP/manifest.json inside its directory, found {file!r}, which leads "
+                "out of it. Hint: copy the file into the directory; links to other places are not "
+                "followed.",
+            )
+            for file in ("../x", "traces/../../x", "/dev/null", "out")
         ),
         (
             lambda tmp: (TraceWriter(tmp, {}).close(), TraceDirectory(tmp).table(["text"])),

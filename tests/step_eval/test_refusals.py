@@ -538,6 +538,12 @@ def answered(folder):
             lambda tmp: RecordStore(line(tmp, '{"schema_version": 1}')).read(),
             "TMP/records/sc-r0.jsonl:1: Expected a question record, found: KeyError('answers').",
         ),
+        (
+            lambda tmp: RecordStore(line(tmp, '{"n": ' + "1" * 5000 + "}")).read(),
+            "TMP/records/sc-r0.jsonl:1: Expected a question record, found: ValueError('Exceeds the "
+            "limit (4300 digits) for integer string conversion: value has 5000 digits; use "
+            "sys.set_int_max_str_digits() to increase the limit').",
+        ),
         (lambda tmp: read_run(manifest(tmp)), "Expected a directory of step-eval, found TMP."),
         (
             lambda tmp: read_run(manifest(tmp, "step-eval", question_ids=[])),
