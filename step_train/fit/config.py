@@ -100,7 +100,7 @@ class FitConfig:
     """Trace aggregator for the scorer card; auto chooses by validation questions."""
     memory_mib: int = 1024
     """Most memory for blocks of features in a process, MiB; smaller features stay in memory."""
-    verify_checksums: bool = False
+    verify_checksums: bool = True
     """Compare every file of the traces directory with its checksum first; reads all of it once."""
     accelerator: str = "auto"
     """Where to run: auto, cpu, gpu, …"""

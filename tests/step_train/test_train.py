@@ -312,7 +312,8 @@ def test_two_processes_cannot_train_in_one_directory(separable, trained):
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_states_that_are_not_finite_are_named(tmp_path, split, value, normalise):
     directory = write_traces(tmp_path / "traces", "label", questions=20)
-    settings = config(tmp_path / "traces", tmp_path / "run", max_epochs=2, normalise=normalise)
+    options = {"max_epochs": 2, "normalise": normalise, "verify_checksums": False}
+    settings = config(tmp_path / "traces", tmp_path / "run", **options)
     read = read_training_data(
         settings.traces,
         val_fraction=settings.val_fraction,
