@@ -62,7 +62,7 @@ if [[ $STAGES == *train* ]]; then
     for devices in 1 2; do
         # The batch of all devices together is the same.
         stage "demo-model-$devices" "$TRAIN_SECONDS" "$PYTHON" -m step_train.commands demo-model \
-            --out "$OUT/lm-$devices" --devices "$devices" --steps "$LM_STEPS" --resume true \
+            --out "$OUT/lm-$devices" --devices "$devices" --steps "$LM_STEPS" \
             --tokens-per-batch $((LM_TOKENS / devices)) --checkpoint-steps "$LM_STEPS" "${lm[@]}"
         stage "fit-$devices" "$TRAIN_SECONDS" "$PYTHON" -m step_train.commands fit \
             --traces "$TRACES" --out "$OUT/fit-$devices" --devices "$devices" --baselines none "${fit[@]}"

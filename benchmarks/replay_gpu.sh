@@ -35,7 +35,7 @@ for set in $SETS; do
     for method in "${methods[@]}"; do
         timeout -k 10 "$SECONDS_EACH" "$PYTHON" -m step_eval.command replay --methods "$method" \
             --traces "$TRACES" --shape "$SHAPE" --num-traces "$N" --kv-budget "$KV_BUDGET" \
-            --limit "$QUESTIONS" "${scale[@]}" --device-lock "$OUT/turns.lock" --out "$OUT/$set-$method" \
+            --limit "$QUESTIONS" "${scale[@]}" --device-lock "$OUT/device.lock" --out "$OUT/$set-$method" \
             --engine.gpu_memory_utilization "$share" --engine.max_model_len "$CONTEXT" \
             "${engine[@]}" \
             >>"$OUT/$set-$method.log" 2>&1 &

@@ -1,7 +1,4 @@
-"""Settings of a collection, which of them decide its content, and of joining its shards.
-
-Settings of an import of traces that were made elsewhere.
-"""
+"""Settings of collecting, importing and joining traces, and which of them decide the content."""
 
 import dataclasses
 from dataclasses import dataclass, field

@@ -1,6 +1,6 @@
 """Run an evaluation: one engine per method, one question at a time, resumable per question.
 
-Engines that share a device take turns: one answers a question while the others stand still.
+Engines that share a device can take turns (`device_lock`): one answers, the others stand still.
 """
 
 import dataclasses

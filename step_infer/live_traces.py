@@ -184,10 +184,14 @@ class LiveTraces:
             row_of: request id to row.
             sampled_token_ids: the step's tokens for each row; a part of a prefill yields none.
         """
+        # A pending trace may have no row: it was preempted, or waits for its turn. Its boundary
+        # stays pending; the row comes when that token is computed again.
         for request_id in [name for name in self.pending if name in row_of]:
             row = row_of[request_id]
             if len(sampled_token_ids) == 0 or len(sampled_token_ids[row]) == 0:
                 continue
+            # The row's input token is the pending boundary only where the step yields a token; the
+            # earlier parts of a resumed prefill have rows of other tokens.
             trace = self.pending.pop(request_id)
             trace.positions.append(trace.num_tokens - 1)
             if self.confidence:  # of the tokens up to this one: the step's own comes later

@@ -60,6 +60,7 @@ from step_infer.client.weights import check_weights
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
 from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.card import read_card
 from step_infer.scorer.identity import identify
 from step_infer.settings import StepSettings
 from step_infer.wire import CONFIG_KEY
@@ -87,7 +88,8 @@ def main() -> None:
 def _main(argv: Sequence[str] | None = None) -> int:
     own, flags = _parse(sys.argv[1:] if argv is None else argv)
     settings = _settings(own)
-    from step_infer.scorer.network import load_scorer  # torch: not for --help
+    read_card(own.scorer)  # before torch, which takes seconds: a wrong path is told at once
+    from step_infer.scorer.network import load_scorer
 
     values = _values(flags)
     identity = identify(own.model, values.get("revision"))

@@ -10,7 +10,7 @@ Plain data: neither torch nor vLLM is loaded here.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NotRequired, TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -28,7 +28,6 @@ PRUNED = "pruned"
 """`stop_reason` of a trace that was stopped for want of memory; its `finish_reason` is "abort"."""
 CONFIDENCE = "confidence"
 """`stop_reason` of one whose group confidence fell below the request's `stop_below`."""
-StopReason = Literal["pruned", "confidence"]
 
 
 @dataclass

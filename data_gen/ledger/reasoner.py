@@ -19,9 +19,6 @@ from dataclasses import dataclass
 
 from data_gen.ledger.questions import MODULUS
 
-THINK_OPEN = "<think>\n"
-"""The chat template ends the prompt with this; a response starts right after it."""
-
 
 @dataclass(frozen=True)
 class Odds:

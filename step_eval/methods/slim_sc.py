@@ -4,9 +4,8 @@ When a trace completes a thought, it is compared with the latest thought of ever
 trace of the question; above a cosine similarity, one of the closest pair is stopped: a random one,
 or the one whose own thoughts are less diverse. All of it happens in the client, on stock vLLM.
 A thought is a step (`BoundaryRule`) or, where steps are short, some of them together; the authors
-cut at phrases that open a new one.
-
-Vectors of texts whose dot product says how alike two texts are.
+cut at phrases that open a new one. Thoughts become vectors whose dot product says how alike they
+are: counts of hashed n-grams, or those of an encoder.
 """
 
 import functools

@@ -1,7 +1,4 @@
-"""What the report says beside its pictures: plain sentences, and the rows of their tables.
-
-Figures in words: the same in the terminal's table and in the report.
-"""
+"""Figures in words, the same in the terminal and in the report, and its plain sentences."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -6,14 +6,10 @@ then hashed ones in the order in which they were freed, the tail of a trace befo
 count and a queue of runs say all. A trace that comes back after a preemption finds what is left of
 its own run; the traces of a question share their prompt's full blocks.
 
-Not followed: two traces that write the same text share no block here. vLLM shares one only when a
-preempted trace comes back.
-
-The KV blocks of a simulated engine whose traces write partly the same text.
-
-The same pool as `BlockPool`, block by block: a preempted trace that comes back may
-find blocks that another trace has written, and then needs fewer of its own. That changes who is
-admitted when, so it is followed where the texts are known; it costs time for every block.
+In `BlockPool` two traces that write the same text share no block: vLLM shares one only when a
+preempted trace comes back. Such a trace may find blocks that another has written, and then needs
+fewer of its own, which changes who is admitted when. Where the texts are known `SharedBlockPool`
+follows that, block by block; it costs time for each.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,4 @@
-"""The report of a simulation: pictures, tables, one HTML file.
-
-The pictures of a simulation's report.
-"""
+"""The report of a simulation: pictures and tables in one HTML file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

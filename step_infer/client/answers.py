@@ -1,7 +1,4 @@
-r"""Find the final answer in a response: the content of its last \boxed{} or \fbox{}.
-
-Votes over the answers of one question.
-"""
+r"""From responses to an answer: the content of the last \boxed{} or \fbox{}, and the vote."""
 
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence

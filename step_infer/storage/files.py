@@ -1,7 +1,4 @@
-"""Atomic writes, checksums and small JSON files.
-
-Types of the fields of a dataclass whose values come from a file.
-"""
+"""Atomic writes, checksums, small JSON files, and the types of what is read from them."""
 
 import dataclasses
 import errno

@@ -11,8 +11,8 @@ from step_infer.errors import InputError
 SMALLEST_BATCH = 2048
 """No trace of the demo world is longer by much, so every batch holds at least one, tokens."""
 
-# What a resumed run may change without becoming another run.
-_FREE_TO_CHANGE = {"out", "resume", "compile", "devices", "checkpoint_steps", "log_steps"}
+# What a run that goes on may change without becoming another run.
+_FREE_TO_CHANGE = {"out", "compile", "devices", "checkpoint_steps", "log_steps"}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class LedgerLMConfig:
         "seed",
         "devices",
         "checkpoint_steps",
-        "resume",
     )
 
     out: Path
@@ -61,8 +60,6 @@ class LedgerLMConfig:
     """A checkpoint and a held-out loss after so many steps."""
     log_steps: int = 20
     """A line in the log after so many steps."""
-    resume: bool = False
-    """Continue from the newest checkpoint in the run directory, if there is one."""
 
     def check(self) -> "LedgerLMConfig":
         """Return the configuration with its open values filled in.

@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from step_infer.cli.progress import Progress
-from step_infer.errors import InputError
 from step_infer.storage.run_directory import (
     RunDirectory,
     require_same_settings,
@@ -72,19 +71,14 @@ class StepProgress(Callback):
 
 
 def _newest_checkpoint(config: LedgerLMConfig) -> Path | None:
-    """Return the checkpoint to resume from, or None.
+    """Return the checkpoint to go on from, or None.
 
     Raises:
-        InputError: there are checkpoints but no --resume, or they belong to another run.
+        InputError: it belongs to a run with other settings.
     """
     found = sorted((config.out / "checkpoints").glob("step-*.ckpt"))
     if not found:
         return None
-    if not config.resume:
-        raise InputError(
-            f"Expected a run directory without checkpoints, found {found[-1]}. "
-            "Hint: --resume true continues it; else choose another --out."
-        )
     saved = torch.load(found[-1], map_location="cpu", weights_only=True)["config"]
     settings = config.result_settings()
     require_same_settings({name: saved.get(name) for name in settings}, settings, config.out)
@@ -109,6 +103,9 @@ def train_ledger_lm(config: LedgerLMConfig) -> Path:
 def _train(config: LedgerLMConfig) -> Path:
     checkpoint = _newest_checkpoint(config)
     start = int(checkpoint.stem.removeprefix("step-")) if checkpoint else 0
+    folder = config.out / "model"
+    if start >= config.steps and folder.is_dir():
+        return folder  # the run is complete: its manifest has the held-out loss
     L.seed_everything(config.seed, verbose=False)
     torch.set_float32_matmul_precision("high")
     net = new_model(config.layers, config.hidden_size, config.intermediate_size)
@@ -139,7 +136,6 @@ def _train(config: LedgerLMConfig) -> Path:
         trainer.fit(
             LedgerLM(net, config), datamodule=LedgerData(config, start), ckpt_path=checkpoint
         )
-    folder = config.out / "model"
     if trainer.is_global_zero:
         export_model(net, folder)
         loss = trainer.callback_metrics.get("val_loss")

@@ -1,7 +1,4 @@
-"""An evaluation as text for people: baselines and votes; `card_view` has the scorer's own part.
-
-A scorer card, and a training's outcome, as text for people.
-"""
+"""An evaluation, a training's outcome and a scorer card as text for people."""
 
 import itertools
 from typing import Any

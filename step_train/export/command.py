@@ -85,7 +85,7 @@ def _main() -> None:
 
     console = Console(soft_wrap=not sys.stdout.isatty())
     if config.inspect is not None:
-        from step_infer.scorer.network import read_card
+        from step_infer.scorer.card import read_card
         from step_train.evaluation.view import print_card
 
         print_card(read_card(config.inspect), str(config.inspect), console)

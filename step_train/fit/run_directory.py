@@ -1,11 +1,8 @@
-"""The directory of one training run: what it holds, and whether it may be gone on with.
+"""The directory of one training run, its checkpoints, and how they are read without a pickle.
 
 manifest.json, split.json (question ids), best.ckpt, last.ckpt, csv/metrics.csv, tensorboard/,
 report.html, projected/ while a run with `components` is not complete, and metrics.json once it is.
-
-Our own part of a Lightning checkpoint: plain data under one key, all that an export needs.
-
-Reading checkpoints without running anything that a pickle may hold.
+A checkpoint holds our own part as plain data under one key: all that an export needs.
 """
 
 import io

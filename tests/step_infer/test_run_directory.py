@@ -129,11 +129,12 @@ def test_anyone_may_read_what_another_process_writes(tmp_path: Path) -> None:
 
 
 HOLDS_WITH_A_CHILD = """
-import multiprocessing, time
+import multiprocessing, os, time
 held = RunDirectory(sys.argv[1], "test").claim()
-child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-child.start()
-print(child.pid, flush=True)
+def live_on():  # said by the child: before it runs, it has not let the lock go
+    print(os.getpid(), flush=True)
+    time.sleep(60)
+multiprocessing.get_context("fork").Process(target=live_on).start()
 time.sleep(60)
 """
 

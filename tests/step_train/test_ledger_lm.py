@@ -76,7 +76,7 @@ def test_interrupted_run_resumes_to_the_same_weights(finished, tmp_path, monkeyp
         train_ledger_lm(tiny(tmp_path))
     monkeypatch.undo()
     assert not (tmp_path / "model").exists()
-    folder = train_ledger_lm(tiny(tmp_path, resume=True))
+    folder = train_ledger_lm(tiny(tmp_path))
     ours = load_file(folder / "model.safetensors")
     theirs = load_file(finished / "model" / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -89,14 +89,18 @@ def test_mixed_precision_trains_as_on_a_gpu(tmp_path):
     assert losses[-1] < losses[0]
 
 
-def test_run_directory_in_use_asks_for_resume(finished):
-    with pytest.raises(InputError, match="without checkpoints, found .*ckpt. Hint: --resume true"):
-        train_ledger_lm(tiny(finished))
+def test_a_finished_run_is_not_trained_again(finished):
+    weights = finished / "model" / "model.safetensors"
+    before, logged = load_file(weights), rows(finished)
+    assert train_ledger_lm(tiny(finished)) == finished / "model"
+    after = load_file(weights)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert [row["step"] for row in rows(finished)] == [row["step"] for row in logged]
 
 
-def test_resume_with_other_settings_names_the_field(finished):
+def test_other_settings_name_the_field(finished):
     with pytest.raises(InputError, match="Expected learning_rate 0.002 .* found 0.1"):
-        train_ledger_lm(tiny(finished, resume=True, learning_rate=0.1))
+        train_ledger_lm(tiny(finished, learning_rate=0.1))
 
 
 @pytest.mark.parametrize(

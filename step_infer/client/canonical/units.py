@@ -92,11 +92,6 @@ class Unit:
     counted: bool = False
     """Whether it is no unit of measure but a word for what is counted: "apple"."""
 
-    @property
-    def is_percent(self) -> bool:
-        """Whether it is the percent sign."""
-        return not self.dimensions
-
 
 def _table() -> dict[str, Unit]:
     found = {}
