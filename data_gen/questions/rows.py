@@ -126,9 +126,8 @@ class RowSource:
             for number, line in enumerate(iter(lambda: file.readline(most + 1), b""), start=1):
                 place = f"{self.path}:{number}"
                 if len(line) > most:
-                    rest = line
-                    while rest and not rest.endswith(b"\n"):
-                        rest = file.readline(most)
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(2**20)
                     message = f"Expected at most {self.most_mib} MiB in a line, found more."
                     yield Row(place, "", {}, message)
                     continue
