@@ -307,11 +307,13 @@ def collected(folder, features=None):
         "num_steps": 3,
     }
     parquet(folder / "part.parquet", **{name: [value] for name, value in trace.items()})
-    listed = None
-    if features is not None:
-        file = folder / features
-        listed = {"file": features, "rows": 3, "bytes": file.stat().st_size if file.exists() else 0}
-    return manifest(folder, parts=[{"traces": {"file": "part.parquet"}, "features": listed}])
+
+    def listed(file, rows):
+        size = (folder / file).stat().st_size if (folder / file).exists() else 0
+        return {"file": file, "rows": rows, "bytes": size, "sha256": ""}
+
+    states = None if features is None else listed(features, 3)
+    return manifest(folder, parts=[{"traces": listed("part.parquet", 1), "features": states}])
 
 
 def narrow(folder):
