@@ -27,6 +27,9 @@ from step_infer.scorer.boundary import NO_BOUNDARY
 from step_infer.scorer.identity import identify
 from step_infer.scorer.think_end import opens_thinking, think_start
 
+_MOST_LINE_MIB = 256
+"""Longest line of responses: one line may hold all of a question's."""
+
 NO_SEED = -1
 """Stands in the table where a trace's sampling seed is not known."""
 
@@ -62,7 +65,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
         InputError: an input, a setting or the output directory cannot be used, or no response can.
     """
     console = console or Console(soft_wrap=True)
-    source = RowSource(config.responses)
+    source = RowSource(config.responses, _MOST_LINE_MIB)
     identity = identify(config.model)
     maker = TraceMaker(config)
     settings = config.result_settings() | {
@@ -253,7 +256,7 @@ def _write(
 
     before = sum(counts[: imported["rows"]])
     with TraceProgress(sum(counts), before, "responses") as progress:
-        for number, row in _after(RowSource(config.responses), imported["rows"]):
+        for number, row in _after(RowSource(config.responses, _MOST_LINE_MIB), imported["rows"]):
             if counts[number]:
                 found = read_responses(row, config)
                 for text in found.texts:

@@ -112,7 +112,7 @@ _SHOWN = (
 
 
 def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """Print a summary as a table."""
+    """Print a summary as a table, and a warning where most traces have no answer."""
     table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
@@ -120,3 +120,9 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
         value = summary[name]
         table.add_row(label, "-" if value is None else form.format(value))
     console.print(table)
+    if 2 * summary["no_answer"] > summary["traces"]:
+        console.print(
+            f"[bold]warning:[/] {summary['no_answer']:,} of {summary['traces']:,} traces have no "
+            r"answer: only one in \boxed{} is looked for. Hint: ask for it with --system.",
+            highlight=False,
+        )

@@ -134,7 +134,9 @@ class QuestionRecord:
             if value.get("series") is not None:
                 value["series"] = KvSeries(**value["series"])
             return cls(**value)
-        except (KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, RecursionError, ValueError) as error:
             raise InputError(f"Expected a question record, found: {error!r:.200}.") from error
 
 

@@ -12,6 +12,8 @@ No vLLM import.
 
 import json
 import logging
+import math
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,7 +35,7 @@ def event_log_path(path: Path | str) -> str:
     Raises:
         InputError: the file cannot be written, or is no event log.
     """
-    log = EventLog(Path(path).resolve())
+    log = EventLog(os.path.realpath(path))
     log.close()
     return str(log.path)
 
@@ -160,7 +162,13 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         numbers = [event[name] for name in ("time", "steps", "tokens", "kv_use")]
         if event["score"] is not None:
             numbers.append(event["score"])
-        good = event["event"] in EVENTS and all(isinstance(n, int | float) for n in numbers)
-        return event if good and {"request", "group"} <= event.keys() else None
-    except (ValueError, KeyError, TypeError, RecursionError):  # the last for a line nested too deep
+        good = (
+            event["event"] in EVENTS
+            and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
+            and isinstance(event["request"], str)
+            and isinstance(event["group"], str | None)
+        )
+        return event if good else None
+    # The last two for a line nested too deep, and for a number too large for a float.
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None

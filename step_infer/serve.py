@@ -183,7 +183,7 @@ def _hyphenated(argument: str) -> str:
 
 def _settings(own: argparse.Namespace) -> StepSettings:
     return StepSettings(
-        scorer=str(Path(own.scorer).resolve()),
+        scorer=os.path.realpath(own.scorer),
         prune=not own.no_prune,
         min_keep=own.min_keep,
         min_steps=own.min_steps,

@@ -14,7 +14,7 @@ from data_gen.questions.benchmarks import (
     find_benchmark,
     multiple_choice,
 )
-from data_gen.questions.rows import Row, RowSource, short
+from data_gen.questions.rows import MOST_LINE_MIB, Row, RowSource, short
 from step_infer.client.canonical import mend_escapes
 from step_infer.client.prompt import lone_surrogate
 from step_infer.errors import InputError
@@ -146,17 +146,21 @@ def load_questions(
         name = form.source
     rows = RowSource(name)
     questions: list[Question] = []
-    places: dict[str, str] = {}
+    places: dict[str, tuple[str, bool]] = {}
+    id_names = _names(options.id_field, form.id)
     skipped: list[str] = []
     for row in rows:
         if len(questions) == options.limit:
             break
         try:
             question = _question(row, form, options, require_answer)
-            first = places.setdefault(question.id, row.place)
+            made = _value(row, id_names) is None
+            first, first_made = places.setdefault(question.id, (row.place, made))
             if first != row.place:
+                here = ", made for this row without one," if made else ""
+                there = ", where it was made for a row without one" if first_made else ""
                 raise InputError(
-                    f"Expected each id once, found {question.id!r:.60} in {first} too."
+                    f"Expected each id once, found {question.id!r:.60}{here} in {first} too{there}."
                 )
         except InputError as error:
             if not options.skip_bad_lines:
@@ -208,6 +212,11 @@ def read_text(row: Row, names: Sequence[str]) -> str:
     if not isinstance(value, str) or not value.strip():
         raise InputError(
             f"Expected a text under {_or(names)}, found {_found(row, names, 'question')}."
+        )
+    if len(value) > MOST_LINE_MIB * 2**20:
+        raise InputError(
+            f"Expected at most {MOST_LINE_MIB} Mi characters under {_or(names)}, found "
+            f"{len(value):,}."
         )
     return unicode_text(value, names)
 

@@ -11,15 +11,25 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from step_infer.errors import InputError
 from step_infer.storage.files import sha256_file
 
 _HUB_ID = re.compile(r"(?P<name>[\w-][\w.-]*/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?")
 _FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".txt")
-_MOST_TEXT = 2**31 - 1
-"""Characters in a field of a CSV file; the library's own limit is 131,072."""
+MOST_LINE_MIB = 16
+"""Most MiB of a line of questions, and most Mi characters of a text: memory takes many times so
+much, and no model's context holds it."""
+
+_COMPRESSED = {
+    rb"\x1f\x8b": ("gzip", "gunzip"),
+    rb"\x28\xb5\x2f\xfd": ("Zstandard", "unzstd"),
+    rb"BZh[1-9]1AY": ("bzip2", "bunzip2"),
+    rb"\xfd7zXZ\x00": ("xz", "unxz"),
+    rb"PK\x03\x04": ("zip", "unzip"),
+}
+"""What compressed files begin with, and what undoes each kind."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +51,18 @@ class RowSource:
     The kind of a file follows from its ending: .csv, .parquet, and JSON lines for all others.
     """
 
-    def __init__(self, source: str | Path) -> None:
+    def __init__(self, source: str | Path, most_mib: int = MOST_LINE_MIB) -> None:
         """Name a source; nothing is read here.
+
+        Args:
+            source: the file, or the data set.
+            most_mib: longest line of a file, MiB.
 
         Raises:
             InputError: there is no such file, and the name is no hub id either.
         """
         self.source = str(source)
+        self.most_mib = most_mib
         self.path = Path(source)
         self._hub = None if self.path.exists() else _HUB_ID.fullmatch(self.source)
         if self.path.is_dir():
@@ -69,6 +84,8 @@ class RowSource:
             InputError: the source cannot be read at all.
         """
         try:
+            if self._hub is None:
+                self._refuse_compressed()
             if self._hub is not None:
                 yield from self._numbered(iter(self._dataset))
             elif self.path.suffix.lower() == ".csv":
@@ -92,11 +109,28 @@ class RowSource:
             digest.update(json.dumps(row.values, sort_keys=True, default=str).encode() + b"\n")
         return digest.hexdigest()
 
+    def _refuse_compressed(self) -> None:
+        with self.path.open("rb") as file:
+            begin = file.read(8)
+        for pattern, (kind, tool) in _COMPRESSED.items():
+            if re.match(pattern, begin, re.DOTALL):
+                raise InputError(
+                    f"Expected a file that is not compressed at {self.path}, found {kind}. "
+                    f"Hint: undo it with {tool}, and give the file that comes out."
+                )
+
     def _json_rows(self) -> Iterator[Row]:
+        most = self.most_mib * 2**20
         with self.path.open("rb") as file:
             # Not by text lines: JSON texts may hold other separators, such as U+2028, as they are.
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(iter(lambda: file.readline(most + 1), b""), start=1):
                 place = f"{self.path}:{number}"
+                if len(line) > most:
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(2**20)
+                    message = f"Expected at most {self.most_mib} MiB in a line, found more."
+                    yield Row(place, "", {}, message)
+                    continue
                 try:
                     text = line.decode("utf-8-sig" if number == 1 else "utf-8")
                 except UnicodeDecodeError as error:
@@ -106,9 +140,10 @@ class RowSource:
                     yield _json_row(text, place, f"line-{number}")
 
     def _csv_rows(self) -> Iterator[Row]:
-        csv.field_size_limit(_MOST_TEXT)
+        most = self.most_mib * 2**20
+        csv.field_size_limit(most)  # the library's own limit is 131,072 characters
         with self.path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(self._bounded(file, most), strict=True)
             try:
                 columns = next(reader, [])
                 twice = sorted({name for name in columns if name and columns.count(name) > 1})
@@ -125,6 +160,14 @@ class RowSource:
                     f"(line {reader.line_num + 1}). "
                     "Hint: save it as UTF-8 and close every quotation mark."
                 ) from error
+
+    def _bounded(self, file: TextIO, most: int) -> Iterator[str]:
+        while line := file.readline(most + 1):
+            if len(line) > most:
+                raise InputError(
+                    f"Expected at most {self.most_mib} MiB in a line of {self.path}, found more."
+                )
+            yield line
 
     def _csv_row(self, columns: Sequence[str], values: Sequence[str], number: int) -> Row:
         place, name = f"{self.path}, row {number}", f"row-{number}"

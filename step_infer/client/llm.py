@@ -1,5 +1,6 @@
 """The offline client: sample, score, prune and vote with a few lines of Python."""
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -127,7 +128,7 @@ class StepLLM:
         self._takes_seeds = takes_seeds(arguments)
         if not self.plain:
             settings = StepSettings(
-                scorer=None if scorer is None else str(Path(scorer).resolve()),
+                scorer=None if scorer is None else os.path.realpath(scorer),
                 prune=prune and scorer is not None,
                 min_keep=min_keep,
                 min_steps=min_steps,

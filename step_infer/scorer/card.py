@@ -20,6 +20,9 @@ CARD_SCHEMA_VERSION = 1
 CARD_KEY = "scorer_card"
 """Key of the card in the safetensors metadata."""
 
+MOST_WIDTH, MOST_DEPTH = 2**20, 64
+"""Most units of a layer, and most hidden layers: far more than helps, far less than memory."""
+
 LAST_LAYER = "last"
 """The layer that the engine can see: the last one, after the final norm."""
 
@@ -87,10 +90,19 @@ class ScorerCard:
                 )
             card = cls(**value)
             check_types(card)
-            for name, least in (("hidden_size", 1), ("width", 1), ("depth", 0)):
-                if getattr(card, name) < least:
-                    raise TypeError(f"{name} {getattr(card, name)}, which is below {least}")
-        except (AttributeError, TypeError, RecursionError, json.JSONDecodeError) as error:
+            for name, least, most in (
+                ("hidden_size", 1, MOST_WIDTH),
+                ("width", 1, MOST_WIDTH),
+                ("depth", 0, MOST_DEPTH),
+            ):
+                size = getattr(card, name)
+                if not least <= size <= most:
+                    bound = f"below {least}" if size < least else f"above {most}"
+                    raise TypeError(f"{name} {size}, which is {bound}")
+        except InputError:
+            raise
+        # A ValueError is no JSON, or a number of thousands of digits.
+        except (AttributeError, TypeError, RecursionError, ValueError) as error:
             raise InputError(
                 f"Expected a scorer card in {source}, found: {error}. "
                 "Hint: export the scorer again."

@@ -29,13 +29,13 @@ def check_output(path: Path | str, *inputs: Path | str | None) -> None:
     Raises:
         InputError: `path` is a folder, an input, or in an input folder.
     """
-    target = Path(path).resolve()
+    target = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
     if target.is_dir():
         raise InputError(f"Expected a file to write, found the folder {path}. Hint: name a file.")
     for given in inputs:
         if given is None or not Path(given).exists():
             continue
-        source = Path(given).resolve()
+        source = Path(os.path.realpath(given))
         if target.is_relative_to(source):
             raise InputError(
                 f"Expected an output file apart from what is read, found {path}, which is "
@@ -139,7 +139,7 @@ def read_json(path: Path | str) -> Any:
             f"Expected a readable file {path}, found: {error.strerror}. "
             "Hint: check the path and its permissions."
         ) from error
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or thousands of digits
         raise InputError(
             f"Expected JSON in {path}, found: {error}. "
             "Hint: the file may be cut short; copy or make it again."

@@ -26,6 +26,8 @@ class TrainingData:
     """Hash of the directory's content."""
     complete: bool
     """Whether the directory's own run came to its end."""
+    verified: bool
+    """Whether all files were compared with their checksums."""
     skipped: dict[str, int]
     """Traces that cannot be used, by reason."""
     splits: dict[str, TraceTable]
@@ -103,6 +105,7 @@ def read_training_data(
         sampling=directory.manifest.get("sampling"),
         fingerprint=directory.fingerprint,
         complete=directory.complete,
+        verified=verify_checksums,
         skipped=skipped,
         splits=splits,
         rows=rows,

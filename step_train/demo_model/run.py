@@ -24,7 +24,7 @@ from step_infer.storage.run_directory import (
 from step_train.demo_model.config import LedgerLMConfig
 from step_train.demo_model.export import export_model, new_model
 from step_train.demo_model.module import LedgerData, LedgerLM
-from step_train.fit.trainer import lightning_run
+from step_train.fit.trainer import AtomicCheckpoints, lightning_run
 
 
 class StepProgress(Callback):
@@ -128,6 +128,7 @@ def _train(config: LedgerLMConfig) -> Path:
             log_every_n_steps=config.log_steps,
             logger=CSVLogger(config.out, name="logs"),
             callbacks=[saver, StepProgress()],
+            plugins=[AtomicCheckpoints()],
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,

@@ -97,7 +97,7 @@ def render_report(
         spread_traces=score_distribution("traces", test.correct_N, half_N, "trace score half-way"),
         samples=samples,
         sample_figure=sample_curves(samples) if samples else "",
-        missing=_missing(outcome, no_text),
+        missing=_missing(data, outcome, no_text),
         split={name: table.summary() for name, table in data.splits.items()},
         skipped=", ".join(f"{n} {reason}" for reason, n in data.skipped.items() if n),
         rows=_card_rows(card),
@@ -179,7 +179,7 @@ def _steps(tokenizer: Any, row: Mapping[str, Any], scores: list[float]) -> list[
     return steps
 
 
-def _missing(outcome: Mapping[str, Any], no_text: str) -> list[str]:
+def _missing(data: TrainingData, outcome: Mapping[str, Any], no_text: str) -> list[str]:
     """Return what the report does not have, and why."""
     missing = [
         f"{entry['label']}: {entry['not_computed']}"
@@ -192,6 +192,8 @@ def _missing(outcome: Mapping[str, Any], no_text: str) -> list[str]:
     missing += [f"Vote by {name}: {reason}" for name, reason in votes["not_computed"].items()]
     if not votes["by_traces"]:
         missing.append("Votes: no test question has 4 traces")
+    if not data.verified:
+        missing.append("Checksums of the traces directory: not compared (--verify-checksums false)")
     if no_text:
         missing.append(f"Text of the sample traces: {no_text}")
     if outcome["metrics"]["steps"]["within_question"]["low"] is None:

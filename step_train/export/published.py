@@ -104,11 +104,12 @@ def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     for number, layer in zip((0, 2), layers, strict=True):
         for kind in ("weight", "bias"):
             name, tensor = layer[kind]
+            tensor = tensor.float()
             if not torch.isfinite(tensor).all():
                 raise InputError(
                     f"Expected finite weights in {path}, found NaN or infinity in {name}."
                 )
-            tensors[f"net.{number}.{kind}"] = tensor.float()
+            tensors[f"net.{number}.{kind}"] = tensor
             taken[f"net.{number}.{kind}"] = name
     return tensors, taken
 
@@ -120,8 +121,8 @@ def _layers(state: Any, path: Path) -> list[dict[str, tuple[str, Tensor]]]:
         stem, _, kind = str(name).rpartition(".")
         if kind not in ("weight", "bias") or not _is_weights(tensor):
             raise InputError(
-                f"Expected only weights and biases of {_FORM} in {path}, found {name!r}. "
-                f"Hint: give a state dict, or a dict with {STATE_KEY!r}."
+                f"Expected only weights and biases of {_FORM} in {path}, found {name!r}"
+                f"{_form(tensor)}. Hint: give a state dict, or a dict with {STATE_KEY!r}."
             )
         layers.setdefault(stem, {})[kind] = (str(name), tensor)
     if not layers or any(len(layer) != 2 for layer in layers.values()):
@@ -134,4 +135,14 @@ def _layers(state: Any, path: Path) -> list[dict[str, tuple[str, Tensor]]]:
 
 
 def _is_weights(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+    return (
+        isinstance(value, Tensor)
+        and value.is_floating_point()
+        and (value.device.type, value.layout, value.is_nested) == ("cpu", torch.strided, False)
+        # A view can claim more numbers than the file holds.
+        and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
+    )
+
+
+def _form(value: Any) -> str:
+    return f" ({value.layout}, {value.dtype})" if isinstance(value, Tensor) else ""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from step_infer.errors import InputError
-from step_infer.scorer.card import ScorerCard
+from step_infer.scorer.card import MOST_DEPTH, MOST_WIDTH, ScorerCard
 from step_infer.scorer.identity import ModelIdentity
 from step_infer.scorer.network import StepScorer, save_scorer
 from step_infer.storage.files import check_output
@@ -52,6 +52,8 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
     try:
         model = ModelIdentity(**record["model"])
         width, depth = int(record["width"]), int(record["depth"])
+        if not (1 <= width <= MOST_WIDTH and 0 <= depth <= MOST_DEPTH):
+            raise ValueError(f"width {width} and depth {depth}")
         metrics = record.get("metrics", {})
         aggregator = record.get("aggregator", "mean")
         card = ScorerCard(
@@ -81,8 +83,9 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
     # Weights that cannot be used are refused first: that is the greater fault.
     subspace = _subspace(saved, card, path)
     inputs = card.hidden_size if subspace is None else subspace.weight_HK.shape[1]
-    scorer = StepScorer(inputs, width, depth)
-    expected = {name: tuple(tensor.shape) for name, tensor in scorer.state_dict().items()}
+    with torch.device("meta"):  # without memory, which the sizes may ask too much of
+        shapes = StepScorer(inputs, width, depth).state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in shapes.items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
@@ -95,6 +98,7 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
                 f"Expected finite weights in {path}, found NaN or infinity in {name}. "
                 "Hint: train again with a lower learning_rate."
             )
+    scorer = StepScorer(inputs, width, depth)
     scorer.load_state_dict(weights)
     if subspace is not None:
         scorer = subspace.unfold(scorer, width, depth)

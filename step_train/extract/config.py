@@ -56,7 +56,8 @@ class ExtractConfig:
     """Branch, tag or commit of a model from the hub; none given, the one that made the traces,
     where this is the same model."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Number format of the model and of the stored states; auto takes the model's own."""
+    """Number format of the model and of the stored states; auto takes the model's own, but float32
+    on a CPU without bfloat16 instructions, as the engine does."""
     batch_tokens: int = 16384
     """Tokens of a forward pass on one device, padding included; a longer trace goes alone."""
     accelerator: str = "auto"

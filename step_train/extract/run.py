@@ -20,6 +20,7 @@ from data_gen.traces.directory import TraceDirectory
 from data_gen.traces.features import FeatureShard, write_shard
 from data_gen.traces.writer import TraceWriter
 from step_infer.cli.progress import Progress
+from step_infer.client.engine import cpu_dtype
 from step_infer.client.prompt import load_tokenizer
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import NO_BOUNDARY, BoundaryRule
@@ -94,7 +95,7 @@ def _writer(
         "traces_fingerprint": source.fingerprint,
         "model_config_hash": identity.config_hash,
         "tokenizer_hash": identity.tokenizer_hash,
-        "dtype": config.dtype,
+        "dtype": _dtype(config),
         "boundary": rule.to_dict(),
     }
     names = ("sampling", "seed", "system", "chat_template_kwargs", "prompt_date")
@@ -113,6 +114,11 @@ def _writer(
         source=str(config.traces.resolve()),
         **kept,
     )
+
+
+def _dtype(config: ExtractConfig) -> str:
+    on_cpu = config.accelerator == "cpu" or not torch.cuda.is_available()
+    return (cpu_dtype() if config.dtype == "auto" and on_cpu else None) or config.dtype
 
 
 def load_model(model: str, dtype: str, revision: str | None = None) -> "PreTrainedModel":
@@ -146,7 +152,7 @@ def _run(
     rule: BoundaryRule,
     writer: TraceWriter | None,
 ) -> None:
-    model = load_model(config.model, config.dtype, _revision(config, source))
+    model = load_model(config.model, _dtype(config), _revision(config, source))
     with lightning_run():
         trainer = make_trainer(
             accelerator=config.accelerator,

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from step_infer.errors import InputError
+from step_infer.scorer.card import MOST_DEPTH, MOST_WIDTH
 
 LEAST_COMPONENTS = 8
 """Fewer hold no direction of every kind that `step_train.data.subspace` looks for."""
@@ -99,7 +100,7 @@ class FitConfig:
     """Trace aggregator for the scorer card; auto chooses by validation questions."""
     memory_mib: int = 1024
     """Most memory for blocks of features in a process, MiB; smaller features stay in memory."""
-    verify_checksums: bool = False
+    verify_checksums: bool = True
     """Compare every file of the traces directory with its checksum first; reads all of it once."""
     accelerator: str = "auto"
     """Where to run: auto, cpu, gpu, …"""
@@ -132,6 +133,11 @@ class FitConfig:
             )
         if self.depth < 0:
             raise InputError(f"Expected depth of at least 0, found {self.depth}.")
+        for name, bound in {"width": MOST_WIDTH, "depth": MOST_DEPTH}.items():
+            if getattr(self, name) > bound:
+                raise InputError(
+                    f"Expected {name} of at most {bound}, found {getattr(self, name)}."
+                )
         for name in ("dropout", "early_discount", "label_smoothing"):
             most = 1 if name == "early_discount" else 0.99
             if not 0 <= getattr(self, name) <= most:

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from data_gen.traces.directory import TraceDirectory
 from step_eval.statistics import Floats
 from step_infer.scorer.network import StepScorer
-from step_infer.storage.files import atomic_write
+from step_infer.storage.files import full_disk_named
 from step_train.data.datamodule import StepDataModule
 from step_train.data.normaliser import Normaliser
 from step_train.data.projection import Projection
@@ -33,7 +33,13 @@ from step_train.fit.calibration import calibrate
 from step_train.fit.config import FitConfig
 from step_train.fit.loss import StepLoss
 from step_train.fit.module import MONITOR, ScorerModule
-from step_train.fit.run_directory import RECORD_KEY, RECORD_SCHEMA_VERSION, REPORT, FitDirectory
+from step_train.fit.run_directory import (
+    RECORD_KEY,
+    RECORD_SCHEMA_VERSION,
+    REPORT,
+    FitDirectory,
+    write_checkpoint,
+)
 from step_train.fit.trainer import EpochProgress, RunCheckpoint, lightning_run, make_trainer
 
 
@@ -85,7 +91,8 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         callbacks: more Lightning callbacks.
 
     Raises:
-        InputError: the traces, the run directory or a setting cannot be used.
+        InputError: the traces, the run directory or a setting cannot be used, a checkpoint is
+            damaged, or the disk is full.
     """
     started = time.monotonic()
     data = read_training_data(
@@ -99,7 +106,7 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         verify_checksums=config.verify_checksums and rank_zero_only.rank in (None, 0),
     )
     require_components(config.components, data.rows, config.memory_mib)
-    with FitDirectory(config.out) as run:
+    with FitDirectory(config.out) as run, full_disk_named(run.path):
         # With several devices, Lightning starts this program again for each: only the first writes.
         if rank_zero_only.rank in (None, 0):
             settings = config.result_settings() | {"traces_fingerprint": data.fingerprint}
@@ -137,7 +144,7 @@ def train(
     config: FitConfig, data: TrainingData, run: FitDirectory, callbacks: Sequence[Callback] = ()
 ) -> tuple[ScorerModule, Trainer]:
     """Train to the end, from the newest checkpoint where there is one; call in `lightning_run`."""
-    resume = run.last if run.last.is_file() else None
+    resume, saved = run.resume() or (None, {})
     module = _module(config, data)
     if resume is None and module.normaliser is not None:
         module.normaliser.measure(data.rows, data.splits["train"])
@@ -166,7 +173,6 @@ def train(
     if datamodule.projection is not None and rank_zero_only.rank in (None, 0):
         datamodule.projection.write()
     if resume is not None:
-        saved = torch.load(resume, map_location="cpu", weights_only=True)
         if _stopped(saved, stopping):
             # Trained to the end, but not yet judged.
             module.load_state_dict(saved["state_dict"])
@@ -289,8 +295,7 @@ def _complete_checkpoint(path: Path, outcome: dict[str, Any]) -> None:
     """Put the outcome into the best checkpoint, so that it is complete for export."""
     checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     checkpoint[RECORD_KEY] |= outcome
-    with atomic_write(path) as file:
-        torch.save(checkpoint, file)
+    write_checkpoint(path, checkpoint)
 
 
 def _result(run: FitDirectory, outcome: dict[str, Any], started: float) -> FitResult:

@@ -5,16 +5,15 @@ report.html, projected/ while a run with `components` is not complete, and metri
 A checkpoint holds our own part as plain data under one key: all that an export needs.
 """
 
+import io
 import shutil
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from step_infer.errors import InputError
-from step_infer.storage.files import read_json, write_json
+from step_infer.storage.files import atomic_write, read_json, write_json
 from step_infer.storage.run_directory import MANIFEST_NAME, RunDirectory
 from step_train.data.trace_table import SPLITS
 
@@ -67,12 +66,32 @@ class FitDirectory(RunDirectory):
                 started with other settings; the message names the first that differs.
         """
         self.claim()
+        for name in (BEST, LAST, METRICS, SPLIT, REPORT):  # left by a run that was killed
+            for left in self.path.glob(f".{name}.*.tmp"):
+                left.unlink()
         if self.manifest:
             self.require_settings(settings)
         else:
             self.begin(settings, **manifest)
         if not (self.path / SPLIT).exists():
             write_json(self.path / SPLIT, split)
+
+    def resume(self) -> tuple[Path, dict[str, Any]] | None:
+        """Return the checkpoint to go on from, and its content; None where none is written yet.
+
+        That of the best epoch is read too: a run that goes on without it would fail at its end.
+
+        Raises:
+            InputError: one of them is damaged or missing; the message says what to remove.
+        """
+        anew = "and give the same command again; training starts anew."
+        if not self.last.is_file():
+            if not self.best.is_file():
+                return None
+            return self.best, _whole(self.best, f"remove it {anew}")
+        _whole(self.best, f"remove it, where it is there, and {LAST}, {anew}")
+        again = f"remove it and give the same command again; training goes on from {BEST}."
+        return self.last, _whole(self.last, again)
 
     def split(self) -> dict[str, list[str]]:
         """Return the question ids of each split.
@@ -110,8 +129,16 @@ IMPORTED = "imported"
 """Key of a card's training summary that says where an imported scorer comes from."""
 
 
-_DAMAGED = (UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, SafetensorError)
-"""What torch.load raises; it also reads safetensors, by their name."""
+def write_checkpoint(path: Path | str, content: dict[str, Any]) -> None:
+    """Write tensors and plain data for `torch.load`, atomically.
+
+    Raises:
+        InputError: the file cannot be written, or the disk is full.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)  # given a file, it hides why a write failed
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def load_plain(path: Path, what: str) -> Any:
@@ -124,7 +151,7 @@ def load_plain(path: Path, what: str) -> Any:
         raise InputError(f"Expected {what} at {path}, found none.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
+    except Exception as error:  # what a damaged pickle raises is of nearly any type
         raise InputError(
             f"Expected {what} of tensors and plain data at {path}, found something else or a "
             f"damaged file ({type(error).__name__}). Hint: a file that needs more is not opened, "
@@ -152,3 +179,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"found {record.get('schema_version')}. Hint: train again with this toolkit."
         )
     return saved
+
+
+def _whole(path: Path, hint: str) -> dict[str, Any]:
+    try:
+        return read_checkpoint(path)
+    except InputError as error:
+        found = "a damaged one" if path.is_file() else "none"
+        raise InputError(
+            f"Expected a whole checkpoint of step-train fit at {path}, found {found}. Hint: {hint}"
+        ) from error

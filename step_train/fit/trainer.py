@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from step_infer.cli.progress import Progress
 from step_infer.errors import InputError
+from step_train.fit.run_directory import write_checkpoint
 
 _CHATTER = (
     ".*LeafSpec.*",  # Lightning's own use of a torch function
@@ -80,6 +82,7 @@ def make_trainer(**options: Any) -> Trainer:
             use_distributed_sampler=False,
             enable_progress_bar=False,
             enable_model_summary=False,
+            plugins=[AtomicCheckpoints()],
             **options,
         )
     except (MisconfigurationException, ValueError) as error:
@@ -87,6 +90,20 @@ def make_trainer(**options: Any) -> Trainer:
             f"Expected an accelerator and devices that this machine has, found: {error} "
             "Hint: see --accelerator and --devices."
         ) from error
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes checkpoints that are whole or not there.
+
+    Lightning moves them from the system's folder of temporary files, which may be another disk: a
+    full disk or a kill then cuts the checkpoint that was there.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Path | str, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint; there are no `storage_options`."""
+        write_checkpoint(path, checkpoint)
 
 
 class RunCheckpoint(ModelCheckpoint):

@@ -24,6 +24,7 @@ from data_gen import collection
 from data_gen.collect import collect
 from data_gen.commands import main
 from data_gen.config import CollectConfig
+from data_gen.summary import print_summary
 from data_gen.traces.directory import TraceDirectory
 from step_infer.client.prompt import chat_prompt, load_tokenizer
 from step_infer.client.trace import Sampling, Trace, TracePlan
@@ -107,6 +108,18 @@ def test_the_summary_counts_what_it_says(config: CollectConfig) -> None:
     }
     assert {name: summary[name] for name in expected} == expected
     assert "questions right by majority vote" in printed
+
+
+@pytest.mark.parametrize(("no_answer", "told"), [(9, False), (10, True)])
+def test_the_summary_says_so_when_most_traces_have_no_answer(
+    config: CollectConfig, no_answer: int, told: bool
+) -> None:
+    summary, printed = run(config, CollectEngine())
+    assert "warning" not in printed
+    out = io.StringIO()
+    print_summary(summary | {"no_answer": no_answer}, Console(file=out, width=400))
+    warning = rf"warning: {no_answer} of 18 traces have no answer: only one in \boxed{{}} is looked"
+    assert (warning in out.getvalue()) is told
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -119,6 +120,19 @@ def test_limit_stops_before_later_lines_are_judged(tmp_path: Path) -> None:
 def test_line_separators_inside_a_text_do_not_split_it(tmp_path: Path) -> None:
     path = write(tmp_path, '{"question": "a\u2028b", "answer": "1"}')
     assert load_questions(path).questions[0].question == "a\u2028b"
+
+
+def test_a_line_that_is_too_long_is_left_out_alone(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    good = '{"question": "1+1", "answer": "2"}\n'
+    path.write_text(good + '{"question": "' + "1" * 2**26 + '"}\n' + good)
+    tracemalloc.start()
+    found = load_questions(path, QuestionOptions(skip_bad_lines=True))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [question.id for question in found.questions] == ["line-1", "line-3"]
+    assert found.skipped == [f"{path}:2: Expected at most 16 MiB in a line, found more."]
+    assert peak < 2**26
 
 
 def test_no_questions_at_all(tmp_path: Path) -> None:

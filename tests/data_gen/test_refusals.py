@@ -1,5 +1,9 @@
 """What step-collect and the ledger refuse, in whole: what they expected, found, and what to do."""
 
+import bz2
+import gzip
+import json
+import lzma
 from functools import partial
 from pathlib import Path
 
@@ -120,7 +124,12 @@ def read(name, content, **options):
             '{"question": "x", "answer": "1", "id": "\\ud83d"}',
             "Unicode text under 'id', found the lone surrogate '\\ud83d'.",
         ),
-        (GOOD[:-1] + ', "id": "line-1"}', "each id once, found 'line-1' in TMP/q.jsonl:1 too."),
+        (
+            GOOD[:-1] + ', "id": "line-1"}',
+            "each id once, found 'line-1' in TMP/q.jsonl:1 too, where it was made for a row "
+            "without one.",
+        ),
+        (json.dumps({"question": "1" * 2**24}), "at most 16 MiB in a line, found more."),
     ],
 )
 def test_a_line_of_a_questions_file(line, text, tmp_path):
@@ -135,6 +144,38 @@ def test_a_line_of_a_questions_file(line, text, tmp_path):
             read("q.jsonl", GOOD.encode() + b"\n\xe9"),
             "TMP/q.jsonl:2: Expected UTF-8 text, found: 'utf-8' codec can't decode byte 0xe9 in "
             f"position 0: unexpected end of data. {SKIP}",
+        ),
+        (
+            read("q.jsonl", f'{GOOD[:-1]}, "id": "line-2"}}\n{GOOD}\n'),
+            "TMP/q.jsonl:2: Expected each id once, found 'line-2', made for this row without one, "
+            f"in TMP/q.jsonl:1 too. {SKIP}",
+        ),
+        (
+            read("q.jsonl", f'{GOOD[:-1]}, "id": "a"}}\n{GOOD[:-1]}, "id": "a"}}\n'),
+            f"TMP/q.jsonl:2: Expected each id once, found 'a' in TMP/q.jsonl:1 too. {SKIP}",
+        ),
+        *(
+            (
+                read("q.jsonl", content),
+                f"Expected a file that is not compressed at TMP/q.jsonl, found {kind}. Hint: undo "
+                f"it with {tool}, and give the file that comes out.",
+            )
+            for content, kind, tool in (
+                (gzip.compress(GOOD.encode()), "gzip", "gunzip"),
+                (pa.compress(GOOD.encode(), codec="zstd", asbytes=True), "Zstandard", "unzstd"),
+                (bz2.compress(GOOD.encode()), "bzip2", "bunzip2"),
+                (lzma.compress(GOOD.encode()), "xz", "unxz"),
+                (b"PK\x03\x04" + bytes(26), "zip", "unzip"),
+            )
+        ),
+        (
+            read("q.csv", "question,answer\n" + "1," * 2**23 + "\n"),
+            "Expected at most 16 MiB in a line of TMP/q.csv, found more.",
+        ),
+        (
+            read("q.csv", 'question,answer\n"' + f"{'1' * 2**20}\n" * 17 + '",1\n'),
+            "Expected CSV in UTF-8 in TMP/q.csv, found: field larger than field limit (16777216) "
+            "(line 18).",
         ),
         (
             read("q.csv", "question,answer\n1+1\n"),
@@ -257,6 +298,16 @@ def listed(folder, **changes):
     return found
 
 
+LISTED = {"file": "traces/part-00000.parquet", "rows": 1, "bytes": 1, "sha256": "f"}
+
+
+def relisted(part, folder):
+    """Open one whose manifest lists its part otherwise; `out` is a link that leads out."""
+    (folder / "out").symlink_to("/dev/null")
+    write_manifest(folder, run_manifest(kind="traces", parts=[part]))
+    return TraceDirectory(folder)
+
+
 def tensors(folder, **found):
     save_file(found, folder / "x.safetensors")
     return FeatureShard(folder / "x.safetensors")
@@ -348,6 +399,34 @@ def tensors(folder, **found):
             "SIZE bytes with checksum ffffffffffff… (manifest) in "
             "TMP/features/shard-00000.safetensors, found other content. "
             "Hint: remove the directory and make it again.",
+        ),
+        *(
+            (
+                partial(relisted, part),
+                "file, rows, bytes and sha256 of traces, and of features or null, in part 0 of "
+                f"TMP/manifest.json, found {part!r:.60}. Hint: restore the manifest, or make the "
+                "directory again.",
+            )
+            for part in (
+                7,
+                [],
+                {},
+                {"traces": LISTED | {"file": 7}},
+                {"traces": LISTED | {"file": "\0"}},
+                {"traces": LISTED | {"rows": "1"}},
+                {"traces": LISTED | {"rows": -1}},
+                {"traces": LISTED, "features": 7},
+                {"traces": LISTED, "features": {"file": "x"}},
+            )
+        ),
+        *(
+            (
+                partial(relisted, {"traces": LISTED | {"file": file}, "features": None}),
+                f"part 0 of TMP/manifest.json inside its directory, found {file!r}, which leads "
+                "out of it. Hint: copy the file into the directory; links to other places are not "
+                "followed.",
+            )
+            for file in ("../x", "traces/../../x", "/dev/null", "out")
         ),
         (
             lambda tmp: (TraceWriter(tmp, {}).close(), TraceDirectory(tmp).table(["text"])),

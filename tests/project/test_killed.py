@@ -74,10 +74,22 @@ def whole(traces, tmp_path_factory):
     ("count", "name", "when"),
     [
         (1, "manifest.json", "after"),
+        (1, "best.ckpt", "before"),
+        (1, "last.ckpt", "before"),
+        (2, "best.ckpt", "before"),
+        (3, "last.ckpt", "before"),
         (1, "metrics.json", "before"),
         (2, "manifest.json", "before"),
     ],
-    ids=["before training", "before the result", "before the run is marked complete"],
+    ids=[
+        "before training",
+        "in the first checkpoint",
+        "between best and last",
+        "in the best checkpoint",
+        "in the last checkpoint",
+        "before the result",
+        "before the run is marked complete",
+    ],
 )
 def test_a_fit_that_was_killed_goes_on_to_the_same_result(
     traces, whole, tmp_path, count, name, when
@@ -89,6 +101,7 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_result(
     for file in ("best.ckpt", "last.ckpt"):
         found, expected = weights(result.run / file), weights(whole.run / file)
         assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert not list((tmp_path / "run").glob(".*.tmp"))
 
 
 def test_a_fit_killed_from_outside_in_the_middle_of_training_goes_on(traces, whole, tmp_path):

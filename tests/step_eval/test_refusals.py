@@ -307,11 +307,13 @@ def collected(folder, features=None):
         "num_steps": 3,
     }
     parquet(folder / "part.parquet", **{name: [value] for name, value in trace.items()})
-    listed = None
-    if features is not None:
-        file = folder / features
-        listed = {"file": features, "rows": 3, "bytes": file.stat().st_size if file.exists() else 0}
-    return manifest(folder, parts=[{"traces": {"file": "part.parquet"}, "features": listed}])
+
+    def listed(file, rows):
+        size = (folder / file).stat().st_size if (folder / file).exists() else 0
+        return {"file": file, "rows": rows, "bytes": size, "sha256": ""}
+
+    states = None if features is None else listed(features, 3)
+    return manifest(folder, parts=[{"traces": listed("part.parquet", 1), "features": states}])
 
 
 def narrow(folder):
@@ -538,6 +540,12 @@ def answered(folder):
         (
             lambda tmp: RecordStore(line(tmp, '{"schema_version": 1}')).read(),
             "TMP/records/sc-r0.jsonl:1: Expected a question record, found: KeyError('answers').",
+        ),
+        (
+            lambda tmp: RecordStore(line(tmp, '{"n": ' + "1" * 5000 + "}")).read(),
+            "TMP/records/sc-r0.jsonl:1: Expected a question record, found: ValueError('Exceeds the "
+            "limit (4300 digits) for integer string conversion: value has 5000 digits; use "
+            "sys.set_int_max_str_digits() to increase the limit').",
         ),
         (lambda tmp: read_run(manifest(tmp)), "Expected a directory of step-eval, found TMP."),
         (

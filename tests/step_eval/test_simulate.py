@@ -143,9 +143,13 @@ def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
         for number in (2, 0, 1)
     ]
     write_part(tmp_path / "traces" / "part-00000.parquet", rows)
-    shard = tmp_path / "features" / "shard-00000.safetensors"
-    features = {"file": str(shard.relative_to(tmp_path)), "bytes": shard.stat().st_size, "rows": 5}
-    part = {"traces": {"file": "traces/part-00000.parquet"}, "features": features}
+    part = {
+        kind: {"file": file, "bytes": (tmp_path / file).stat().st_size, "rows": rows, "sha256": ""}
+        for kind, file, rows in (
+            ("traces", "traces/part-00000.parquet", 3),
+            ("features", "features/shard-00000.safetensors", 5),
+        )
+    }
     write_manifest(tmp_path, run_manifest(kind="traces", parts=[part]))
     found = read_pool(tmp_path, str(SCORER))
     scorer, card = load_scorer(SCORER)

@@ -1,6 +1,7 @@
 """The event log that the scheduler writes, and the page that step-eval events makes of it."""
 
 import json
+import math
 
 import pytest
 from scheduler_harness import BOUNDARY, EOS, WORD, Engine, Script, check_empty, make_scheduler
@@ -188,6 +189,27 @@ def test_step_eval_events_draws_a_log(engine, tmp_path, capsys):
     assert "Left out: 3 lines" in page
     assert page.count("<svg") == 4
     assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"time": math.nan},
+        {"time": True},
+        {"kv_use": math.inf},
+        {"score": "high"},
+        {"tokens": 10**400},
+        {"group": 7},
+        {"group": ["g"]},
+        {"request": None},
+    ],
+)
+def test_a_line_with_a_value_of_another_kind_is_left_out(tmp_path, changes):
+    good = {"time": 1.0, "event": "prune", "request": "r", "group": "g", "score": 0.5}
+    good |= {"steps": 1, "tokens": 5, "kv_use": 0.5}
+    path = tmp_path / "e.jsonl"
+    path.write_text(f"{json.dumps(good)}\n{json.dumps(good | changes)}\n")
+    assert read_events([path]) == ([good | {"engine": 0}], 1)
 
 
 @pytest.mark.parametrize(

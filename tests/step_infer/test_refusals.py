@@ -25,7 +25,7 @@ from step_infer.client.prompt import chat_prompt, load_tokenizer, prompt_lengths
 from step_infer.client.trace import Sampling, TracePlan
 from step_infer.client.weights import check_weights
 from step_infer.doctor.command import DoctorConfig, doctor
-from step_infer.event_log import EventLog, read_events
+from step_infer.event_log import EventLog, event_log_path, read_events
 from step_infer.live_traces import LiveTrace
 from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.scorer.card import ScorerCard, read_card
@@ -442,6 +442,18 @@ def model(folder, **config):
     return str(folder)
 
 
+DIGITS = '{"n": ' + "1" * 5000 + "}"
+TOO_MANY = (
+    "Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits; use "
+    "sys.set_int_max_str_digits() to increase the limit"
+)
+
+
+def loop(folder):
+    (folder / "loop").symlink_to(folder / "loop")
+    return folder / "loop"
+
+
 THEIRS = ModelIdentity("other", "c" * 64, "t" * 64, 512)
 
 
@@ -457,6 +469,37 @@ THEIRS = ModelIdentity("other", "c" * 64, "t" * 64, 512)
             lambda tmp: card_json(width=0),
             "a scorer card in file, found: width 0, which is below 1. "
             "Hint: export the scorer again.",
+        ),
+        (
+            lambda tmp: card_json(depth=10**9),
+            "a scorer card in file, found: depth 1000000000, which is above 64. "
+            "Hint: export the scorer again.",
+        ),
+        (
+            lambda tmp: card_json(hidden_size=2**21),
+            "a scorer card in file, found: hidden_size 2097152, which is above 1048576. "
+            "Hint: export the scorer again.",
+        ),
+        (
+            lambda tmp: ScorerCard.from_json(DIGITS, "file"),
+            f"a scorer card in file, found: {TOO_MANY}. Hint: export the scorer again.",
+        ),
+        (
+            lambda tmp: read_card(loop(tmp)),
+            "a scorer file at TMP/loop, found none. Hint: make one with scorer-export.",
+        ),
+        (
+            lambda tmp: serve._main([MODEL, "--scorer", str(loop(tmp))]),
+            "a scorer file at TMP/loop, found none. Hint: make one with scorer-export.",
+        ),
+        (
+            lambda tmp: StepLLM(MODEL, loop(tmp)),
+            "a scorer file at TMP/loop, found none. Hint: make one with scorer-export.",
+        ),
+        (
+            lambda tmp: EventLog(event_log_path(loop(tmp))),
+            "a file to write events to at TMP/loop, found: Too many levels of symbolic links. "
+            "Hint: make its folder, or change its permissions.",
         ),
         (
             lambda tmp: card_json(width="wide"),
@@ -674,6 +717,10 @@ def configured(folder, text):
             lambda tmp: read_json(tmp / "none"),
             "a readable file TMP/none, found: No such file or directory. "
             "Hint: check the path and its permissions.",
+        ),
+        (
+            lambda tmp: read_json(file(tmp, DIGITS)),
+            f"JSON in TMP/x, found: {TOO_MANY}.",
         ),
         (
             lambda tmp: read_json(file(tmp, "{")),

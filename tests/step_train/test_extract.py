@@ -161,9 +161,35 @@ def test_the_manifest_names_the_model_and_the_source(model, source, extracted):
     assert manifest["sampling"] == {"temperature": 1.0}
 
 
-def test_the_models_own_number_format_is_kept(model, source, tmp_path):
-    directory = extract(config(model, source, tmp_path / "out"))
-    assert {shard.dtype for shard in directory.shards()} == {torch.bfloat16}
+@pytest.mark.parametrize(
+    ("products", "dtype", "expected"),
+    [
+        (True, "auto", torch.bfloat16),
+        (False, "auto", torch.float32),
+        (False, "bfloat16", torch.bfloat16),
+    ],
+)
+def test_the_models_own_number_format_is_kept_where_the_processor_is_fast_in_it(
+    model, source, tmp_path, monkeypatch, products, dtype, expected
+):
+    features = {"architecture": "x86_64", "avx512_bf16": products}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    directory = extract(config(model, source, tmp_path / "out", dtype=dtype))
+    assert {shard.dtype for shard in directory.shards()} == {expected}
+
+
+def test_a_number_format_that_another_machine_chose_is_not_mixed_with_its_own(
+    model, source, tmp_path, monkeypatch
+):
+    for products in (False, True):
+        features = {"architecture": "x86_64", "avx512_bf16": products}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=features: found)
+        settings = config(model, source, tmp_path / "out")
+        if products:
+            with pytest.raises(InputError, match="Expected dtype 'float32' .*, found 'auto'"):
+                extract(settings)
+        else:
+            extract(settings)
 
 
 def test_other_boundaries_can_be_chosen(model, source, tmp_path):

@@ -64,6 +64,8 @@ def at_least(least, *names):
         *at_least(1, "width", "batch_size", "max_epochs", "patience", "memory_mib", "devices"),
         *at_least(1, "shuffles"),
         *at_least(0, "depth"),
+        ({"depth": 65}, "depth of at most 64, found 65."),
+        ({"width": 2**20 + 1}, "width of at most 1048576, found 1048577."),
         ({"seed": -1}, "seed from 0 to 4294967295, found -1."),
         ({"test_seed": 2**32}, "test_seed from 0 to 4294967295, found 4294967296."),
         ({"components": 3}, "components of at least 8, or 0 for none, found 3."),
@@ -403,8 +405,22 @@ def saved(folder, content):
     return folder / "x.pt"
 
 
+def written(folder, content):
+    (folder / "x.pt").write_bytes(content)
+    return folder / "x.pt"
+
+
 def network(hidden_size=16, width=8, last=1):
     return nn.Sequential(nn.Linear(hidden_size, width), nn.ReLU(), nn.Linear(width, last))
+
+
+def sized(width=512, depth=64):
+    """Return a checkpoint without weights whose record says how large they are."""
+    record = {"schema_version": 1, "width": width, "depth": depth, "boundary": {}}
+    record |= {"model": {"model": "m", **dict.fromkeys(("config_hash", "tokenizer_hash"), "x")}}
+    record["model"]["hidden_size"] = 16
+    record |= {"settings": {}, "data": {}}
+    return {"step_scorer": record, "epoch": 0, "state_dict": {}}
 
 
 @pytest.mark.parametrize(
@@ -441,6 +457,24 @@ def network(hidden_size=16, width=8, last=1):
             "as it could run code; save its state dict alone.",
         ),
         (
+            lambda tmp: read_network(written(tmp, b"\x80\x02.")),  # the stack is empty
+            "a PyTorch checkpoint of tensors and plain data at TMP/x.pt, found something else or a "
+            "damaged file (IndexError). Hint: a file that needs more is not opened, as it could "
+            "run code; save its state dict alone.",
+        ),
+        (
+            lambda tmp: read_network(saved(tmp, {"0.weight": torch.eye(2).to_sparse()})),
+            "only weights and biases of Linear(H, width), ReLU, Linear(width, 1) in TMP/x.pt, "
+            "found '0.weight' (torch.sparse_coo, torch.float32). Hint: give a state dict, or a "
+            "dict with 'model_state_dict'.",
+        ),
+        (
+            lambda tmp: read_network(saved(tmp, {"0.weight": torch.ones(1).expand(2**40, 4)})),
+            "only weights and biases of Linear(H, width), ReLU, Linear(width, 1) in TMP/x.pt, "
+            "found '0.weight' (torch.strided, torch.float32). Hint: give a state dict, or a dict "
+            "with 'model_state_dict'.",
+        ),
+        (
             lambda tmp: read_checkpoint(saved(tmp, {"state_dict": {}})),
             "a checkpoint of step-train fit (with the key 'step_scorer') at TMP/x.pt, found "
             "another one. Hint: train a scorer with step-train fit, or import a published one with "
@@ -457,6 +491,15 @@ def network(hidden_size=16, width=8, last=1):
             ),
             "a checkpoint of step-train fit in TMP/x.pt, found a damaged one (KeyError('model')). "
             "Hint: train again.",
+        ),
+        (
+            lambda tmp: export(saved(tmp, sized(depth=10**9)), tmp / "scorer.safetensors"),
+            "a checkpoint of step-train fit in TMP/x.pt, found a damaged one "
+            "(ValueError('width 512 and depth 1000000000')). Hint: train again.",
+        ),
+        (
+            lambda tmp: export(saved(tmp, sized(width=2**20)), tmp / "scorer.safetensors"),
+            "tensor net.0.bias of shape (1048576,) in TMP/x.pt, found None. Hint: train again.",
         ),
         (
             lambda tmp: import_scorer(

@@ -1,6 +1,8 @@
 """Training a step scorer: what it learns, that it is repeatable, and that it goes on."""
 
+import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -165,6 +167,72 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(trained, separable, tmp_
     ).read_text()
 
 
+@pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
+def test_a_full_disk_is_one_line_and_loses_nothing(trained, separable, tmp_path, monkeypatch, name):
+    left, sync = [2], os.fsync
+
+    def full(file):
+        left[0] -= f".{name}." in os.readlink(f"/proc/self/fd/{file}")
+        if not left[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(file)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match=f"Expected room on the disk for .*/{name}, found it"):
+            fit(config(separable, run))
+    assert torch.load(run / name, weights_only=True)["epoch"] == 0
+    assert not list(run.glob(".*.tmp"))
+    assert same(weights(trained, name), weights(fit(config(separable, run)), name))
+
+
+def test_a_full_disk_is_named_whatever_is_written(separable, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lightning.pytorch.loggers.CSVLogger.save", full)
+    with pytest.raises(InputError, match="Expected room on the disk for .*/run, found it full"):
+        fit(config(separable, tmp_path / "run"))
+
+
+@pytest.fixture
+def interrupted(separable, tmp_path):
+    with pytest.raises(RuntimeError, match="interrupted"):
+        fit(config(separable, tmp_path / "run"), [Interrupt(epoch=3)])
+    return tmp_path / "run"
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+@pytest.mark.parametrize(
+    ("name", "others", "hint"),
+    [
+        ("last.ckpt", [], "remove it and give the same command again; training goes on from best"),
+        ("best.ckpt", ["last.ckpt"], "remove it, where it is there, and last.ckpt, and give the"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_with_what_to_do(
+    trained, separable, interrupted, name, others, hint
+):
+    cut(interrupted / name)
+    with pytest.raises(InputError, match=f"/{name}, found a damaged one. Hint: {hint}"):
+        fit(config(separable, interrupted))
+    for file in [name, *others]:
+        (interrupted / file).unlink()
+    result = fit(config(separable, interrupted))
+    assert result.history == trained.history
+    assert same(weights(trained), weights(result))
+
+
+def test_a_run_whose_best_checkpoint_is_gone_does_not_train_to_its_end(separable, interrupted):
+    (interrupted / "best.ckpt").unlink()
+    with pytest.raises(InputError, match="/best.ckpt, found none. Hint: remove it, where"):
+        fit(config(separable, interrupted))
+
+
 @pytest.mark.parametrize("patience", [1, 50], ids=["stopped early", "all epochs"])
 def test_a_run_that_was_trained_but_not_judged_is_judged(tmp_path, monkeypatch, patience):
     write_traces(tmp_path / "traces", "noise", questions=20)
@@ -244,7 +312,8 @@ def test_two_processes_cannot_train_in_one_directory(separable, trained):
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_states_that_are_not_finite_are_named(tmp_path, split, value, normalise):
     directory = write_traces(tmp_path / "traces", "label", questions=20)
-    settings = config(tmp_path / "traces", tmp_path / "run", max_epochs=2, normalise=normalise)
+    options = {"max_epochs": 2, "normalise": normalise, "verify_checksums": False}
+    settings = config(tmp_path / "traces", tmp_path / "run", **options)
     read = read_training_data(
         settings.traces,
         val_fraction=settings.val_fraction,

@@ -53,10 +53,17 @@ def test_the_page_says_what_is_not_computed_and_why(made):
     assert "Fewer than 30 questions" in page
 
 
+def test_the_page_says_that_checksums_were_not_compared(tmp_path):
+    options = {"baselines": "none", "verify_checksums": False, "max_epochs": 1}
+    _, page = report(tmp_path, {"questions": 6}, **options)
+    assert "Checksums of the traces directory: not compared (--verify-checksums false)" in page
+
+
 def test_no_baselines_and_one_test_question_still_make_a_page(tmp_path):
     _, page = report(tmp_path, {"questions": 6, "traces": 3}, baselines="none", test_fraction=0.1)
     assert "Baselines: left out by --baselines none" in page
     assert "Votes: no test question has 4 traces" in page
+    assert "Checksums of the traces directory" not in page
     assert "Intervals within question: fewer than two test questions" in page
     assert "no interval" in page
 
