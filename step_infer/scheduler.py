@@ -108,6 +108,8 @@ class StepScheduler(AsyncScheduler):
             self.events = EventLog(settings.event_log, rank)
         self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
         self._pruned_groups: set[str] = set()
+        self._held_since: dict[str, int] = {}  # group to step
+        self._step = 0
         self.following = True
 
     def add_request(self, request: Request) -> None:
@@ -154,18 +156,23 @@ class StepScheduler(AsyncScheduler):
         return output
 
     def _schedule(self, *args: Any, **kwargs: Any) -> Any:
-        hold = False
+        held: set[str] = set()
         if not self.live.kept:  # no live group: nothing to prune, nothing to wait for
             self._pruned_groups.clear()
+            self._held_since.clear()
         elif self.settings.prune and self._pause_state != PauseState.PAUSED_ALL:
             try:
                 # Before the base call, which preempts as soon as a running request does not fit.
-                hold = self._make_room()
+                held = self._hold(self._make_room())
             except Exception:
                 self._disable("Pruning")
-        if not hold:
+        if not held:
             return super().schedule(*args, **kwargs)
-        with held_back(compat.waiting_queues(self), self._competes) as self._num_held:
+
+        def waits(request: Request) -> bool:
+            return self._competes(request) and self.live.traces[request.request_id].group in held
+
+        with held_back(compat.waiting_queues(self), waits) as self._num_held:
             if self._num_held:
                 self.counters.hold()
             output = super().schedule(*args, **kwargs)
@@ -290,8 +297,8 @@ class StepScheduler(AsyncScheduler):
         # Not self.finish_requests: the report ends with this output, like any other's.
         super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
 
-    def _make_room(self) -> bool:
-        """Prune until this step's growth fits; return whether waiting traces stay so."""
+    def _make_room(self) -> int:
+        """Prune until this step's growth fits; return the KV blocks that it leaves free."""
         free = compat.free_blocks(self)
         if free < compat.most_growth_blocks(self):  # cheap; in ample memory no request is looked at
             while (needed := compat.growth_blocks(self)) > free:
@@ -301,16 +308,30 @@ class StepScheduler(AsyncScheduler):
                 self._prune(self.live.traces[victim.request_id])
                 free = compat.free_blocks(self)
             free -= needed
-        if not self._pruned_groups:
-            return False
-        running = {
-            trace.group
-            for request in self.running
-            if (trace := self.live.traces.get(request.request_id)) is not None
-        }
-        self._pruned_groups &= running  # type: ignore[arg-type]
+        return free
+
+    def _hold(self, free: int) -> set[str]:
+        """Return the groups whose waiting traces stay so; `free` blocks are left in this step."""
+        self._step += 1
+        if not self._pruned_groups and not self._held_since:
+            return set()
+        self._pruned_groups &= self._groups(self.running)
+        waiting = set[str]().union(*map(self._groups, compat.waiting_queues(self)))
         total = self.kv_cache_manager.block_pool.num_gpu_blocks
-        return not policy.admit(free, total, self.settings.resume_free, bool(self._pruned_groups))
+        admitted, self._held_since = policy.admit(
+            waiting,
+            self._held_since,
+            self._step,
+            self._pruned_groups,
+            policy.Memory(free, total, self.settings.resume_free),
+            self.settings.max_held_steps,
+        )
+        return waiting - admitted
+
+    def _groups(self, requests: Iterable[Request]) -> set[str]:
+        """Return the groups of those requests that compete: others neither press nor wait."""
+        traces = (self.live.traces[r.request_id] for r in requests if self._competes(r))
+        return {trace.group for trace in traces if trace.group is not None}
 
     def _prunable(self) -> list[policy.RunningTrace]:
         traces = []
@@ -407,6 +428,7 @@ class StepScheduler(AsyncScheduler):
         self.live.clear()
         self.reports.clear()
         self._pruned_groups.clear()
+        self._held_since.clear()
         logger.error(
             "%s failed: scoring and pruning are off from now on; generation goes on.",
             what,

@@ -138,6 +138,13 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "0 to 1 (default: %(default)s)",
     )
     add(
+        "--max-held-steps",
+        type=int,
+        default=StepSettings.max_held_steps,
+        help="engine steps after which a group that waits for this is let in all the same "
+        "(default: %(default)s)",
+    )
+    add(
         "--event-log",
         metavar="FILE",
         help="append a JSON line for each scored trace that ends; step-eval events draws it "
@@ -187,6 +194,7 @@ def _settings(own: argparse.Namespace) -> StepSettings:
         min_steps=own.min_steps,
         aggregator=own.aggregator,
         resume_free=own.resume_free,
+        max_held_steps=own.max_held_steps,
         event_log=None if own.event_log is None else event_log_path(own.event_log),
         allow_mismatch=tuple(own.allow_mismatch),
     )
