@@ -26,7 +26,7 @@ class RunningTrace:
     min_steps: int = 1
     """Step scores it must have before it can be stopped."""
     min_keep: int = 1
-    """Traces of its group that must stay."""
+    """Traces of its group that must stay: the most that any of them asks for."""
 
 
 def pick_victim(traces: Iterable[RunningTrace], kept: Mapping[str, int]) -> RunningTrace | None:
@@ -38,7 +38,8 @@ def pick_victim(traces: Iterable[RunningTrace], kept: Mapping[str, int]) -> Runn
 
     Args:
         traces: the running traces that opted in.
-        kept: for each group, its traces that are running, waiting or finished (not stopped).
+        kept: for each group, its traces that are running, waiting or finished (not stopped, and
+            with a step score).
     """
     held: dict[str, int] = {}
     candidates: dict[str, list[RunningTrace]] = {}

@@ -16,6 +16,7 @@ comes for a request that it no longer knows.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 import time
@@ -136,6 +137,10 @@ class StepScheduler(AsyncScheduler):
                 "without it. Merge the adapter into the model and train a scorer for that."
             )
             return
+        if options.group is not None and request.cache_salt:
+            # Callers that vLLM keeps apart in the prefix cache do not share groups either.
+            owner = hashlib.sha256(request.cache_salt.encode()).hexdigest()[:16]
+            options = dataclasses.replace(options, group=f"{options.group}\0{owner}")
         child = child_of(request.request_id)
         if options.group is None and child is not None:
             options = dataclasses.replace(options, group=IMPLICIT_GROUP + child[1])
@@ -334,7 +339,7 @@ class StepScheduler(AsyncScheduler):
         return {trace.group for trace in traces if trace.group is not None}
 
     def _prunable(self) -> list[policy.RunningTrace]:
-        traces = []
+        traces, min_keeps = [], self.live.min_keeps()
         for request in self.running:
             if not self._competes(request):
                 continue
@@ -353,7 +358,7 @@ class StepScheduler(AsyncScheduler):
                     sum(compat.held_blocks(self.kv_cache_manager, request.request_id)),
                     request.arrival_time,
                     trace.min_steps,
-                    trace.min_keep,
+                    min_keeps[trace.group],
                 )
             )
         return traces

@@ -254,6 +254,8 @@ class _Run:
         work = self.earlier if self.shape.in_flight else self._work()
         self.result.end(trace, self.traces[trace].tokens, work)
         self.result.scored[trace] = len(self.traces[trace].positions)
+        if self.pruner is not None:
+            self.pruner.finished(trace)
 
     # --- accounts ---
 

@@ -27,7 +27,7 @@ class Pruner:
         if pruning.victim == "least-confident":
             self.confidence_sums = [list(accumulate(trace.confidences)) for trace in batch.traces]
         self.kept: dict[str, int] = {}
-        """Traces of each group that run, wait or have finished."""
+        """Traces of each group that run, wait or have finished with a step score."""
         for trace in batch.traces:
             self.kept[trace.group] = self.kept.get(trace.group, 0) + 1
         self.pruned_groups: set[str] = set()
@@ -86,6 +86,12 @@ class Pruner:
             return None
         turns = (since + limit for since in self.held_since.values())
         return min((turn for turn in turns if turn > self.batch.step), default=None)
+
+    def finished(self, trace: int) -> None:
+        """Note that a trace has ended by itself."""
+        whole = self.batch.traces[trace]
+        if not whole.positions:
+            self.kept[whole.group] -= 1
 
     def _prunable(self) -> list[policy.RunningTrace]:
         batch, pruning = self.batch, self.pruning

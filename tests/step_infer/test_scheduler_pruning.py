@@ -499,3 +499,68 @@ def test_ten_thousand_groups_leave_nothing_behind():
         if isinstance(table, dict | set | list) and len(table) > 16
     }
     assert left == {}
+
+
+def quick(name, group, **options):
+    """Return a trace that ends with its first token: it is never scored."""
+    return Script(name, (WORD,) * 3, (EOS,), options={"group": group, **options})
+
+
+def test_traces_that_end_without_a_step_score_cost_their_group_nobody():
+    engine_ = engine(40)
+    own = [trace(f"t{n}", "g", steps=15, min_keep=4) for n in range(6)]
+    for script in own:
+        engine_.add(script)
+    for _ in range(3):
+        engine_.step()
+    for n in range(8):
+        engine_.add(quick(f"quick{n}", "g"))
+    engine_.run()
+    check_empty(engine_.scheduler)
+    assert all(engine_.ended[f"quick{n}"].finish_reason == FinishReason.STOP for n in range(8))
+    assert sum(engine_.pruned(script.name) for script in own) == 2
+
+
+def test_who_joins_a_group_cannot_lower_the_number_that_it_keeps():
+    engine_ = engine(40)
+    own = [trace(f"t{n}", "g", steps=12, min_keep=5) for n in range(5)]
+    for script in [*own, trace("joiner", "g", steps=20)]:
+        engine_.add(script)
+    engine_.run()
+    check_empty(engine_.scheduler)
+    assert sum(map(engine_.pruned, engine_.ended)) == 1
+    assert engine_.preemptions > 0
+
+
+def test_min_keep_holds_for_traces_that_wait_too():
+    engine_ = engine(40, max_num_seqs=5)
+    for n in range(5):
+        engine_.add(trace(f"t{n}", "g", steps=12))
+    engine_.add(trace("waits", "g", steps=12, min_keep=6))
+    while "waits" in {request.request_id for request in engine_.scheduler.waiting}:
+        engine_.step()
+        assert not any(map(engine_.pruned, engine_.ended))
+    engine_.run()
+    check_empty(engine_.scheduler)
+
+
+def test_callers_with_cache_salts_of_their_own_do_not_share_a_group():
+    engine_ = engine(40)
+    add = engine_.scheduler.add_request
+    salts = iter(["mine", "mine", "yours", None])
+
+    def salted(request):
+        request.cache_salt = next(salts)
+        add(request)
+
+    engine_.scheduler.add_request = salted
+    for n in range(4):
+        engine_.add(trace(f"t{n}", "g", steps=2))
+    groups = [engine_.scheduler.live.traces[f"t{n}"].group for n in range(4)]
+    assert groups[0] == groups[1]
+    assert len(set(groups)) == 3
+    assert groups[3] == "g"
+    assert "mine" not in groups[0], "the salt is a secret"
+    del engine_.scheduler.add_request
+    engine_.run()
+    check_empty(engine_.scheduler)
