@@ -46,6 +46,7 @@ from step_infer.wire import (
     PRUNED,
     ROWS_ATTRIBUTE,
     UNSCORED_ATTRIBUTE,
+    Refusal,
     Report,
     StepRows,
 )
@@ -110,6 +111,7 @@ class StepScheduler(AsyncScheduler):
         self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
         self._pruned_groups: set[str] = set()
         self._held_since: dict[str, int] = {}  # group to step
+        self._refused: dict[str, Refusal] = {}  # live requests whose opt-in cannot be used
         self._step = 0
         self.following = True
 
@@ -120,9 +122,10 @@ class StepScheduler(AsyncScheduler):
             try:
                 self._begin(request)
             except InputError as error:
-                logger.warning("Request %s is not scored. %.300s", request.request_id, error)
+                self._refused[request.request_id] = {"error": f"{error!s:.300}"}
+                logger.warning("Request %.100r is not scored. %.300s", request.request_id, error)
             except Exception:  # of this request only: one client must not stop scoring for others
-                logger.exception("Request %s is not scored.", request.request_id)
+                logger.exception("Request %.100r is not scored.", request.request_id)
 
     def _begin(self, request: Request) -> None:
         params = request.sampling_params
@@ -224,6 +227,8 @@ class StepScheduler(AsyncScheduler):
                 self._follow(outputs, rows, model_runner_output.req_ids)
             except Exception:
                 self._disable("Scoring")
+        if self._refused:
+            self._tell_refusals(outputs)
         if self._pruned_outputs:
             # Only here: a step's outputs leave together, and a trace pruned while this step ran
             # must not end for its client before the tokens that it got earlier.
@@ -243,6 +248,7 @@ class StepScheduler(AsyncScheduler):
         finished = super().finish_requests(request_ids, finished_status)
         try:
             for request in finished if self.following else ():
+                self._refused.pop(request.request_id, None)
                 self._forget(request.request_id)
         except Exception:
             self._disable("Scoring")
@@ -292,6 +298,15 @@ class StepScheduler(AsyncScheduler):
                     live.remove(request_id, survived=not failed)
                 elif request_id in early:
                     _attach(output, self.reports.so_far(request_id))
+
+    def _tell_refusals(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        for client_outputs in outputs.values():
+            for output in client_outputs.outputs:
+                refusal = self._refused.get(output.request_id)
+                if refusal is not None:  # on each: a stop string may make any of them the last
+                    _attach(output, refusal)
+                    if output.finish_reason is not None:
+                        del self._refused[output.request_id]
 
     def _stop(self, trace: LiveTrace, output: EngineCoreOutput) -> None:
         """End an unsure trace with this output, if it has not ended and its group can spare it."""
@@ -391,8 +406,8 @@ class StepScheduler(AsyncScheduler):
             usage = self.kv_cache_manager.usage
             self.events.write("prune", trace, usage, freed_kv_blocks=freed)
         logger.debug(
-            "step_prune request=%s group=%r score=%.4f steps=%d tokens=%d freed_kv_blocks=%d "
-            "free_kv_blocks=%d kept=%d",
+            "step_prune request=%.100r group=%.300r score=%.4f steps=%d tokens=%d "
+            "freed_kv_blocks=%d free_kv_blocks=%d kept=%d",
             trace.request_id,
             trace.group,
             trace.score,
@@ -441,5 +456,5 @@ class StepScheduler(AsyncScheduler):
         )
 
 
-def _attach(output: EngineCoreOutput, report: Report) -> None:
+def _attach(output: EngineCoreOutput, report: Report | Refusal) -> None:
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), CONFIG_KEY: report}

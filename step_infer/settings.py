@@ -10,6 +10,8 @@ from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.wire import CONFIG_KEY
 
+MAX_GROUP_CHARACTERS = 256
+
 
 def _check(name: str, value: Any, good: bool, expected: str) -> None:
     if not good:
@@ -185,6 +187,11 @@ class RequestOptions:
         if self.group is not None and "\0" in self.group:
             raise InputError(
                 f"Expected step option group without NUL characters, found {self.group!r:.60}."
+            )
+        if self.group is not None and len(self.group) > MAX_GROUP_CHARACTERS:
+            raise InputError(
+                f"Expected step option group of at most {MAX_GROUP_CHARACTERS} characters, found "
+                f"{len(self.group):,}."
             )
         if self.capture and as_text:  # states are not JSON
             raise InputError("Expected step option capture in offline requests only, found a text.")

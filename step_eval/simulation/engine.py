@@ -188,15 +188,15 @@ class _Run:
         batch.known[trace] += new
         self.waiting.appendleft(trace)
 
-    def _admit(self, rows: int, chunk: int, held: set[str]) -> tuple[bool, int, int]:
+    def _admit(self, rows: int, chunk: int, held_groups: set[str]) -> tuple[bool, int, int]:
         batch, shape, pool = self.batch, self.shape, self.pool
         budget = shape.max_num_batched_tokens - rows - chunk
         if chunk:
             budget += 1  # the unfinished prefill's row is no decoding token
         admitted = False
         queue = self.waiting
-        if held:
-            queue = deque(t for t in self.waiting if self.traces[t].group not in held)
+        if held_groups:
+            queue = deque(t for t in self.waiting if self.traces[t].group not in held_groups)
         while budget > 0 and queue and len(batch.running) < shape.max_num_seqs:
             trace = queue[0]
             group = batch.prompt[trace]
@@ -213,7 +213,7 @@ class _Run:
             pool.admit(trace, group, found)
             pool.take(-(-computed // batch.size) - found)
             queue.popleft()
-            if held:
+            if held_groups:
                 self.waiting.remove(trace)
             batch.running.append(trace)
             batch.prefilled(trace, computed)

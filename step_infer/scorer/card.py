@@ -62,6 +62,12 @@ class ScorerCard:
     schema_version: int = CARD_SCHEMA_VERSION
 
     @property
+    def shown_model(self) -> str:
+        """The base model's name as it may stand in a message: one line, at most 200 characters."""
+        name = self.base_model
+        return name if name.isprintable() and len(name) <= 200 else f"{name!r:.200}"
+
+    @property
     def boundary_rule(self) -> BoundaryRule:
         """The boundary rule that the scorer was trained with."""
         return BoundaryRule.from_dict(self.boundary)
@@ -83,7 +89,7 @@ class ScorerCard:
             if found != CARD_SCHEMA_VERSION:
                 raise InputError(
                     f"Expected scorer card schema_version {CARD_SCHEMA_VERSION} in {source}, "
-                    f"found {found}. Hint: export the scorer again with this toolkit."
+                    f"found {found!r:.60}. Hint: export the scorer again with this toolkit."
                 )
             card = cls(**value)
             check_types(card)
@@ -92,13 +98,13 @@ class ScorerCard:
                     raise TypeError(f"{name} {getattr(card, name)}, which is below {least}")
         except (AttributeError, TypeError, RecursionError, json.JSONDecodeError) as error:
             raise InputError(
-                f"Expected a scorer card in {source}, found: {error}. "
+                f"Expected a scorer card in {source}, found: {error!s:.200}. "
                 "Hint: export the scorer again."
             ) from error
         if card.aggregator not in AGGREGATORS:
             raise InputError(
                 f"Expected aggregator out of {', '.join(AGGREGATORS)} in {source}, "
-                f"found {card.aggregator!r}."
+                f"found {card.aggregator!r:.60}."
             )
         BoundaryRule.from_dict(card.boundary)
         return card
@@ -129,7 +135,7 @@ class ScorerCard:
             if name != "hidden_size":
                 hint += f", or pass --allow-mismatch {name} if you know that they agree"
             raise InputError(
-                f"Expected {name} {_short(expected)} (scorer card, trained on {self.base_model}), "
+                f"Expected {name} {_short(expected)} (scorer card, trained on {self.shown_model}), "
                 f"found {_short(found[name])} (model {model.model}). Hint: {hint}."
             )
 
@@ -142,8 +148,8 @@ class ScorerCard:
         if self.layer != LAST_LAYER:
             raise InputError(
                 f"Expected a scorer of the layer {LAST_LAYER!r}, the only one that the engine "
-                f"shows, found layer {self.layer!r} (scorer card). Hint: train one on features of "
-                "step-collect or step-train extract."
+                f"shows, found layer {self.layer!r:.60} (scorer card). Hint: train one on features "
+                "of step-collect or step-train extract."
             )
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -160,7 +166,7 @@ class ScorerCard:
         for name in sorted(expected.keys() | shapes.keys()):
             if expected.get(name) != shapes.get(name):
                 raise InputError(
-                    f"Expected tensor {name} of shape {expected.get(name)} (scorer card), "
+                    f"Expected tensor {name:.100} of shape {expected.get(name)} (scorer card), "
                     f"found {shapes.get(name)} in {source}. Hint: export the scorer again."
                 )
 
@@ -195,4 +201,4 @@ def read_card(path: Path | str) -> ScorerCard:
 
 
 def _short(value: Any) -> str:
-    return value[:12] + "…" if isinstance(value, str) and len(value) > 16 else str(value)
+    return value[:12] + "…" if isinstance(value, str) and len(value) > 16 else f"{value!s:.60}"

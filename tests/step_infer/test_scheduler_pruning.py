@@ -389,7 +389,7 @@ def test_options_that_raise_cost_their_own_request_its_scores_only(monkeypatch, 
     engine_.run()
     assert engine_.ended["first"].kv_transfer_params is None
     assert engine_.report("second")["scores"]
-    assert "Request first is not scored." in caplog.text
+    assert "Request 'first' is not scored." in caplog.text
     check_empty(engine_.scheduler)
 
 
@@ -564,3 +564,44 @@ def test_callers_with_cache_salts_of_their_own_do_not_share_a_group():
     del engine_.scheduler.add_request
     engine_.run()
     check_empty(engine_.scheduler)
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (5, "Expected an object as step option, found 5."),
+        (True, "Expected an object as step option, found True."),
+        (["g"], "Expected an object as step option, found ['g']."),
+        ("", "Expected a group name as step option, found a blank one."),
+        ("g" * 257, "Expected step option group of at most 256 characters, found 257."),
+    ],
+)
+def test_an_opt_in_that_cannot_be_used_is_answered_with_the_reason(step, error, in_flight):
+    engine_ = engine(40, in_flight)
+    engine_.add(Script("bad", (WORD,) * 3, (*STEP, EOS), options=step))
+    engine_.add(trace("good", "g", steps=2))
+    engine_.run()
+    check_empty(engine_.scheduler)
+    assert engine_.tokens["bad"] == [*STEP, EOS]
+    assert engine_.report("bad") == {"error": error}
+    assert engine_.report("good")["scores"]
+
+
+def test_a_refused_opt_in_that_is_aborted_leaves_nothing_behind():
+    engine_ = engine(40)
+    engine_.add(Script("bad", (WORD,) * 3, (*STEP * 9, EOS), options="\0"))
+    engine_.step()
+    engine_.abort(["bad"])
+    engine_.run()
+    check_empty(engine_.scheduler)
+
+
+def test_a_request_name_cannot_forge_lines_of_the_log(caplog):
+    engine_ = engine(40)
+    name = "a\nERROR forged \x1b[31m" + "x" * 1000
+    engine_.add(Script(name, (WORD,) * 3, (EOS,), options="\0"))
+    engine_.run()
+    (record,) = [r for r in caplog.records if "is not scored" in r.getMessage()]
+    assert record.getMessage().isprintable()
+    assert len(record.getMessage()) < 300
