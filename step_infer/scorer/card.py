@@ -64,8 +64,7 @@ class ScorerCard:
     @property
     def shown_model(self) -> str:
         """The base model's name as it may stand in a message: one line, at most 200 characters."""
-        name = self.base_model
-        return name if name.isprintable() and len(name) <= 200 else f"{name!r:.200}"
+        return _shown(self.base_model)
 
     @property
     def boundary_rule(self) -> BoundaryRule:
@@ -98,7 +97,7 @@ class ScorerCard:
                     raise TypeError(f"{name} {getattr(card, name)}, which is below {least}")
         except (AttributeError, TypeError, RecursionError, json.JSONDecodeError) as error:
             raise InputError(
-                f"Expected a scorer card in {source}, found: {error!s:.200}. "
+                f"Expected a scorer card in {source}, found: {_shown(str(error))}. "
                 "Hint: export the scorer again."
             ) from error
         if card.aggregator not in AGGREGATORS:
@@ -166,7 +165,7 @@ class ScorerCard:
         for name in sorted(expected.keys() | shapes.keys()):
             if expected.get(name) != shapes.get(name):
                 raise InputError(
-                    f"Expected tensor {name:.100} of shape {expected.get(name)} (scorer card), "
+                    f"Expected tensor {_shown(name)} of shape {expected.get(name)} (scorer card), "
                     f"found {shapes.get(name)} in {source}. Hint: export the scorer again."
                 )
 
@@ -200,5 +199,10 @@ def read_card(path: Path | str) -> ScorerCard:
     return card
 
 
+def _shown(text: str) -> str:
+    """Return a card's text as it may stand in a message."""
+    return text if text.isprintable() and len(text) <= 200 else f"{text!r:.200}"
+
+
 def _short(value: Any) -> str:
-    return value[:12] + "…" if isinstance(value, str) and len(value) > 16 else f"{value!s:.60}"
+    return _shown(value[:12] + "…" if isinstance(value, str) and len(value) > 16 else str(value))
