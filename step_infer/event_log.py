@@ -151,7 +151,8 @@ class EventLog:
     def _append(self, line: bytes) -> None:
         found = os.fstat(self._file.fileno())
         if stat.S_ISREG(found.st_mode):
-            if self._is_moved(found):  # by another server that appends to it
+            here = self.path.exists() and os.path.samestat(found, self.path.stat())
+            if not here:  # another server that appends to it has moved it
                 self._end()
                 self._file = self._open()
             elif found.st_size + len(line) > MAX_BYTES and found.st_size > 0:
@@ -162,12 +163,6 @@ class EventLog:
         if self._file.write(data) != len(data):
             raise OSError("only a part of a line was written; is the disk full?")
         self._at_line_start = True
-
-    def _is_moved(self, found: os.stat_result) -> bool:
-        try:
-            return not os.path.samestat(found, self.path.stat())
-        except FileNotFoundError:
-            return True
 
     def _open(self) -> Any:
         # Without a buffer each line is one write, which several servers may append.

@@ -176,11 +176,10 @@ class StepScheduler(AsyncScheduler):
                 self._disable("Pruning")
         if not held:
             return super().schedule(*args, **kwargs)
-
-        def waits(request: Request) -> bool:
-            return self._competes(request) and self.live.traces[request.request_id].group in held
-
-        with held_back(compat.waiting_queues(self), waits) as self._num_held:
+        with held_back(
+            compat.waiting_queues(self),
+            lambda request: not held.isdisjoint(self._groups([request])),
+        ) as self._num_held:
             if self._num_held:
                 self.counters.hold()
             output = super().schedule(*args, **kwargs)
