@@ -130,7 +130,8 @@ class LiveTraces:
         self.pending: dict[str, LiveTrace] = {}
         """Traces whose newest token ends a step that has not been scored yet."""
         self.kept: dict[str, int] = {}
-        """For each group with live traces: its traces that are live or finished by themselves."""
+        """For each group with live traces: those, and its traces that finished by themselves with
+        something to judge them by."""
 
     def add(self, request_id: str, options: RequestOptions) -> None:
         """Begin to follow a trace."""
@@ -141,20 +142,38 @@ class LiveTraces:
             self.kept[trace.group] = self.kept.get(trace.group, 0) + 1
 
     def remove(self, request_id: str, survived: bool) -> None:
-        """Forget a trace; a group is forgotten with its last live trace."""
+        """Forget a trace; a group is forgotten with its last live trace.
+
+        One without a step score does not count as kept: nobody knows whether it is worth keeping,
+        and a one-token trace would make room for the end of another. Nor does it where traces go
+        by their confidence alone, unless it asked for that.
+        """
         self.pending.pop(request_id, None)
         trace = self.traces.pop(request_id, None)
         if trace is None or trace.group is None:
             return
         self._live[trace.group] -= 1
-        if not survived:
+        judged = trace.num_scored or (self._settings.scorer is None and trace.groups is not None)
+        if not (survived and judged):
             self.kept[trace.group] -= 1
         if self._live[trace.group] == 0:
             del self._live[trace.group], self.kept[trace.group]
 
     def may_stop(self, trace: LiveTrace) -> bool:
         """Return whether a trace's group is left with enough traces without it."""
-        return trace.group is None or self.kept[trace.group] > trace.min_keep
+        group = trace.group
+        return group is None or self.kept[group] > self.min_keeps()[group]
+
+    def min_keeps(self) -> dict[str, int]:
+        """Return for each group the most traces that one of its live traces asks to keep.
+
+        Whoever joins a group with a smaller number, or none, must not cost it more traces.
+        """
+        most: dict[str, int] = {}
+        for trace in self.traces.values():
+            if trace.group is not None:
+                most[trace.group] = max(most.get(trace.group, 0), trace.min_keep)
+        return most
 
     def clear(self) -> None:
         """Forget everything."""

@@ -5,7 +5,7 @@ STEP (arXiv 2601.09093, section 3.3) stops the lowest-scored running trace of al
 choice stays inside one question, and a question never loses its last traces.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -26,7 +26,7 @@ class RunningTrace:
     min_steps: int = 1
     """Step scores it must have before it can be stopped."""
     min_keep: int = 1
-    """Traces of its group that must stay."""
+    """Traces of its group that must stay: the most that any of them asks for."""
 
 
 def pick_victim(traces: Iterable[RunningTrace], kept: Mapping[str, int]) -> RunningTrace | None:
@@ -38,7 +38,8 @@ def pick_victim(traces: Iterable[RunningTrace], kept: Mapping[str, int]) -> Runn
 
     Args:
         traces: the running traces that opted in.
-        kept: for each group, its traces that are running, waiting or finished (not stopped).
+        kept: for each group, its traces that are running, waiting or finished (not stopped, and
+            with a step score).
     """
     held: dict[str, int] = {}
     candidates: dict[str, list[RunningTrace]] = {}
@@ -56,16 +57,53 @@ def pick_victim(traces: Iterable[RunningTrace], kept: Mapping[str, int]) -> Runn
     return min(candidates[group], key=lambda trace: (trace.score, trace.steps, -trace.order))
 
 
-def admit(free_blocks: int, total_blocks: int, resume_free: float, pruned_running: bool) -> bool:
-    """Return whether waiting traces may start.
+@dataclass(frozen=True)
+class Memory:
+    """What is left of the KV cache in a step, and what newcomers must find."""
+
+    free_blocks: int
+    """Free KV blocks after this step's growth."""
+    total_blocks: int
+    resume_free: float
+    """Part of the cache that must be free, in [0, 1]."""
+
+
+def admit(
+    waiting: Collection[str],
+    held_since: Mapping[str, int],
+    step: int,
+    pressing: Collection[str],
+    memory: Memory,
+    max_held_steps: int | None,
+) -> tuple[set[str], dict[str, int]]:
+    """Say which groups' waiting traces may start in this step.
 
     While a group that lost a trace for want of memory still runs, a newcomer would only cost it
-    more of them; it waits until that group is done or enough of the cache is free again.
+    more of them; it waits until that group is done or enough of the cache is free again. Groups
+    share the cache, so none is held for longer than the limit, whatever the running ones do, and
+    whoever was held first is let in first. Only a group that presses itself gets no such turn: it
+    waits for its own running traces.
 
     Args:
-        free_blocks: free KV blocks after this step's growth.
-        total_blocks: all KV blocks.
-        resume_free: part of the cache that must be free, in [0, 1].
-        pruned_running: whether a group that lost a trace still has running traces.
+        waiting: the groups with waiting traces that compete.
+        held_since: the step in which each was first held back, as the call before gave it.
+        step: this step's number.
+        pressing: groups that lost a trace and still have running traces that compete.
+        memory: what is left of the KV cache.
+        max_held_steps: steps that a group is held at most; None: no limit.
+
+    Returns:
+        The groups that may start, and `held_since` for the next call. A group keeps its place
+        until none of its traces waits: there may have been no room for it when its turn came.
     """
-    return not pruned_running or free_blocks >= resume_free * total_blocks
+    since = {group: held_since[group] for group in waiting if group in held_since}
+    if not pressing or memory.free_blocks >= memory.resume_free * memory.total_blocks:
+        return set(waiting), since
+    admitted = {
+        group
+        for group in waiting
+        if max_held_steps is not None
+        and step - since.get(group, step) >= max_held_steps
+        and group not in pressing
+    }
+    return admitted, dict.fromkeys(set(waiting) - admitted, step) | since

@@ -16,6 +16,7 @@ comes for a request that it no longer knows.
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 import time
@@ -45,6 +46,7 @@ from step_infer.wire import (
     PRUNED,
     ROWS_ATTRIBUTE,
     UNSCORED_ATTRIBUTE,
+    Refusal,
     Report,
     StepRows,
 )
@@ -108,6 +110,9 @@ class StepScheduler(AsyncScheduler):
             self.events = EventLog(settings.event_log, rank)
         self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
         self._pruned_groups: set[str] = set()
+        self._held_since: dict[str, int] = {}  # group to step
+        self._refused: dict[str, Refusal] = {}  # live requests whose opt-in cannot be used
+        self._step = 0
         self.following = True
 
     def add_request(self, request: Request) -> None:
@@ -117,9 +122,10 @@ class StepScheduler(AsyncScheduler):
             try:
                 self._begin(request)
             except InputError as error:
-                logger.warning("Request %s is not scored. %.300s", request.request_id, error)
+                self._refused[request.request_id] = {"error": f"{error!s:.300}"}
+                logger.warning("Request %.100r is not scored. %.300s", request.request_id, error)
             except Exception:  # of this request only: one client must not stop scoring for others
-                logger.exception("Request %s is not scored.", request.request_id)
+                logger.exception("Request %.100r is not scored.", request.request_id)
 
     def _begin(self, request: Request) -> None:
         params = request.sampling_params
@@ -134,6 +140,10 @@ class StepScheduler(AsyncScheduler):
                 "without it. Merge the adapter into the model and train a scorer for that."
             )
             return
+        if options.group is not None and request.cache_salt:
+            # Callers that vLLM keeps apart in the prefix cache do not share groups either.
+            owner = hashlib.sha256(request.cache_salt.encode()).hexdigest()[:16]
+            options = dataclasses.replace(options, group=f"{options.group}\0{owner}")
         child = child_of(request.request_id)
         if options.group is None and child is not None:
             options = dataclasses.replace(options, group=IMPLICIT_GROUP + child[1])
@@ -154,18 +164,22 @@ class StepScheduler(AsyncScheduler):
         return output
 
     def _schedule(self, *args: Any, **kwargs: Any) -> Any:
-        hold = False
+        held: set[str] = set()
         if not self.live.kept:  # no live group: nothing to prune, nothing to wait for
             self._pruned_groups.clear()
+            self._held_since.clear()
         elif self.settings.prune and self._pause_state != PauseState.PAUSED_ALL:
             try:
                 # Before the base call, which preempts as soon as a running request does not fit.
-                hold = self._make_room()
+                held = self._hold(self._make_room())
             except Exception:
                 self._disable("Pruning")
-        if not hold:
+        if not held:
             return super().schedule(*args, **kwargs)
-        with held_back(compat.waiting_queues(self), self._competes) as self._num_held:
+        with held_back(
+            compat.waiting_queues(self),
+            lambda request: not held.isdisjoint(self._groups([request])),
+        ) as self._num_held:
             if self._num_held:
                 self.counters.hold()
             output = super().schedule(*args, **kwargs)
@@ -212,6 +226,8 @@ class StepScheduler(AsyncScheduler):
                 self._follow(outputs, rows, model_runner_output.req_ids)
             except Exception:
                 self._disable("Scoring")
+        if self._refused:
+            self._tell_refusals(outputs)
         if self._pruned_outputs:
             # Only here: a step's outputs leave together, and a trace pruned while this step ran
             # must not end for its client before the tokens that it got earlier.
@@ -231,6 +247,7 @@ class StepScheduler(AsyncScheduler):
         finished = super().finish_requests(request_ids, finished_status)
         try:
             for request in finished if self.following else ():
+                self._refused.pop(request.request_id, None)
                 self._forget(request.request_id)
         except Exception:
             self._disable("Scoring")
@@ -281,6 +298,15 @@ class StepScheduler(AsyncScheduler):
                 elif request_id in early:
                     _attach(output, self.reports.so_far(request_id))
 
+    def _tell_refusals(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        for client_outputs in outputs.values():
+            for output in client_outputs.outputs:
+                refusal = self._refused.get(output.request_id)
+                if refusal is not None:  # on each: a stop string may make any of them the last
+                    _attach(output, refusal)
+                    if output.finish_reason is not None:
+                        del self._refused[output.request_id]
+
     def _stop(self, trace: LiveTrace, output: EngineCoreOutput) -> None:
         """End an unsure trace with this output, if it has not ended and its group can spare it."""
         if output.finish_reason is not None or not self.live.may_stop(trace):
@@ -290,8 +316,8 @@ class StepScheduler(AsyncScheduler):
         # Not self.finish_requests: the report ends with this output, like any other's.
         super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
 
-    def _make_room(self) -> bool:
-        """Prune until this step's growth fits; return whether waiting traces stay so."""
+    def _make_room(self) -> int:
+        """Prune until this step's growth fits; return the KV blocks that it leaves free."""
         free = compat.free_blocks(self)
         if free < compat.most_growth_blocks(self):  # cheap; in ample memory no request is looked at
             while (needed := compat.growth_blocks(self)) > free:
@@ -301,19 +327,33 @@ class StepScheduler(AsyncScheduler):
                 self._prune(self.live.traces[victim.request_id])
                 free = compat.free_blocks(self)
             free -= needed
-        if not self._pruned_groups:
-            return False
-        running = {
-            trace.group
-            for request in self.running
-            if (trace := self.live.traces.get(request.request_id)) is not None
-        }
-        self._pruned_groups &= running  # type: ignore[arg-type]
+        return free
+
+    def _hold(self, free: int) -> set[str]:
+        """Return the groups whose waiting traces stay so; `free` blocks are left in this step."""
+        self._step += 1
+        if not self._pruned_groups and not self._held_since:
+            return set()
+        self._pruned_groups &= self._groups(self.running)
+        waiting = set[str]().union(*map(self._groups, compat.waiting_queues(self)))
         total = self.kv_cache_manager.block_pool.num_gpu_blocks
-        return not policy.admit(free, total, self.settings.resume_free, bool(self._pruned_groups))
+        admitted, self._held_since = policy.admit(
+            waiting,
+            self._held_since,
+            self._step,
+            self._pruned_groups,
+            policy.Memory(free, total, self.settings.resume_free),
+            self.settings.max_held_steps,
+        )
+        return waiting - admitted
+
+    def _groups(self, requests: Iterable[Request]) -> set[str]:
+        """Return the groups of those requests that compete: others neither press nor wait."""
+        traces = (self.live.traces[r.request_id] for r in requests if self._competes(r))
+        return {trace.group for trace in traces if trace.group is not None}
 
     def _prunable(self) -> list[policy.RunningTrace]:
-        traces = []
+        traces, min_keeps = [], self.live.min_keeps()
         for request in self.running:
             if not self._competes(request):
                 continue
@@ -332,7 +372,7 @@ class StepScheduler(AsyncScheduler):
                     sum(compat.held_blocks(self.kv_cache_manager, request.request_id)),
                     request.arrival_time,
                     trace.min_steps,
-                    trace.min_keep,
+                    min_keeps[trace.group],
                 )
             )
         return traces
@@ -365,8 +405,8 @@ class StepScheduler(AsyncScheduler):
             usage = self.kv_cache_manager.usage
             self.events.write("prune", trace, usage, freed_kv_blocks=freed)
         logger.debug(
-            "step_prune request=%s group=%r score=%.4f steps=%d tokens=%d freed_kv_blocks=%d "
-            "free_kv_blocks=%d kept=%d",
+            "step_prune request=%.100r group=%.300r score=%.4f steps=%d tokens=%d "
+            "freed_kv_blocks=%d free_kv_blocks=%d kept=%d",
             trace.request_id,
             trace.group,
             trace.score,
@@ -407,6 +447,7 @@ class StepScheduler(AsyncScheduler):
         self.live.clear()
         self.reports.clear()
         self._pruned_groups.clear()
+        self._held_since.clear()
         logger.error(
             "%s failed: scoring and pruning are off from now on; generation goes on.",
             what,
@@ -414,5 +455,5 @@ class StepScheduler(AsyncScheduler):
         )
 
 
-def _attach(output: EngineCoreOutput, report: Report) -> None:
+def _attach(output: EngineCoreOutput, report: Report | Refusal) -> None:
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), CONFIG_KEY: report}

@@ -14,9 +14,11 @@ The value is a text:
 - `'{"group": "ID", "min_keep": 2, "min_steps": 3, "aggregator": "last", "prune": false}'`: JSON
   text of any of these. `capture` is refused: hidden states are no JSON.
 
-A request with a bad option is answered, without scores; the server's log says why. Whoever knows a
-group's name can join it, so use names that nobody can guess (a UUID) where clients do not trust
-each other. docs/observability.md says more of that, of the metrics and of the event log.
+A request with a bad option is answered, without scores; `kv_transfer_params["step"]["error"]` of
+the response and the server's log say why. A group's name has at most 256 characters. Whoever knows
+it can join the group, so give each caller a `cache_salt` of its own, or use names that nobody can
+guess (a UUID), where clients do not trust each other. docs/observability.md says more of that, of
+the metrics and of the event log.
 
 What comes back, as `kv_transfer_params["step"]` of the response (in the openai client
 `response.kv_transfer_params`):
@@ -140,6 +142,13 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "0 to 1 (default: %(default)s)",
     )
     add(
+        "--max-held-steps",
+        type=int,
+        default=StepSettings.max_held_steps,
+        help="engine steps after which a group that waits for this is let in all the same "
+        "(default: %(default)s)",
+    )
+    add(
         "--event-log",
         metavar="FILE",
         help="append a JSON line for each scored trace that ends; step-eval events draws it "
@@ -189,6 +198,7 @@ def _settings(own: argparse.Namespace) -> StepSettings:
         min_steps=own.min_steps,
         aggregator=own.aggregator,
         resume_free=own.resume_free,
+        max_held_steps=own.max_held_steps,
         event_log=None if own.event_log is None else event_log_path(own.event_log),
         allow_mismatch=tuple(own.allow_mismatch),
     )

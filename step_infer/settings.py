@@ -10,6 +10,8 @@ from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.wire import CONFIG_KEY
 
+MAX_GROUP_CHARACTERS = 256
+
 
 def _check(name: str, value: Any, good: bool, expected: str) -> None:
     if not good:
@@ -32,6 +34,9 @@ class StepSettings:
     """Trace aggregator: "mean", "last", "min" or "ema"; None takes the scorer card's."""
     resume_free: float = 0.5
     """After pruning, waiting traces are admitted again when this part of the KV cache is free."""
+    max_held_steps: int | None = 256
+    """Engine steps after which a group that waits for this is held back no longer, so that groups
+    share the cache; None: no limit, for an engine whose groups are all of one owner."""
     capture: bool = False
     """Return the hidden states at the boundaries of requests that ask for them (offline only)."""
     confidence: bool = False
@@ -48,6 +53,12 @@ class StepSettings:
         _check("setting min_keep", self.min_keep, _whole(self.min_keep, 1), "a whole number >= 1")
         _check(
             "setting min_steps", self.min_steps, _whole(self.min_steps, 1), "a whole number >= 1"
+        )
+        _check(
+            "setting max_held_steps",
+            self.max_held_steps,
+            self.max_held_steps is None or _whole(self.max_held_steps, 0),
+            "a whole number >= 0, or null",
         )
         _check("setting resume_free", self.resume_free, 0 <= self.resume_free <= 1, "in [0, 1]")
         _check(
@@ -176,6 +187,11 @@ class RequestOptions:
         if self.group is not None and "\0" in self.group:
             raise InputError(
                 f"Expected step option group without NUL characters, found {self.group!r:.60}."
+            )
+        if self.group is not None and len(self.group) > MAX_GROUP_CHARACTERS:
+            raise InputError(
+                f"Expected step option group of at most {MAX_GROUP_CHARACTERS} characters, found "
+                f"{len(self.group):,}."
             )
         if self.capture and as_text:  # states are not JSON
             raise InputError("Expected step option capture in offline requests only, found a text.")

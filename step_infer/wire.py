@@ -97,3 +97,10 @@ class Report(TypedDict):
     """With n > 1: the number of the choice that ended last, whose report this is."""
     choices: NotRequired[list[ChoiceReport]]
     """With n > 1: a report of every choice, in their order."""
+
+
+class Refusal(TypedDict):
+    """What the client gets instead of a `Report` of an opt-in that cannot be used."""
+
+    error: str
+    """One line: what was expected of the option, and what was found."""

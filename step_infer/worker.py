@@ -87,7 +87,7 @@ class StepWorker(PlatformWorker):
             self.vllm_config.model_config.model, self.vllm_config.model_config.revision
         )
         scorer, card = load_scorer(settings.scorer, model, settings.allow_mismatch)
-        logger.info("Step scorer %s for %s.", settings.scorer, card.base_model)
+        logger.info("Step scorer %s for %s.", settings.scorer, card.shown_model)
         return scorer.to(self.device)
 
     def execute_model(self, scheduler_output: Any) -> Any:

@@ -78,6 +78,8 @@ class _Run:
         if not batch.ends or batch.prefill is not None:
             return
         last = batch.ends[0][0] + self.shape.in_flight - 1  # the last step without an event
+        if self.pruner is not None and (turn := self.pruner.next_turn()) is not None:
+            last = min(last, turn - 1)
         first, free, count = batch.step + 1, self.pool.free, batch.decoding
         step = batch.step
         grows, size = batch.grows, batch.size
@@ -102,15 +104,15 @@ class _Run:
         batch = self.batch
         batch.note_texts()
         batch.step += 1
-        hold = False
+        held: set[str] = set()
         if self.pruner is not None:
-            hold = self.pruner.make_room(self._work())
+            held = self.pruner.hold(self.pruner.make_room(self._work()), self.waiting)
         preempted = self._grow()
         rows, chunk = self.rows, self.chunk
         admitted = False
         batch.note_texts()
-        if not preempted and not hold:
-            admitted, rows, chunk = self._admit(rows, chunk)
+        if not preempted:
+            admitted, rows, chunk = self._admit(rows, chunk, held)
         self.earlier = self._work()
         if rows:
             read = batch.decoding * batch.step + batch.read - self.idle_read
@@ -186,14 +188,17 @@ class _Run:
         batch.known[trace] += new
         self.waiting.appendleft(trace)
 
-    def _admit(self, rows: int, chunk: int) -> tuple[bool, int, int]:
+    def _admit(self, rows: int, chunk: int, held_groups: set[str]) -> tuple[bool, int, int]:
         batch, shape, pool = self.batch, self.shape, self.pool
         budget = shape.max_num_batched_tokens - rows - chunk
         if chunk:
             budget += 1  # the unfinished prefill's row is no decoding token
         admitted = False
-        while budget > 0 and self.waiting and len(batch.running) < shape.max_num_seqs:
-            trace = self.waiting[0]
+        queue = self.waiting
+        if held_groups:
+            queue = deque(t for t in self.waiting if self.traces[t].group not in held_groups)
+        while budget > 0 and queue and len(batch.running) < shape.max_num_seqs:
+            trace = queue[0]
             group = batch.prompt[trace]
             length = batch.length(trace)
             found, held = pool.find(trace, group, length)
@@ -207,7 +212,9 @@ class _Run:
             computed = found * batch.size + tokens
             pool.admit(trace, group, found)
             pool.take(-(-computed // batch.size) - found)
-            self.waiting.popleft()
+            queue.popleft()
+            if held_groups:
+                self.waiting.remove(trace)
             batch.running.append(trace)
             batch.prefilled(trace, computed)
             budget -= tokens
@@ -247,6 +254,8 @@ class _Run:
         work = self.earlier if self.shape.in_flight else self._work()
         self.result.end(trace, self.traces[trace].tokens, work)
         self.result.scored[trace] = len(self.traces[trace].positions)
+        if self.pruner is not None:
+            self.pruner.finished(trace)
 
     # --- accounts ---
 

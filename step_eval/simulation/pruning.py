@@ -1,5 +1,6 @@
-"""The adapter's own work in a simulated engine: `StepScheduler._make_room`."""
+"""The adapter's own work in a simulated engine: `StepScheduler._make_room` and `_hold`."""
 
+from collections.abc import Collection
 from itertools import accumulate
 from math import isfinite
 
@@ -26,20 +27,22 @@ class Pruner:
         if pruning.victim == "least-confident":
             self.confidence_sums = [list(accumulate(trace.confidences)) for trace in batch.traces]
         self.kept: dict[str, int] = {}
-        """Traces of each group that run, wait or have finished."""
+        """Traces of each group that run, wait or have finished with a step score."""
         for trace in batch.traces:
             self.kept[trace.group] = self.kept.get(trace.group, 0) + 1
         self.pruned_groups: set[str] = set()
         """Groups that have lost traces since memory was last ample."""
+        self.held_since: dict[str, int] = {}
+        """Groups that wait, and the step in which each was first held back."""
 
-    def make_room(self, work: Work) -> bool:
+    def make_room(self, work: Work) -> int:
         """Prune until this step's growth fits.
 
         Args:
             work: all work so far.
 
         Returns:
-            Whether waiting traces are held back in this step.
+            The KV blocks that it leaves free.
         """
         batch = self.batch
         free = batch.pool.free
@@ -52,11 +55,43 @@ class Pruner:
                     break
                 self._prune(int(victim.request_id), work)
             free = batch.pool.free - needed
-        if not self.pruned_groups:
-            return False
+        return free
+
+    def hold(self, free: int, waiting: Collection[int]) -> set[str]:
+        """Return the groups that are held back in this step.
+
+        Args:
+            free: KV blocks that the step's growth leaves free.
+            waiting: the traces that wait.
+        """
+        if not self.pruned_groups and not self.held_since:
+            return set()
+        batch = self.batch
         self.pruned_groups &= {batch.traces[trace].group for trace in batch.running}
-        total = shape.kv_blocks + 1
-        return not policy.admit(free, total, self.pruning.resume_free, bool(self.pruned_groups))
+        groups = {batch.traces[trace].group for trace in waiting}
+        admitted, self.held_since = policy.admit(
+            groups,
+            self.held_since,
+            batch.step,
+            self.pruned_groups,
+            policy.Memory(free, batch.shape.kv_blocks + 1, self.pruning.resume_free),
+            self.pruning.max_held_steps,
+        )
+        return groups - admitted
+
+    def next_turn(self) -> int | None:
+        """Return the next step after this one in which a group reaches the limit of its wait."""
+        limit = self.pruning.max_held_steps
+        if limit is None:
+            return None
+        turns = (since + limit for since in self.held_since.values())
+        return min((turn for turn in turns if turn > self.batch.step), default=None)
+
+    def finished(self, trace: int) -> None:
+        """Note that a trace has ended by itself."""
+        whole = self.batch.traces[trace]
+        if not whole.positions:
+            self.kept[whole.group] -= 1
 
     def _prunable(self) -> list[policy.RunningTrace]:
         batch, pruning = self.batch, self.pruning

@@ -61,6 +61,7 @@ class Pruning:
     min_keep: int = 1
     min_steps: int = 1
     resume_free: float = 0.5
+    max_held_steps: int | None = None
     victim: str = "score"
 
 

@@ -133,6 +133,7 @@ class StepLLM:
                 min_keep=min_keep,
                 min_steps=min_steps,
                 aggregator=aggregator,
+                max_held_steps=None,  # all groups are one caller's: none starves another's
                 capture=capture,
                 confidence=confidence,
                 event_log=None if event_log is None else event_log_path(event_log),

@@ -1,5 +1,6 @@
 """An order as vLLM's request, and what vLLM answers as a trace."""
 
+import hashlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from step_infer.client.answers import extract_boxed
 from step_infer.client.trace import STOPPED, Trace, TraceKey, TracePlan
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.think_end import is_unfinished
+from step_infer.settings import MAX_GROUP_CHARACTERS
 from step_infer.wire import CONFIG_KEY
 
 if TYPE_CHECKING:
@@ -41,7 +43,12 @@ def sampling_params(
     sampling = order.sampling
     extra_args = None
     if options is not None:
-        extra_args = {CONFIG_KEY: {"group": order.group, **options, **order.options}}
+        group = order.group
+        if (
+            group is not None and len(group) > MAX_GROUP_CHARACTERS
+        ):  # a question's name may be longer than a group's
+            group = hashlib.sha256(group.encode()).hexdigest()
+        extra_args = {CONFIG_KEY: {"group": group, **options, **order.options}}
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,

@@ -61,7 +61,7 @@ def doctor(config: DoctorConfig) -> int:
 
         _, card = load_scorer(scorer, identity)
         card.check_layers()
-        print(f"ok       scorer {scorer}: for {card.base_model}, H={card.hidden_size}")
+        print(f"ok       scorer {scorer}: for {card.shown_model}, H={card.hidden_size}")
     if missing:
         print(f"This vLLM lacks {len(missing)} of {len(COUPLING_POINTS)} points; ", end="")
         print(f"supported: {SUPPORTED}.")

@@ -65,6 +65,11 @@ class ScorerCard:
     schema_version: int = CARD_SCHEMA_VERSION
 
     @property
+    def shown_model(self) -> str:
+        """The base model's name as it may stand in a message: one line, at most 200 characters."""
+        return _shown(self.base_model)
+
+    @property
     def boundary_rule(self) -> BoundaryRule:
         """The boundary rule that the scorer was trained with."""
         return BoundaryRule.from_dict(self.boundary)
@@ -86,7 +91,7 @@ class ScorerCard:
             if found != CARD_SCHEMA_VERSION:
                 raise InputError(
                     f"Expected scorer card schema_version {CARD_SCHEMA_VERSION} in {source}, "
-                    f"found {found}. Hint: export the scorer again with this toolkit."
+                    f"found {found!r:.60}. Hint: export the scorer again with this toolkit."
                 )
             card = cls(**value)
             check_types(card)
@@ -104,13 +109,13 @@ class ScorerCard:
         # A ValueError is no JSON, or a number of thousands of digits.
         except (AttributeError, TypeError, RecursionError, ValueError) as error:
             raise InputError(
-                f"Expected a scorer card in {source}, found: {error}. "
+                f"Expected a scorer card in {source}, found: {_shown(str(error))}. "
                 "Hint: export the scorer again."
             ) from error
         if card.aggregator not in AGGREGATORS:
             raise InputError(
                 f"Expected aggregator out of {', '.join(AGGREGATORS)} in {source}, "
-                f"found {card.aggregator!r}. Hint: export the scorer again."
+                f"found {card.aggregator!r:.60}. Hint: export the scorer again."
             )
         BoundaryRule.from_dict(card.boundary)
         return card
@@ -141,7 +146,7 @@ class ScorerCard:
             if name != "hidden_size":
                 hint += f", or pass --allow-mismatch {name} if you know that they agree"
             raise InputError(
-                f"Expected {name} {_short(expected)} (scorer card, trained on {self.base_model}), "
+                f"Expected {name} {_short(expected)} (scorer card, trained on {self.shown_model}), "
                 f"found {_short(found[name])} (model {model.model}). Hint: {hint}."
             )
 
@@ -154,8 +159,8 @@ class ScorerCard:
         if self.layer != LAST_LAYER:
             raise InputError(
                 f"Expected a scorer of the layer {LAST_LAYER!r}, the only one that the engine "
-                f"shows, found layer {self.layer!r} (scorer card). Hint: train one on features of "
-                "step-collect or step-train extract."
+                f"shows, found layer {self.layer!r:.60} (scorer card). Hint: train one on features "
+                "of step-collect or step-train extract."
             )
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], source: str) -> None:
@@ -172,7 +177,7 @@ class ScorerCard:
         for name in sorted(expected.keys() | shapes.keys()):
             if expected.get(name) != shapes.get(name):
                 raise InputError(
-                    f"Expected tensor {name} of shape {expected.get(name)} (scorer card), "
+                    f"Expected tensor {_shown(name)} of shape {expected.get(name)} (scorer card), "
                     f"found {shapes.get(name)} in {source}. Hint: export the scorer again."
                 )
 
@@ -206,5 +211,10 @@ def read_card(path: Path | str) -> ScorerCard:
     return card
 
 
+def _shown(text: str) -> str:
+    """Return a card's text as it may stand in a message."""
+    return text if text.isprintable() and len(text) <= 200 else f"{text!r:.200}"
+
+
 def _short(value: Any) -> str:
-    return value[:12] + "…" if isinstance(value, str) and len(value) > 16 else str(value)
+    return _shown(value[:12] + "…" if isinstance(value, str) and len(value) > 16 else str(value))

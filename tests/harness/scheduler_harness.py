@@ -377,6 +377,7 @@ def check_empty(scheduler: Scheduler) -> None:
         assert {"traces", "pending", "kept"} <= set(tables)
         assert not any(tables.values()), "a trace was not forgotten"
         assert not scheduler._pruned_outputs
+        assert not scheduler._refused
         assert not scheduler.disabled
 
 

@@ -34,6 +34,7 @@ def workload(seed, same_texts=False, ranked=False):
     settings = {"min_keep": rng.choice([1, 1, 2, 10]), "min_steps": rng.choice([1, 1, 3])}
     settings |= {"aggregator": rng.choice(["mean", "last", "min", "ema"])}
     settings |= {"resume_free": rng.choice([0.0, 0.3, 0.5, 0.9])}
+    settings |= {"max_held_steps": random.Random(f"held{seed}").choice([0, 5, 20, 256, None])}
     for group, count in enumerate(counts):
         # Every text begins with its own token: no two traces write the same block.
         prompt = tuple(rng.choices(range(WORD, 90), k=rng.randint(1, 40)))

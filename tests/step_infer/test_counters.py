@@ -183,7 +183,7 @@ def test_the_log_has_a_line_for_each_pruned_trace_and_few_summaries(caplog):
     assert [record.levelname for record in lines] == ["DEBUG"] * len(pruned)
     for name, record in zip(pruned, lines, strict=True):
         fields = dict(pair.split("=", 1) for pair in record.getMessage().split()[1:])
-        assert fields["request"] == name
+        assert fields["request"] == repr(name)
         assert fields["group"] == "'g'"
         assert float(fields["score"]) == pytest.approx(engine.report(name)["score"], abs=1e-4)
         assert int(fields["freed_kv_blocks"]) > 0

@@ -2,12 +2,15 @@
 
 import json
 import math
+import threading
+import time
 
 import pytest
 from scheduler_harness import BOUNDARY, EOS, WORD, Engine, Script, check_empty, make_scheduler
 
 from step_eval.command import command
 from step_eval.report.events import group_rows
+from step_infer import event_log
 from step_infer.errors import InputError
 from step_infer.event_log import EventLog, event_log_path, read_events
 from step_infer.live_traces import LiveTrace
@@ -50,6 +53,7 @@ def test_each_scored_trace_leaves_one_line_at_its_end(engine):
     engine.abort(["t5"])
     engine.run()
     scheduler = engine.scheduler
+    scheduler.events.flush()
     events, left_out = read_events([scheduler.events.path])
     assert left_out == 0
     assert sorted(event["request"] for event in events) == ["alone", *(f"t{n}" for n in range(6))]
@@ -81,6 +85,7 @@ def test_a_full_disk_ends_the_log_with_one_warning_and_nothing_else(caplog):
     for number in range(6):
         engine.add(script(f"t{number}", "g"))
     engine.run()
+    engine.scheduler.events.flush()
     assert not engine.scheduler.disabled
     assert sum(map(engine.pruned, engine.ended)) > 1
     warnings = [r for r in caplog.records if "The event log /dev/full ends here" in r.getMessage()]
@@ -139,6 +144,76 @@ def test_a_log_that_cannot_be_written_stops_the_start(tmp_path):
         make_scheduler(StepScheduler, 40, event_log=str(tmp_path / "nowhere" / "e.jsonl"))
 
 
+def test_a_log_of_full_size_makes_room_for_a_new_one_and_is_kept_once(tmp_path, monkeypatch):
+    path = tmp_path / "e.jsonl"
+    monkeypatch.setattr(event_log, "MAX_BYTES", 1000)
+    log = EventLog(path)
+    for number in range(40):
+        log.write("finish", trace(f"t{number}"), 0.5)
+    log.close()
+    old = tmp_path / "e.jsonl.old"
+    assert sorted(tmp_path.iterdir()) == [path, old]
+    assert max(path.stat().st_size, old.stat().st_size) <= 1000
+    events, left_out = read_events([old, path])
+    assert left_out == 0
+    assert [event["request"] for event in events] == [
+        f"t{n}" for n in range(40 - len(events), 40)
+    ], "a line is missing between the old file and the new one"
+
+
+def test_a_log_that_another_server_has_moved_goes_on_in_the_new_file(tmp_path):
+    path = tmp_path / "e.jsonl"
+    log = EventLog(path)
+    log.write("finish", trace("first"), 0.5)
+    log.flush()
+    path.rename(tmp_path / "moved")
+    log.write("finish", trace("second"), 0.5)
+    log.close()
+    assert [event["request"] for event in read_events([path])[0]] == ["second"]
+
+
+def test_a_disk_that_hangs_costs_lines_and_no_time_and_the_log_says_how_many(
+    tmp_path, monkeypatch, caplog
+):
+    hangs = threading.Event()
+    append = EventLog._append
+    monkeypatch.setattr(event_log, "QUEUED_LINES", 5)
+    monkeypatch.setattr(EventLog, "_append", lambda *args: (hangs.wait(), append(*args)))
+    log = EventLog(tmp_path / "e.jsonl")
+    begin = time.monotonic()
+    for number in range(20):
+        log.write("finish", trace(f"t{number}"), 0.5)
+    assert time.monotonic() - begin < 5
+    assert 14 <= log.num_dropped <= 15  # one line may be with the writer already
+    num_dropped = log.num_dropped
+    hangs.set()
+    log.close()
+    events, _ = read_events([tmp_path / "e.jsonl"])
+    assert [event["request"] for event in events] == [f"t{n}" for n in range(20 - num_dropped)]
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("is too slow: lines are left out" in text for text in messages) == 1
+    assert sum(f"lacks {num_dropped} lines" in text for text in messages) == 1
+
+
+def test_a_disk_that_hangs_for_ever_does_not_stop_the_end(tmp_path, monkeypatch, caplog):
+    hangs = threading.Event()
+    monkeypatch.setattr(event_log, "_CLOSE_S", 0.2)
+    monkeypatch.setattr(EventLog, "_append", lambda *_: hangs.wait())
+    log = EventLog(tmp_path / "e.jsonl")
+    log.write("finish", trace(), 0.5)
+    log.close()
+    assert "its last lines are lost" in caplog.text
+    hangs.set()
+
+
+def test_a_long_request_name_is_cut(tmp_path):
+    log = EventLog(tmp_path / "e.jsonl")
+    log.write("finish", trace("x" * 2**21), 0.5)
+    log.close()
+    (event,) = read_events([log.path])[0]
+    assert event["request"] == "x" * 256
+
+
 def test_groups_are_told_apart_and_counted():
     base = {"time": 1.0, "steps": 1, "tokens": 5, "kv_use": 0.5}
     events = [
@@ -176,6 +251,7 @@ def test_the_page_does_not_take_the_place_of_its_log(tmp_path):
 
 def test_step_eval_events_draws_a_log(engine, tmp_path, capsys):
     engine.run()
+    engine.scheduler.events.flush()
     log, out = engine.scheduler.events.path, tmp_path / "page" / "events.html"
     with log.open("a") as file:
         file.write('{"time": 1, "event": "prune"}\n' + 100_000 * "[" + "\nhalf a li")

@@ -97,11 +97,33 @@ def test_captured_states_are_those_of_the_boundary_rows():
     assert report["hidden_dtype"] == "bfloat16"
 
 
+def test_a_trace_that_ends_without_a_finite_score_is_not_kept_unless_it_goes_by_confidence():
+    live = LiveTraces(RULE, "mean", StepSettings(boundary=RULE.to_dict(), confidence=True))
+    for name, window in (("stays", None), ("plain", None), ("dropped", None), ("unsure", 4)):
+        live.add(name, RequestOptions("g", window=window))
+    live.traces["dropped"].add_score(math.nan)
+    for name, left in (("plain", 3), ("dropped", 2), ("unsure", 2)):
+        live.remove(name, survived=True)
+        assert live.kept == {"g": left}
+
+
+def test_the_largest_min_keep_of_a_groups_live_traces_protects_all_of_them():
+    live = live_traces()
+    for name, least in (("a", 3), ("b", None), ("c", 2)):
+        live.add(name, RequestOptions("g", min_keep=least))
+    live.add("other", RequestOptions("h"))
+    assert live.min_keeps() == {"g": 3, "h": 1}
+    assert not live.may_stop(live.traces["b"])
+    live.remove("a", survived=False)
+    assert live.min_keeps()["g"] == 2
+
+
 def test_groups_count_live_and_finished_traces_and_vanish_with_the_last():
     live = live_traces()
     for name in "abc":
         live.add(name, RequestOptions("g"))
     assert live.kept == {"g": 3}
+    live.traces["a"].add_score(0.5)
     live.remove("a", survived=True)
     assert live.kept == {"g": 3}
     live.remove("b", survived=False)

@@ -10,8 +10,7 @@ from direct_engine import direct_engine
 from engine_precision import DTYPE
 from places import SCORER
 from server_harness import PROMPT
-
-from step_infer.event_log import read_events
+from settled_events import read_settled_events
 
 pytestmark = pytest.mark.engine
 
@@ -67,7 +66,7 @@ def test_each_question_keeps_its_traces_and_nothing_that_could_be_pruned_is_pree
         assert sum(marks[number * TRACES : (number + 1) * TRACES]) <= TRACES - MIN_KEEP
     preempted = [line for line in watched(log) if "preempted" in line]
     assert [line for line in preempted if line["instead_of"] is not None] == []
-    events, _ = read_events([log])
+    events, _ = read_settled_events([log])
     kept = Counter(event["group"] for event in events if event["event"] == "finish")
     assert min(kept.values()) >= MIN_KEEP
     assert sum(kept.values()) == len(marks) - sum(marks)
@@ -98,11 +97,11 @@ def broken(worker):
 def test_scoring_that_fails_in_the_worker_stops_pruning_and_nothing_else(engine):
     llm, log = engine
     questions = list(enumerate(prompts()))[:3]
-    before = read_events([log])[0]
+    before = read_settled_events([log])[0]
     assert all(request.kv_transfer_params for request in ask(llm, questions, 60))
     llm.collective_rpc(broken)
     for _ in range(2):
         requests = ask(llm, questions, 150)
         assert {request.outputs[0].finish_reason for request in requests} <= {"length", "stop"}
         assert [request.kv_transfer_params for request in requests] == [None] * len(requests)
-    assert len(read_events([log])[0]) == len(before) + len(questions) * TRACES
+    assert len(read_settled_events([log])[0]) == len(before) + len(questions) * TRACES

@@ -14,12 +14,12 @@ import torch
 from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
 from places import CHECKPOINT, SCORER
 from server_harness import PROMPT, QUESTION, serve
+from settled_events import read_settled_events
 
 from step_infer.client.engine import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Sampling
 from step_infer.doctor.live_check import DirectForward
-from step_infer.event_log import read_events
 from step_infer.scorer.network import load_scorer
 
 ON_CUDA = torch.cuda.is_available()
@@ -222,7 +222,7 @@ def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkey
             server.chat(None, max_tokens=20, seed=number)
         metrics = server.step_metrics()
         logs = [server.events, server.events.with_suffix(".1.jsonl")]
-        events, _ = read_events(logs)
+        events, _ = read_settled_events(logs)
     pruned = [r.kv_transfer_params["step"]["pruned"] for r in responses]
     assert 0 < sum(pruned) < 12
     assert metrics["step_pruned_total"] == sum(pruned)

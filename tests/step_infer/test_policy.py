@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_infer.policy import RunningTrace, admit, pick_victim
+from step_infer.policy import Memory, RunningTrace, admit, pick_victim
 
 
 def trace(name, group="g", score=0.5, steps=3, blocks=10, order=0.0, **limits):
@@ -110,7 +110,53 @@ def test_pruning_until_nothing_may_go_leaves_min_keep_in_each_group(traces, min_
     assert kept == {group: min(size, min_keep) for group, size in sizes.items()}
 
 
+def may_start(group, free, pressing, waited=0, limit=None):
+    since = {group: 0} if waited else {}
+    return group in admit({group}, since, waited, pressing, Memory(free, 100, 0.5), limit)[0]
+
+
 def test_newcomers_wait_while_a_pruned_group_runs_and_memory_is_short():
-    assert admit(0, 100, 0.5, pruned_running=False)
-    assert not admit(49, 100, 0.5, pruned_running=True)
-    assert admit(50, 100, 0.5, pruned_running=True)
+    assert may_start("new", 0, pressing=())
+    assert not may_start("new", 49, pressing={"g"})
+    assert may_start("new", 50, pressing={"g"})
+
+
+def test_a_group_is_held_no_longer_than_the_limit_unless_it_presses_itself():
+    assert not may_start("new", 0, {"g"}, waited=7, limit=8)
+    assert may_start("new", 0, {"g"}, waited=8, limit=8)
+    assert may_start("new", 0, {"g"}, waited=0, limit=0)
+    assert not may_start("new", 0, {"g"}, waited=10**6, limit=None)
+    assert not may_start("g", 0, {"g"}, waited=10**6, limit=8)
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.sets(st.sampled_from("xyz")),  # others that press
+        st.integers(0, 100),  # free blocks
+        st.sets(st.sampled_from("abcd")),  # groups that get a trace
+        st.sets(st.sampled_from("abcd")),  # groups whose traces vLLM takes in, if they may start
+    ),
+    max_size=80,
+)
+
+
+@given(STEPS, st.integers(0, 8))
+def test_every_waiting_group_may_start_in_bounded_steps_whatever_the_running_ones_do(steps, limit):
+    waiting, since, num_held, order = set(), {}, {}, []
+    for step, (pressing, free, arrive, room) in enumerate(steps):
+        waiting |= arrive
+        memory = Memory(free, 100, 0.5)
+        admitted, since = admit(waiting, since, step, pressing, memory, limit)
+        assert admitted <= waiting
+        assert since.keys() <= waiting
+        order = [group for group in order if group in waiting]
+        order += sorted(waiting - admitted - set(order))
+        for group in waiting - admitted:
+            num_held[group] = num_held.get(group, 0) + 1
+            assert num_held[group] <= limit
+            # First come, first served: none that was held first later is let in before it.
+            later = {other for other in order if since[other] > since[group]}
+            assert not later & admitted
+        assert sorted(order, key=lambda group: (since[group], group)) == order
+        waiting -= admitted & room
+        num_held = {group: count for group, count in num_held.items() if group in waiting}

@@ -56,6 +56,10 @@ def step(**options):
     [
         (lambda: settings(min_keep=0), "setting min_keep a whole number >= 1, found 0."),
         (lambda: settings(min_steps=1.5), "setting min_steps a whole number >= 1, found 1.5."),
+        (
+            lambda: settings(max_held_steps=-1),
+            "setting max_held_steps a whole number >= 0, or null, found -1.",
+        ),
         (lambda: settings(resume_free=2), "setting resume_free in [0, 1], found 2."),
         (
             lambda: settings(aggregator="median"),
@@ -69,6 +73,10 @@ def step(**options):
         (
             step(group="x" * 99 + "\0"),
             f"option group without NUL characters, found '{'x' * 59}.",
+        ),
+        (
+            step(group="x" * 100_000),
+            "option group of at most 256 characters, found 100,000.",
         ),
         (step(window=0), "option window a whole number >= 1, found 0."),
         (step(window=4, stop_below="low"), "option stop_below a finite number, found 'low'."),

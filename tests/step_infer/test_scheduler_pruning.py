@@ -127,6 +127,50 @@ def test_newcomers_wait_while_a_group_that_lost_a_trace_runs():
     check_empty(engine_.scheduler)
 
 
+def steps_until_it_runs(engine_, name, most=400):
+    for number in range(most):
+        engine_.step()
+        if name in {request.request_id for request in engine_.scheduler.running}:
+            return number
+    return most
+
+
+def pressed_engine(**settings):
+    """Return an engine whose group g has lost a trace; some of it run on that cannot be lost."""
+    engine_ = engine(40, max_num_seqs=64, **settings)
+    for n in range(2):
+        engine_.add(trace(f"stay{n}", "g", steps=35, prune=False))
+    for n in range(4):
+        engine_.add(trace(f"t{n}", "g", steps=35, min_keep=5))
+    step_until(engine_, lambda: any(map(engine_.pruned, engine_.runner.scripts)))
+    return engine_
+
+
+def test_a_group_whose_traces_compete_no_more_holds_nobody_back():
+    engine_ = pressed_engine(max_held_steps=None)
+    engine_.abort([f"t{n}" for n in range(4) if not engine_.pruned(f"t{n}")])
+    scheduler = engine_.scheduler
+    assert [request.request_id for request in scheduler.running] == ["stay0", "stay1"]
+    step_until(engine_, lambda: compat.free_blocks(scheduler) < 18)
+    engine_.add(trace("new", "other", steps=1))
+    assert steps_until_it_runs(engine_, "new") == 0
+    assert compat.free_blocks(scheduler) < 20, "memory was not short: it shows nothing"
+    assert len(scheduler.running) == 3
+
+
+def test_a_group_that_presses_on_and_on_holds_another_for_a_limited_time():
+    engine_ = pressed_engine(max_held_steps=5)
+    scheduler = engine_.scheduler
+    engine_.abort(["stay0", "stay1"])  # there is room, but not for newcomers
+    step_until(engine_, lambda: compat.free_blocks(scheduler) < 18)
+    engine_.add(trace("new", "other", steps=1))
+    assert scheduler._pruned_groups == {"g"}
+    assert steps_until_it_runs(engine_, "new") == 5
+    assert scheduler._pruned_groups == {"g"}
+    engine_.add(trace("later", "another", steps=1))
+    assert steps_until_it_runs(engine_, "later") == 5
+
+
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 def test_only_traces_that_compete_wait_for_memory(policy):
     engine_ = engine(40, policy=policy)
@@ -345,7 +389,7 @@ def test_options_that_raise_cost_their_own_request_its_scores_only(monkeypatch, 
     engine_.run()
     assert engine_.ended["first"].kv_transfer_params is None
     assert engine_.report("second")["scores"]
-    assert "Request first is not scored." in caplog.text
+    assert "Request 'first' is not scored." in caplog.text
     check_empty(engine_.scheduler)
 
 
@@ -455,3 +499,109 @@ def test_ten_thousand_groups_leave_nothing_behind():
         if isinstance(table, dict | set | list) and len(table) > 16
     }
     assert left == {}
+
+
+def quick(name, group, **options):
+    """Return a trace that ends with its first token: it is never scored."""
+    return Script(name, (WORD,) * 3, (EOS,), options={"group": group, **options})
+
+
+def test_traces_that_end_without_a_step_score_cost_their_group_nobody():
+    engine_ = engine(40)
+    own = [trace(f"t{n}", "g", steps=15, min_keep=4) for n in range(6)]
+    for script in own:
+        engine_.add(script)
+    for _ in range(3):
+        engine_.step()
+    for n in range(8):
+        engine_.add(quick(f"quick{n}", "g"))
+    engine_.run()
+    check_empty(engine_.scheduler)
+    assert all(engine_.ended[f"quick{n}"].finish_reason == FinishReason.STOP for n in range(8))
+    assert sum(engine_.pruned(script.name) for script in own) == 2
+
+
+def test_who_joins_a_group_cannot_lower_the_number_that_it_keeps():
+    engine_ = engine(40)
+    own = [trace(f"t{n}", "g", steps=12, min_keep=5) for n in range(5)]
+    for script in [*own, trace("joiner", "g", steps=20)]:
+        engine_.add(script)
+    engine_.run()
+    check_empty(engine_.scheduler)
+    assert sum(map(engine_.pruned, engine_.ended)) == 1
+    assert engine_.preemptions > 0
+
+
+def test_min_keep_holds_for_traces_that_wait_too():
+    engine_ = engine(40, max_num_seqs=5)
+    for n in range(5):
+        engine_.add(trace(f"t{n}", "g", steps=12))
+    engine_.add(trace("waits", "g", steps=12, min_keep=6))
+    while "waits" in {request.request_id for request in engine_.scheduler.waiting}:
+        engine_.step()
+        assert not any(map(engine_.pruned, engine_.ended))
+    engine_.run()
+    check_empty(engine_.scheduler)
+
+
+def test_callers_with_cache_salts_of_their_own_do_not_share_a_group():
+    engine_ = engine(40)
+    add = engine_.scheduler.add_request
+    salts = iter(["mine", "mine", "yours", None])
+
+    def salted(request):
+        request.cache_salt = next(salts)
+        add(request)
+
+    engine_.scheduler.add_request = salted
+    for n in range(4):
+        engine_.add(trace(f"t{n}", "g", steps=2))
+    groups = [engine_.scheduler.live.traces[f"t{n}"].group for n in range(4)]
+    assert groups[0] == groups[1]
+    assert len(set(groups)) == 3
+    assert groups[3] == "g"
+    assert "mine" not in groups[0], "the salt is a secret"
+    del engine_.scheduler.add_request
+    engine_.run()
+    check_empty(engine_.scheduler)
+
+
+@pytest.mark.parametrize("in_flight", [0, 1])
+@pytest.mark.parametrize(
+    ("step", "error"),
+    [
+        (5, "Expected an object as step option, found 5."),
+        (True, "Expected an object as step option, found True."),
+        (["g"], "Expected an object as step option, found ['g']."),
+        ("", "Expected a group name as step option, found a blank one."),
+        ("g" * 257, "Expected step option group of at most 256 characters, found 257."),
+    ],
+)
+def test_an_opt_in_that_cannot_be_used_is_answered_with_the_reason(step, error, in_flight):
+    engine_ = engine(40, in_flight)
+    engine_.add(Script("bad", (WORD,) * 3, (*STEP, EOS), options=step))
+    engine_.add(trace("good", "g", steps=2))
+    engine_.run()
+    check_empty(engine_.scheduler)
+    assert engine_.tokens["bad"] == [*STEP, EOS]
+    assert engine_.report("bad") == {"error": error}
+    assert engine_.report("good")["scores"]
+
+
+def test_a_refused_opt_in_that_is_aborted_leaves_nothing_behind():
+    engine_ = engine(40)
+    engine_.add(Script("bad", (WORD,) * 3, (*STEP * 9, EOS), options="\0"))
+    engine_.step()
+    engine_.abort(["bad"])
+    engine_.run()
+    check_empty(engine_.scheduler)
+
+
+def test_a_request_name_cannot_forge_lines_of_the_log(caplog):
+    engine_ = engine(40)
+    name = "a\nERROR forged \x1b[31m" + "x" * 1000
+    engine_.add(Script(name, (WORD,) * 3, (EOS,), options="\0"))
+    engine_.run()
+    (record,) = [r for r in caplog.records if "is not scored" in r.getMessage()]
+    assert record.getMessage().isprintable()
+    assert len(record.getMessage()) < 300

@@ -102,14 +102,15 @@ class SchedulerMachine(RuleBasedStateMachine):
                 kept[group] -= 1
                 options = self.engine.runner.scripts[name].opted
                 assert kept[group] >= options.get("min_keep", 1), "a group lost too many traces"
+                assert kept[group] >= self.min_keep(group), "a group lost too many traces"
                 self.num_pruned += 1
                 if self.abort_pruned:  # before it could hear of its end
                     self.engine.abort([name])
             if output.preempted_req_ids and not self.was_reset:
                 for name in running:
                     if before[name] and name in scheduler.requests:
-                        options = self.engine.runner.scripts[name].opted
-                        assert kept[self.group_of(name)] <= options.get("min_keep", 1), (
+                        group = self.group_of(name)
+                        assert kept[group] <= self.min_keep(group), (
                             "a request was preempted though a trace could be pruned"
                         )
             self.was_reset = False
@@ -181,13 +182,28 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert all(group >= bar for group in groups[:-1])
 
     def kept(self, group):
-        """Return how many traces of a group are live, or ended by themselves."""
+        """Return how many traces of a group are live, or ended by themselves and can be judged."""
         ended = self.engine.ended
         return sum(
             name in self.engine.scheduler.requests
-            or (name in ended and ended[name].finish_reason != FinishReason.ABORT)
+            or (
+                name in ended
+                and ended[name].finish_reason != FinishReason.ABORT
+                and self.is_judged(name)
+            )
             for name in self.arrived.get(group, ())
         )
+
+    def is_judged(self, name):
+        """Whether an ended trace has a step score, or asked to go by its confidence."""
+        asked = "window" in self.engine.runner.scripts[name].opted
+        return asked or self.engine.report(name)["score"] is not None
+
+    def min_keep(self, group):
+        """Return the most traces that a live trace of a group asks to keep."""
+        live = [name for name in self.arrived[group] if name in self.engine.scheduler.requests]
+        options = [self.engine.runner.scripts[name].opted for name in live]
+        return max((o.get("min_keep", 1) for o in options), default=1)
 
     def forget_groups(self):
         """A group without live traces begins anew."""

@@ -55,6 +55,28 @@ def test_round_trip_keeps_weights_and_card(tmp_path: Path) -> None:
     assert not loaded.training
 
 
+LONG = "x\nERROR forged \x1b[31m" * 10_000
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda: card(base_model=LONG).check_model(ModelIdentity("m", "c", "t", H + 1)),
+        lambda: card(base_model=LONG, tokenizer_hash=LONG).check_model(MODEL),
+        lambda: card(layer=LONG).check_layers(),
+        lambda: card().check_shapes({f"net.0{LONG}": (1,)}, "file"),
+        lambda: ScorerCard.from_json(json.dumps({"schema_version": LONG}), "file"),
+        lambda: ScorerCard.from_json(json.dumps({"schema_version": 1, LONG: 1}), "file"),
+        lambda: ScorerCard.from_json(card(aggregator=LONG).to_json(), "file"),
+    ],
+)
+def test_texts_of_a_card_are_cut_and_stay_in_their_line(refused: Any) -> None:
+    with pytest.raises(InputError, match="^Expected") as caught:
+        refused()
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).isprintable()
+
+
 def test_one_float32_logit_a_step() -> None:
     logits = StepScorer(H, 4)(torch.zeros(3, H, dtype=torch.float16))
     assert (logits.shape, logits.dtype) == ((3,), torch.float32)
