@@ -303,7 +303,8 @@ NONE = {"paper": {}, "deep": {}}
         ),
         (
             lambda: _fit_all(sweep(), {"a b": {}, "a:b": {}}),
-            "variants whose names differ as folders, found 'a:b' and 'a b'. Hint: rename one of them.",
+            "variants whose names differ as folders, found 'a:b' and 'a b'. "
+            "Hint: rename one of them.",
         ),
         (
             lambda: ranks_above_chance({}, "mean", force=False),
@@ -360,7 +361,8 @@ WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
         ),
         (
             lambda tmp: extract(ExtractConfig("m", changed(tmp).path, tmp)),
-            "another directory as --out than as --traces, found the same. Hint: choose another --out.",
+            "another directory as --out than as --traces, found the same. "
+            "Hint: choose another --out.",
         ),
         (
             lambda tmp: extract(
@@ -527,7 +529,8 @@ def without_a_row(traces):
     [
         (
             lambda traces: batches(traces, batch_size=4, world_size=3),
-            "a batch size that 3 devices can share evenly, found 4. Hint: change --batch-size or --devices.",
+            "a batch size that 3 devices can share evenly, found 4. "
+            "Hint: change --batch-size or --devices.",
         ),
         (
             lambda traces: batches(traces, batch_size=65536, memory_bytes=1024),
