@@ -154,7 +154,7 @@ class EvalConfig(MethodOptions, QuestionOptions):
         if self.vote == CONFIDENCE and not self.confidence:
             raise InputError(
                 "Expected --confidence true beside --vote confidence, found false: the engine "
-                "would not record it. Hint: other rules for --vote need no confidences."
+                "would not record it. Hint: add it, or choose another --vote."
             )
         if self.oracle_from is not None and "oracle" not in self.method_names:
             raise InputError(

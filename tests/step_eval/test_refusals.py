@@ -79,7 +79,7 @@ def at_least(least, *names, prefix="--"):
         (
             {"vote": "confidence"},
             "--confidence true beside --vote confidence, found false: the engine would not record "
-            "it. Hint: other rules for --vote need no confidences.",
+            "it. Hint: add it, or choose another --vote.",
         ),
         (
             {"oracle_from": "run"},
