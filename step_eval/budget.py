@@ -51,7 +51,10 @@ def mean_response_tokens(source: Path | str) -> float:
             )
         return _parquet_mean(parts)
     if not path.is_file():
-        raise InputError(f"Expected earlier traces at {path}, found no file or directory.")
+        raise InputError(
+            f"Expected earlier traces at {path}, found no file or directory. "
+            "Hint: --lengths-from takes a directory of step-collect or step-eval."
+        )
     if path.suffix == ".json":
         return _results_mean(path)
     return _parquet_mean([path])
@@ -63,7 +66,8 @@ def _results_mean(path: Path) -> float:
         return float(results["methods"]["sc"]["tokens_per_trace"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"Expected the results of step-eval with the method sc in {path}, found none."
+            f"Expected the results of step-eval with the method sc in {path}, found none. "
+            "Hint: choose a run with sc among its --methods."
         ) from error
 
 
@@ -80,10 +84,13 @@ def _parquet_mean(paths: list[Path]) -> float:
         except (OSError, KeyError, pyarrow.ArrowException) as error:
             raise InputError(
                 f"Expected a Parquet file with a list column token_ids at {path}, found: "
-                f"{str(error).splitlines()[0]}"
+                f"{str(error).splitlines()[0].rstrip('.')}. Hint: choose another --lengths-from."
             ) from error
         tokens += pyarrow.compute.sum(lengths).as_py() or 0
         traces += len(column)
     if tokens == 0:
-        raise InputError(f"Expected traces with tokens in {paths[0].parent}, found none.")
+        raise InputError(
+            f"Expected traces with tokens in {paths[0].parent}, found none. "
+            "Hint: choose another --lengths-from."
+        )
     return tokens / traces

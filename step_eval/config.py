@@ -154,15 +154,18 @@ class EvalConfig(MethodOptions, QuestionOptions):
         if self.vote == CONFIDENCE and not self.confidence:
             raise InputError(
                 "Expected --confidence true beside --vote confidence, found false: the engine "
-                "would not record it."
+                "would not record it. Hint: add it, or choose another --vote."
             )
         if self.oracle_from is not None and "oracle" not in self.method_names:
-            raise InputError("Expected the method oracle beside --oracle-from, found none.")
+            raise InputError(
+                "Expected the method oracle beside --oracle-from, found none. "
+                "Hint: add oracle to --methods, or leave --oracle-from out."
+            )
         warming = [name for name in self.method_names if "warmup" in METHODS[name].settings]
         if warming and self.warmup >= self.num_traces:
             raise InputError(
                 f"Expected --warmup below --num-traces ({self.num_traces}) for the method "
-                f"{warming[0]}, found {self.warmup}."
+                f"{warming[0]}, found {self.warmup}. Hint: lower --warmup or raise --num-traces."
             )
         needing = [name for name in self.method_names if METHODS[name].needs_scorer]
         if needing and self.scorer is None:
@@ -171,11 +174,14 @@ class EvalConfig(MethodOptions, QuestionOptions):
                 "Hint: make one with scorer-export."
             )
         if self.allow_mismatch and self.scorer is None:
-            raise InputError("Expected --scorer beside --allow-mismatch, found none.")
+            raise InputError(
+                "Expected --scorer beside --allow-mismatch, found none. "
+                "Hint: leave --allow-mismatch out, or add --scorer FILE."
+            )
         if shard_part(self.shard)[1] > 1 and self.needs_lengths and self.lengths_from is None:
             raise InputError(
                 "Expected --lengths-from or --kv-budget-tokens beside --shard, so that all shards "
-                "have the same KV budget, found neither."
+                "have the same KV budget, found neither. Hint: give every shard the same one."
             )
 
     @property

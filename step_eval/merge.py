@@ -37,9 +37,15 @@ def merge(
             question, or none was answered by every method where that is asked for.
     """
     if not runs:
-        raise InputError("Expected at least one directory of step-eval to merge, found none.")
+        raise InputError(
+            "Expected at least one directory of step-eval to merge, found none. "
+            "Hint: step-eval merge DIR... --out DIR."
+        )
     if Path(out).resolve() in {Path(directory).resolve() for directory in runs}:
-        raise InputError(f"Expected --out to be a new directory, found one of the runs, {out}.")
+        raise InputError(
+            f"Expected --out to be a new directory, found one of the runs, {out}. "
+            "Hint: choose another --out."
+        )
     read = [read_run(directory) for directory in runs]
     first = read[0][0]
     records: dict[_Key, QuestionRecord] = {}
@@ -55,7 +61,7 @@ def merge(
                 raise InputError(
                     f"Expected each question once for each method and repeat, found "
                     f"{record.question_id} ({record.method}, repeat {record.repeat}) in "
-                    f"{directory} and in a run before it."
+                    f"{directory} and in a run before it. Hint: leave out one of the two."
                 )
             records[key] = record
     if paired:
@@ -63,7 +69,8 @@ def merge(
     with RunDirectory(out, KIND).claim() as merged:
         if merged.manifest and "merged" not in merged.manifest:
             raise InputError(
-                f"Expected --out to be empty or an earlier join, found a run in {out}."
+                f"Expected --out to be empty or an earlier join, found a run in {out}. "
+                "Hint: choose another --out."
             )
         store = RecordStore(merged.path)
         for path in store.folder.glob("*.jsonl"):
@@ -93,8 +100,8 @@ def _paired(records: dict[_Key, QuestionRecord]) -> dict[_Key, QuestionRecord]:
     common = set.intersection(*answered)
     if not common:
         raise InputError(
-            "Expected a question that every method has answered beside --paired, found none. "
-            f"Methods: {', '.join(sorted(methods))}."
+            "Expected a question that every method has answered beside --paired, found none "
+            f"(methods: {', '.join(sorted(methods))}). Hint: leave --paired out."
         )
     return {key: record for key, record in records.items() if key[1:] in common}
 
@@ -112,7 +119,8 @@ def _check_same(
     if name is not None:
         raise InputError(
             f"Expected runs with the same settings, found {name} {before[name]!r} in "
-            f"{first_run} and {after[name]!r} in {other_run}."
+            f"{first_run} and {after[name]!r} in {other_run}. "
+            "Hint: run one again with the settings of the other."
         )
 
 

@@ -65,7 +65,7 @@ class Ranks:
             if name.startswith(_SAME) and theirs.get(name) != value:
                 raise InputError(
                     f"Expected --oracle-from a run with the same {name} ({value!r}), found "
-                    f"{theirs.get(name)!r} in {run}."
+                    f"{theirs.get(name)!r} in {run}. Hint: choose another --oracle-from."
                 )
 
     def for_question(self, method: str, repeat: int, question: Question) -> dict[int, float]:

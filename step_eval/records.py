@@ -127,7 +127,7 @@ class QuestionRecord:
             if value["schema_version"] != RECORD_SCHEMA_VERSION:
                 raise InputError(
                     f"Expected record schema_version {RECORD_SCHEMA_VERSION}, "
-                    f"found {value['schema_version']}."
+                    f"found {value['schema_version']}. Hint: run step-eval anew, in another --out."
                 )
             value["answers"] = [AnswerRecord(**answer) for answer in value["answers"]]
             value["traces"] = [TraceRecord(**trace) for trace in value["traces"]]
@@ -137,7 +137,10 @@ class QuestionRecord:
         except InputError:
             raise
         except (KeyError, TypeError, RecursionError, ValueError) as error:
-            raise InputError(f"Expected a question record, found: {error!r:.200}.") from error
+            raise InputError(
+                f"Expected a question record, found: {error!r:.200}. "
+                "Hint: remove the line, and give step-eval the same command again."
+            ) from error
 
 
 def _rounded(value: Any) -> Any:

@@ -49,7 +49,9 @@ def read_run(out: Path | str) -> tuple[dict[str, Any], dict[str, list[QuestionRe
     """
     manifest = read_manifest(out)
     if manifest.get("kind") != KIND:
-        raise InputError(f"Expected a directory of step-eval, found {out}.")
+        raise InputError(
+            f"Expected a directory of step-eval, found {out}. Hint: name the --out of a run."
+        )
     listed = set(manifest["question_ids"])
     found = RecordStore(out).read()
     records = {

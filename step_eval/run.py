@@ -281,7 +281,8 @@ def device_lock(path: Path | str | None, alone: bool) -> Iterator[None]:
         file = Path(path).open("a")  # noqa: SIM115 - closed below
     except OSError as error:
         raise InputError(
-            f"Expected a writable lock file at {path}, found: {error.strerror}."
+            f"Expected a writable lock file at {path}, found: {error.strerror}. "
+            "Hint: choose another --device-lock."
         ) from error
     # flock by itself: filelock can share a lock only through an SQLite database.
     with file:

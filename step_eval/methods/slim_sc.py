@@ -229,7 +229,10 @@ def load_encoder(path: str) -> Encoder:
         model = AutoModel.from_pretrained(path, local_files_only=True).eval()
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"Expected an embedding model at {path}, found: {reason:.200}") from error
+        raise InputError(
+            f"Expected an embedding model at {path}, found: {reason[:200].rstrip('.')}. "
+            "Hint: without --slim.encoder, hashed n-grams are compared."
+        ) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
     if tokenizer.pad_token is None:

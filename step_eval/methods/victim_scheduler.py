@@ -72,7 +72,8 @@ class VictimScheduler(StepScheduler):
             )
         if self.victim == "least-confident" and not self.settings.confidence:
             raise InputError(
-                "Expected step setting confidence beside victim least-confident, found none."
+                "Expected step setting confidence beside victim least-confident, found none. "
+                "Hint: choose another victim, or set confidence to true."
             )
 
     def _rank(self, trace: LiveTrace) -> float | None:

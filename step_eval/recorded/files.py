@@ -139,10 +139,12 @@ def read_table(path: Path | str) -> TracePool:
     except (OSError, KeyError, pa.ArrowException) as error:
         raise InputError(
             f"Expected recorded traces of step-eval record or step-collect at {path}, found: "
-            f"{str(error).splitlines()[0]}"
+            f"{str(error).splitlines()[0].rstrip('.')}. Hint: choose other --traces."
         ) from error
     if not rows:
-        raise InputError(f"Expected recorded traces in {path}, found none.")
+        raise InputError(
+            f"Expected recorded traces in {path}, found none. Hint: choose other --traces."
+        )
     by_question: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["trace_id"]):
         by_question.setdefault(row["question_id"], []).append(row)
@@ -210,7 +212,7 @@ def read_pool(path: Path | str, scorer: Path | str | None = None) -> TracePool:
         if scorer is not None:
             raise InputError(
                 f"Expected a directory of step-collect for --scorer, found the file {path}, "
-                "which holds no hidden states."
+                "which holds no hidden states. Hint: without --scorer, its own scores are used."
             )
         return read_table(path)
     manifest = read_manifest(path)
@@ -218,7 +220,7 @@ def read_pool(path: Path | str, scorer: Path | str | None = None) -> TracePool:
         if scorer is not None:
             raise InputError(
                 f"Expected a directory of step-collect for --scorer, found {path} of step-eval, "
-                "which keeps no hidden states."
+                "which keeps no hidden states. Hint: without --scorer, its own scores are used."
             )
         return _eval_pool(path)
     if manifest.get("kind") != TRACES_KIND or not manifest.get("parts"):
@@ -256,7 +258,8 @@ def _score(rows: list[dict[str, Any]], net: StepScorer, shard: FeatureShard) -> 
     width = net.net[0].in_features
     if shard.hidden_size != width:
         raise InputError(
-            f"Expected states of width {width} (scorer) in {shard.path}, found {shard.hidden_size}."
+            f"Expected states of width {width} (scorer) in {shard.path}, found "
+            f"{shard.hidden_size}. Hint: choose a scorer of the model that made the traces."
         )
     with torch.inference_mode():
         score_S = torch.sigmoid(net(shard.hidden())).tolist()
@@ -293,7 +296,10 @@ def sc_records(
         InputError: there are none.
     """
     if "sc" not in records:
-        raise InputError(f"Expected records of the method sc in {path}, found none.")
+        raise InputError(
+            f"Expected records of the method sc in {path}, found none. "
+            "Hint: choose a run with sc among its --methods."
+        )
     return records["sc"]
 
 

@@ -55,7 +55,7 @@ class ReplayConfig(MethodOptions):
             if METHODS[name].needs_text:
                 raise InputError(
                     f"Expected methods that do not look at the text of traces, found {name!r}: "
-                    "a replay has no text."
+                    "a replay has no text. Hint: leave it out of --methods."
                 )
         super().__post_init__()
         self._at_least(1, "limit")

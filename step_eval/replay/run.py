@@ -66,7 +66,7 @@ def read_traces(config: ReplayConfig) -> tuple[TracePool, float]:
     if without:
         raise InputError(
             f"Expected a ground truth for every question in {config.traces}, found none for "
-            f"{without[0]}."
+            f"{without[0]}. Hint: collect traces of questions that have answers."
         )
     pool = replace(pool, questions=tuple(as_answered(question) for question in pool.questions))
     needing = [name for name in config.method_names if METHODS[name].needs_scorer]

@@ -32,7 +32,10 @@ class ReplayOptions(RankedOptions):
         """Refuse values that cannot be; see `RequestOptions.check`."""
         super().check(as_text)
         if self.replay is not None and as_text:
-            raise InputError("Expected step option replay in offline requests only, found a text.")
+            raise InputError(
+                "Expected step option replay in offline requests only, found a text. "
+                "Hint: give extra_args a dictionary, not JSON."
+            )
 
 
 class ReplayTrace(RankedTrace):

@@ -44,11 +44,14 @@ def read_shape(name: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(
             f"Expected a shape out of {', '.join(shape_names())}, or a config.json, found "
-            f"{str(name)!r}."
+            f"{str(name)!r}. Hint: --shape takes a model folder as well."
         )
     shape = read_json(path)
     if not isinstance(shape, dict) or not isinstance(shape.get("hidden_size"), int):
-        raise InputError(f"Expected a model configuration with hidden_size in {path}, found none.")
+        raise InputError(
+            f"Expected a model configuration with hidden_size in {path}, found none. "
+            "Hint: give --shape the config.json of a language model."
+        )
     return {**shape, "eos_token_id": None}
 
 

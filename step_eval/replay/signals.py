@@ -41,7 +41,10 @@ class RecordedSteps:
                 f"option replay, found {len(scores)} and {len(confidences or ())}."
             )
         if any(after <= before for before, after in pairwise([-1, *positions])):
-            raise InputError("Expected ascending positions in step option replay, found others.")
+            raise InputError(
+                "Expected ascending positions in step option replay, found others. "
+                "Hint: sort them from 0 on, none of them twice."
+            )
         self._score_at = {
             position: math.nan if score is None else float(score)
             for position, score in zip(positions, scores, strict=True)

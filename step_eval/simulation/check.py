@@ -74,7 +74,8 @@ def check(path: Path | str, pool: TracePool, timing: Timing) -> dict[str, Any]:
         }
     if not methods:
         raise InputError(
-            f"Expected questions of --traces with as many traces in {path}, found none."
+            f"Expected questions of --traces with as many traces in {path}, found none. "
+            "Hint: collect its questions, with the same --num-traces."
         )
     speed = None
     if all(method in methods for method in CHECKED):

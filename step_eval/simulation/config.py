@@ -112,9 +112,15 @@ class SimulateConfig(PruningOptions):
                 "nothing else is simulated."
             )
         if self.scorer is not None and self.traces is None:
-            raise InputError("Expected --traces beside --scorer, found none.")
+            raise InputError(
+                "Expected --traces beside --scorer, found none. "
+                "Hint: --traces takes a directory of step-collect with features."
+            )
         if self.check is not None and self.scorer is None:
-            raise InputError("Expected --traces and --scorer beside --check, found none.")
+            raise InputError(
+                "Expected --traces and --scorer beside --check, found none. "
+                "Hint: give those of the run, or leave --check out."
+            )
 
     @property
     def method_names(self) -> list[str]:

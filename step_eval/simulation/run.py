@@ -49,7 +49,7 @@ def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict
     if "least-confident" in config.method_names and not pool.confident:
         raise InputError(
             "Expected recorded traces with confidences (--traces) for the method least-confident, "
-            f"found none in {pool.source}."
+            f"found none in {pool.source}. Hint: leave the method out, or choose other --traces."
         )
     if config.limit is not None:
         pool = dataclasses.replace(pool, questions=pool.questions[: config.limit])

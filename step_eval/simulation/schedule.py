@@ -106,7 +106,8 @@ def check_fit(shape: EngineShape, traces: Sequence[SimulatedTrace]) -> None:
     if shape.max_num_batched_tokens < shape.max_num_seqs:
         raise InputError(
             f"Expected max_num_batched_tokens of at least max_num_seqs ({shape.max_num_seqs}), "
-            f"found {shape.max_num_batched_tokens}."
+            f"found {shape.max_num_batched_tokens}. "
+            "Hint: raise --max-num-batched-tokens or lower --max-num-seqs."
         )
     longest = max((trace.prompt_tokens + trace.tokens for trace in traces), default=0)
     if longest > shape.kv_blocks * shape.block_size:
@@ -117,5 +118,6 @@ def check_fit(shape: EngineShape, traces: Sequence[SimulatedTrace]) -> None:
     if not shape.chunked_prefill and longest > shape.max_num_batched_tokens:
         raise InputError(
             f"Expected max_num_batched_tokens of at least the longest trace ({longest:,} tokens) "
-            f"without chunked prefill, found {shape.max_num_batched_tokens:,}."
+            f"without chunked prefill, found {shape.max_num_batched_tokens:,}. "
+            "Hint: raise --max-num-batched-tokens."
         )

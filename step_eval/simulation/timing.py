@@ -68,7 +68,9 @@ def read_timing(text: str | None) -> Timing:
             f"found {text!r}."
         ) from error
     if min(step, row, kv, prefill) < 0 or step + row + kv + prefill == 0:
-        raise InputError(f"Expected costs of at least 0 in --timing, found {text!r}.")
+        raise InputError(
+            f"Expected costs of at least 0, one of them above it, in --timing, found {text!r}."
+        )
     return Timing(step, row, kv, prefill, f"given: {text}", "seconds")
 
 
@@ -104,7 +106,10 @@ def fit_timing(path: Path | str) -> Timing:
     costs_F, _ = nnls(np.array(work_RF) / scale_F, np.array(seconds_R))
     step, row, kv, prefill = (float(cost) for cost in costs_F / scale_F)
     if step + row + kv + prefill <= 0:
-        raise InputError(f"Expected records in {path} that give costs of a step, found none.")
+        raise InputError(
+            f"Expected records in {path} that give costs of a step, found none. "
+            "Hint: choose another run for --timing, or give it STEP,ROW,KV,PREFILL."
+        )
     return Timing(
         step, row, kv, prefill, f"fitted on {len(group)} questions of SC in {path}", "seconds"
     )

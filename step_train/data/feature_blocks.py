@@ -142,7 +142,7 @@ class TrainingBatches:
         if self.batch_size % self.world_size:
             raise InputError(
                 f"Expected a batch size that {self.world_size} devices can share evenly, "
-                f"found {self.batch_size}."
+                f"found {self.batch_size}. Hint: change --batch-size or --devices."
             )
         total = self.table.num_steps
         self._whole = total * self.rows.row_bytes <= self.memory_bytes
@@ -152,7 +152,8 @@ class TrainingBatches:
             needed = 2 * self.rows.row_bytes * self.batch_size / MEBIBYTE
             raise InputError(
                 f"Expected memory for two batches ({needed:.1f} MiB), "
-                f"found {self.memory_bytes / MEBIBYTE:.1f} MiB."
+                f"found {self.memory_bytes / MEBIBYTE:.1f} MiB. "
+                "Hint: raise --memory-mib or lower --batch-size."
             )
         self._first_row_N = self.rows.of_traces(self.table)
         self._buffers: list[Tensor] = []

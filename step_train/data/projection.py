@@ -73,7 +73,10 @@ class Projection:
         """
         subspace = self._known()
         if subspace is None:
-            raise InputError(f"Expected the subspace in {self._subspace}, found none.")
+            raise InputError(
+                f"Expected the subspace in {self._subspace}, found none. "
+                "Hint: give step-train fit the same command again."
+            )
         table, parts = self._table(), self._parts()
         rows = FeatureRows([FeatureShard(self._shard(number)) for number in range(len(parts))])
         shard_N = np.repeat(np.arange(len(parts)), [len(part) for part in parts])

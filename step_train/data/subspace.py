@@ -64,14 +64,14 @@ def require_components(components: int, rows: FeatureRows, memory_mib: int) -> N
     """
     if components >= rows.hidden_size:
         raise InputError(
-            f"Expected components below the states' size {rows.hidden_size}, found {components}. "
-            "Hint: components 0 trains on the states themselves."
+            f"Expected --components below the states' size {rows.hidden_size}, found {components}. "
+            "Hint: --components 0 trains on the states themselves."
         )
     if _most_rows(rows, memory_mib) < 4 * components:
         needed = -(-4 * components * 8 * rows.hidden_size // MEBIBYTE)
         raise InputError(
-            f"Expected memory_mib of at least {needed} for {components} components, found "
-            f"{memory_mib}."
+            f"Expected --memory-mib of at least {needed} for --components {components}, found "
+            f"{memory_mib}. Hint: raise --memory-mib, or lower --components."
         )
 
 

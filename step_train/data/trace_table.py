@@ -137,7 +137,9 @@ def read_traces(directory: TraceDirectory) -> tuple[TraceTable, dict[str, int]]:
         InputError: there are no features, or no trace is usable.
     """
     if not directory.num_parts:
-        raise InputError(f"Expected traces in {directory.path}, found none.")
+        raise InputError(
+            f"Expected traces in {directory.path}, found none. Hint: make them with step-collect."
+        )
     parts = []
     skipped = {"no boundary": 0, "pruned": 0, "no answer": 0, "no label": 0}
     for index in range(directory.num_parts):
@@ -172,7 +174,8 @@ def read_traces(directory: TraceDirectory) -> tuple[TraceTable, dict[str, int]]:
         reasons_text = ", ".join(f"{count} {reason}" for reason, count in skipped.items() if count)
         raise InputError(
             f"Expected traces with boundaries, an answer and a label in {directory.path}, "
-            f"found none ({reasons_text})."
+            f"found none ({reasons_text}). Hint: collect traces of questions that have answers, "
+            "with room to come to their end (--sampling.max-tokens)."
         )
     questions, question_N = np.unique(ids.astype(str), return_inverse=True)
     order = np.lexsort((row_start_N, shard_N))
@@ -205,7 +208,7 @@ def split_questions(
     """
     if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
         raise InputError(
-            "Expected val_fraction and test_fraction above 0 and below 1 together, "
+            "Expected --val-fraction and --test-fraction above 0 and below 1 together, "
             f"found {val_fraction} and {test_fraction}."
         )
     count = len(table.questions)
@@ -265,7 +268,7 @@ def balance(table: TraceTable, max_traces_per_class: int | None, seed: int) -> T
         return table
     if max_traces_per_class < 1:
         raise InputError(
-            f"Expected max_traces_per_class of at least 1, found {max_traces_per_class}."
+            f"Expected --max-traces-per-class of at least 1, found {max_traces_per_class}."
         )
     generator = np.random.default_rng([seed, 1])
     kept = []

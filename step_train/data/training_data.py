@@ -96,7 +96,8 @@ def read_training_data(
     if rows.hidden_size != model.hidden_size:
         raise InputError(
             f"Expected {model.hidden_size} numbers a state (hidden_size in the manifest of "
-            f"{path}), found {rows.hidden_size} in its features."
+            f"{path}), found {rows.hidden_size} in its features. "
+            "Hint: make them anew with step-train extract."
         )
     return TrainingData(
         path=Path(path),
@@ -130,11 +131,14 @@ def identity_of(directory: TraceDirectory) -> ModelIdentity:
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"Expected identity with config_hash, tokenizer_hash and hidden_size in the manifest "
-            f"of {directory.path}, found {identity!r:.60}."
+            f"of {directory.path}, found {identity!r:.60}. Hint: collect or extract again."
         ) from error
 
 
 def _manifest_field(directory: TraceDirectory, name: str) -> Any:
     if directory.manifest.get(name) is None:
-        raise InputError(f"Expected {name} in the manifest of {directory.path}, found none.")
+        raise InputError(
+            f"Expected {name} in the manifest of {directory.path}, found none. "
+            "Hint: collect or extract again."
+        )
     return directory.manifest[name]

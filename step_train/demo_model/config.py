@@ -70,12 +70,15 @@ class LedgerLMConfig:
         counts = ("steps", "layers", "checkpoint_steps", "log_steps", "intermediate_size")
         for name in counts:
             if getattr(self, name) < 1:
-                raise InputError(f"Expected {name} of at least 1, found {getattr(self, name)}.")
+                option = "--" + name.replace("_", "-")
+                raise InputError(f"Expected {option} of at least 1, found {getattr(self, name)}.")
         if self.hidden_size < 128 or self.hidden_size % 128:
-            raise InputError(f"Expected hidden_size in multiples of 128, found {self.hidden_size}.")
+            raise InputError(
+                f"Expected --hidden-size in multiples of 128, found {self.hidden_size}."
+            )
         if self.tokens_per_batch < SMALLEST_BATCH:
             raise InputError(
-                f"Expected tokens_per_batch of at least {SMALLEST_BATCH}, "
+                f"Expected --tokens-per-batch of at least {SMALLEST_BATCH}, "
                 f"found {self.tokens_per_batch}. Hint: a batch holds whole traces."
             )
         workers = self.workers

@@ -30,7 +30,10 @@ class EvaluateConfig:
                 f"{'none of them' if self.run is None else 'both'}."
             )
         if self.scorer is not None and self.traces is None:
-            raise InputError("Expected --traces with --scorer, found none.")
+            raise InputError(
+                "Expected --traces with --scorer, found none. "
+                "Hint: --traces takes a directory of step-collect with features."
+            )
         if self.scorer is not None and self.split not in ("auto", "all"):
             raise InputError(
                 f"Expected a run for --split {self.split}, found a scorer file, which "

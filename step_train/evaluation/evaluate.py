@@ -98,7 +98,8 @@ def _load(config: EvaluateConfig) -> tuple[StepScorer, ScorerCard]:
     assert config.run is not None
     if not (Path(config.run) / MANIFEST_NAME).is_file():
         raise InputError(
-            f"Expected a run directory of step-train fit at {config.run}, found none there."
+            f"Expected a run directory of step-train fit at {config.run}, found none there. "
+            "Hint: name the --out of step-train fit."
         )
     if not FitDirectory(config.run).complete:
         raise InputError(
@@ -144,5 +145,8 @@ def score_steps(scorer: StepScorer, rows: FeatureRows, table: TraceTable) -> Flo
             logits_S[step_B] = scorer(hidden_BH).double()
     if not torch.isfinite(logits_S).all():
         rows.require_finite()
-        raise InputError("Expected a scorer with finite logits, found NaN or infinity.")
+        raise InputError(
+            "Expected a scorer with finite logits, found NaN or infinity. "
+            "Hint: train again with a lower --learning-rate."
+        )
     return np.asarray(torch.sigmoid(logits_S).numpy())

@@ -59,7 +59,8 @@ class ExportConfig:
             )
         if (self.model is None) != (self.from_pt is None):
             raise InputError(
-                f"Expected --model with --from-pt and only there, found model {self.model!r}."
+                f"Expected --model with --from-pt and only there, found model {self.model!r}. "
+                "Hint: a run of step-train fit knows its own, a published file does not."
             )
         for option, value, default in (
             ("--aggregator", self.aggregator, ExportConfig.aggregator),

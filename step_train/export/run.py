@@ -96,7 +96,7 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
         if not torch.isfinite(weights[name]).all():
             raise InputError(
                 f"Expected finite weights in {path}, found NaN or infinity in {name}. "
-                "Hint: train again with a lower learning_rate."
+                "Hint: train again with a lower --learning-rate."
             )
     scorer = StepScorer(inputs, width, depth)
     scorer.load_state_dict(weights)

@@ -108,7 +108,8 @@ class PartBatches:
             if most >= self.vocabulary or least < 0:
                 raise InputError(
                     f"Expected token ids from 0 to {self.vocabulary - 1} (model), found "
-                    f"{least if least < 0 else most} in part {part} of {self.source.path}."
+                    f"{least if least < 0 else most} in part {part} of "
+                    f"{self.source.path}. Hint: extract with the model that made the traces."
                 )
             yield TraceBatch(
                 ids_BT,

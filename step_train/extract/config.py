@@ -26,7 +26,8 @@ class ExtractBoundary(BoundaryOptions):
         if self.kind == KEEP and self.think_end != THINK_END:
             raise InputError(
                 "Expected --boundary.kind beside --boundary.think-end, found none: the kind "
-                f"{KEEP!r} keeps the rule of the traces, end of thinking included."
+                f"{KEEP!r} keeps the rule of the traces, end of thinking included. "
+                "Hint: name another kind, or leave --boundary.think-end out."
             )
 
 
@@ -69,6 +70,6 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         if self.batch_tokens < 1:
-            raise InputError(f"Expected batch_tokens of at least 1, found {self.batch_tokens}.")
+            raise InputError(f"Expected --batch-tokens of at least 1, found {self.batch_tokens}.")
         if self.devices is not None and self.devices < 1:
-            raise InputError(f"Expected devices of at least 1, found {self.devices}.")
+            raise InputError(f"Expected --devices of at least 1, found {self.devices}.")

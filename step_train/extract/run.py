@@ -44,9 +44,14 @@ def extract(config: ExtractConfig) -> TraceDirectory:
     """
     source = TraceDirectory(config.traces)
     if not source.num_parts:
-        raise InputError(f"Expected traces in {config.traces}, found none.")
+        raise InputError(
+            f"Expected traces in {config.traces}, found none. Hint: make them with step-collect."
+        )
     if config.out.resolve() == config.traces.resolve():
-        raise InputError("Expected another directory as --out than as --traces, found the same.")
+        raise InputError(
+            "Expected another directory as --out than as --traces, found the same. "
+            "Hint: choose another --out."
+        )
     identity = identify(config.model, _revision(config, source))
     rule = _rule(config, source, identity)
     writer = _writer(config, source, identity, rule) if _first() else None
@@ -142,7 +147,9 @@ def load_model(model: str, dtype: str, revision: str | None = None) -> "PreTrain
         return found.eval()
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"Expected a Hugging Face model in {model}, found: {str(error).splitlines()[0]}"
+            f"Expected a Hugging Face model in {model}, found: "
+            f"{str(error).splitlines()[0].rstrip('.')}. "
+            "Hint: choose another folder, or another id on the Hugging Face hub."
         ) from error
 
 

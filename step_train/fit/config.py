@@ -118,40 +118,47 @@ class FitConfig:
         least = {"width": 1, "batch_size": 1, "max_epochs": 1, "patience": 1, "memory_mib": 1}
         for name, bound in (least | {"devices": 1, "shuffles": 1}).items():
             if getattr(self, name) < bound:
+                option = "--" + name.replace("_", "-")
                 raise InputError(
-                    f"Expected {name} of at least {bound}, found {getattr(self, name)}."
+                    f"Expected {option} of at least {bound}, found {getattr(self, name)}."
                 )
         for name in ("seed", "test_seed"):
             if not 0 <= (getattr(self, name) or 0) < 2**32:
+                option = "--" + name.replace("_", "-")
                 raise InputError(
-                    f"Expected {name} from 0 to {2**32 - 1}, found {getattr(self, name)}."
+                    f"Expected {option} from 0 to {2**32 - 1}, found {getattr(self, name)}."
                 )
         if self.components and self.components < LEAST_COMPONENTS:
             raise InputError(
-                f"Expected components of at least {LEAST_COMPONENTS}, or 0 for none, "
+                f"Expected --components of at least {LEAST_COMPONENTS}, or 0 for none, "
                 f"found {self.components}."
             )
         if self.depth < 0:
-            raise InputError(f"Expected depth of at least 0, found {self.depth}.")
+            raise InputError(f"Expected --depth of at least 0, found {self.depth}.")
         for name, bound in {"width": MOST_WIDTH, "depth": MOST_DEPTH}.items():
             if getattr(self, name) > bound:
                 raise InputError(
-                    f"Expected {name} of at most {bound}, found {getattr(self, name)}."
+                    f"Expected --{name} of at most {bound}, found {getattr(self, name)}."
                 )
         for name in ("dropout", "early_discount", "label_smoothing"):
             most = 1 if name == "early_discount" else 0.99
             if not 0 <= getattr(self, name) <= most:
-                raise InputError(f"Expected {name} from 0 to {most}, found {getattr(self, name)}.")
+                option = "--" + name.replace("_", "-")
+                raise InputError(
+                    f"Expected {option} from 0 to {most}, found {getattr(self, name)}."
+                )
         if not self.ranking_weight >= 0:
-            raise InputError(f"Expected ranking_weight of at least 0, found {self.ranking_weight}.")
+            raise InputError(
+                f"Expected --ranking-weight of at least 0, found {self.ranking_weight}."
+            )
         if self.ranking_weight and self.devices > 1:
             raise InputError(
-                f"Expected devices 1 with ranking_weight, found {self.devices}. Hint: pairs are "
-                "made within a device's share of a batch."
+                f"Expected --devices 1 with --ranking-weight, found {self.devices}: pairs are made "
+                "within a device's share of a batch. Hint: leave --devices out."
             )
         if not self.learning_rate > 0 or not self.weight_decay >= 0:
             raise InputError(
-                "Expected learning_rate above 0 and weight_decay of at least 0, "
+                "Expected --learning-rate above 0 and --weight-decay of at least 0, "
                 f"found {self.learning_rate} and {self.weight_decay}."
             )
 

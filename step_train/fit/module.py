@@ -167,8 +167,8 @@ class ScorerModule(LightningModule):
     def _require_pairs(self, within: float | None) -> float:
         if within is None:
             raise InputError(
-                "Expected validation questions with right and wrong traces for select "
-                "within_question, found none. Hint: collect more questions, or select paper."
+                "Expected validation questions with right and wrong traces for --select "
+                "within_question, found none. Hint: collect more questions, or --select paper."
             )
         return within
 
@@ -196,7 +196,7 @@ class ScorerModule(LightningModule):
             return
         self.trainer.datamodule.data.rows.require_finite()
         raise InputError(
-            f"Expected finite losses and logits, found {found}. Hint: lower learning_rate."
+            f"Expected finite losses and logits, found {found}. Hint: lower --learning-rate."
         )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

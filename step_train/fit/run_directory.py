@@ -148,7 +148,7 @@ def load_plain(path: Path, what: str) -> Any:
         InputError: it is missing, damaged, or holds anything else; `what` names what is wanted.
     """
     if not path.is_file():
-        raise InputError(f"Expected {what} at {path}, found none.")
+        raise InputError(f"Expected {what} at {path}, found none. Hint: check the path.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged pickle raises is of nearly any type

@@ -90,7 +90,7 @@ def _fit_all(config: SweepConfig, variants: dict[str, Changes]) -> dict[str, lis
             if out in tasks:
                 raise InputError(
                     f"Expected variants whose names differ as folders, found {name!r} and "
-                    f"{tasks[out][0]!r}."
+                    f"{tasks[out][0]!r}. Hint: rename one of them."
                 )
             tasks[out] = (name, config.fit(changes, seed, out))
     found: dict[str, list[Scores]] = {name: [] for name in variants}

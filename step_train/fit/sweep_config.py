@@ -83,8 +83,9 @@ class SweepConfig:
     def __post_init__(self) -> None:
         for name, bound in {"seeds": 1, "jobs": 1, "memory_mib": 1}.items():
             if getattr(self, name) < bound:
+                option = "--" + name.replace("_", "-")
                 raise InputError(
-                    f"Expected {name} of at least {bound}, found {getattr(self, name)}."
+                    f"Expected {option} of at least {bound}, found {getattr(self, name)}."
                 )
 
     def fit(self, changes: Changes, seed: int, out: Path) -> FitConfig:
@@ -121,7 +122,7 @@ def read_variants(config: SweepConfig) -> dict[str, Changes]:
         if name == COMBINED:
             raise InputError(
                 f"Expected names of variants other than {COMBINED!r}, which is made, found it in "
-                f"{config.variants}."
+                f"{config.variants}. Hint: rename it."
             )
         whole[name] = reference | (changes or {})
         unknown = sorted(whole[name].keys() - _FIELDS)
@@ -153,7 +154,10 @@ def _read(path: Path) -> dict[str, Changes]:
     try:
         found = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"Expected a YAML file of variants at {path}, found: {error}.") from error
+        raise InputError(
+            f"Expected a YAML file of variants at {path}, found: {error}. "
+            "Hint: write lines such as 'deep: {depth: 2}'."
+        ) from error
     good = isinstance(found, dict) and all(
         isinstance(name, str) and (changes is None or isinstance(changes, dict))
         for name, changes in found.items()

@@ -17,7 +17,7 @@ from command_harness import run_command
 from places import ROOT
 
 PACKAGES = ("step_infer", "data_gen", "step_eval", "step_train", "benchmarks")
-PACKAGES_WITH_HINTS = ("step_infer", "data_gen")
+PACKAGES_WITH_HINTS = ("step_infer", "data_gen", "step_eval", "step_train")
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 MODULES = {"python -m data_gen.ledger": "data_gen.ledger.__main__:main"}
 OTHERS_WORDS = {

@@ -306,12 +306,12 @@ def test_records_without_times_give_no_costs_of_a_step(run, tmp_path):
     shutil.copytree(run[0].out, tmp_path / "out")
     path = RecordStore(tmp_path / "out").path("sc", 0)
     path.write_text(re.sub(r'"finished_s":[\d.]+', '"finished_s":0', path.read_text()))
-    with pytest.raises(InputError, match=r"in .*out that give costs of a step, found none\."):
+    with pytest.raises(InputError, match=r"in .*out that give costs of a step, found none\. Hint"):
         read_timing(str(tmp_path / "out"))
 
 
 def test_a_run_of_other_questions_checks_nothing(run):
-    with pytest.raises(InputError, match=r"with as many traces in .*, found none\."):
+    with pytest.raises(InputError, match=r"with as many traces in .*, found none\. Hint"):
         check(run[0].out, TracePool((), "nothing"), Timing())
 
 

@@ -157,7 +157,9 @@ def test_the_oracle_asks_for_the_method_sc(run, config, tmp_path):
     evaluate(partly, FakeEngine, quiet())
     records = RecordStore(partly.out).read()["oracle"]
     assert [r.key for r in records] == [(0, "q000"), (0, "q001")]
-    with pytest.raises(InputError, match=r"--oracle-from a run with the same seed \(5\), found 0"):
+    with pytest.raises(
+        InputError, match=r"--oracle-from a run with the same seed \(5\), found 0 in .* Hint"
+    ):
         evaluate(
             config(tmp_path / "seed", methods="oracle", seed=5, oracle_from=run[0].out),
             FakeEngine,

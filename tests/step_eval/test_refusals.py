@@ -79,22 +79,31 @@ def at_least(least, *names, prefix="--"):
         (
             {"vote": "confidence"},
             "--confidence true beside --vote confidence, found false: the engine would not record "
-            "it.",
+            "it. Hint: add it, or choose another --vote.",
         ),
-        ({"oracle_from": "run"}, "the method oracle beside --oracle-from, found none."),
+        (
+            {"oracle_from": "run"},
+            "the method oracle beside --oracle-from, found none. "
+            "Hint: add oracle to --methods, or leave --oracle-from out.",
+        ),
         (
             {"methods": "sc,deepconf-low", "scorer": "x", "num_traces": 16},
-            "--warmup below --num-traces (16) for the method deepconf-low, found 16.",
+            "--warmup below --num-traces (16) for the method deepconf-low, found 16. "
+            "Hint: lower --warmup or raise --num-traces.",
         ),
         (
             {"methods": "sc,step"},
             "--scorer FILE for the method step, found none. Hint: make one with scorer-export.",
         ),
-        ({"allow_mismatch": ["x"]}, "--scorer beside --allow-mismatch, found none."),
+        (
+            {"allow_mismatch": ["x"]},
+            "--scorer beside --allow-mismatch, found none. "
+            "Hint: leave --allow-mismatch out, or add --scorer FILE.",
+        ),
         (
             {"shard": "0/2", "kv_budget": 0.4},
             "--lengths-from or --kv-budget-tokens beside --shard, so that all shards have the same "
-            "KV budget, found neither.",
+            "KV budget, found neither. Hint: give every shard the same one.",
         ),
         ({"aggregator": "median"}, "--aggregator out of mean, last, min, ema, found 'median'."),
         ({"vote": "loud"}, f"a vote out of {RULES}, found 'loud'."),
@@ -126,7 +135,7 @@ def test_settings_of_an_evaluation(changes, text):
         (
             {"methods": "sc,slim-sc"},
             "methods that do not look at the text of traces, found 'slim-sc': a replay has no "
-            "text.",
+            "text. Hint: leave it out of --methods.",
         ),
     ],
 )
@@ -153,8 +162,16 @@ def test_settings_of_a_replay(changes, text):
             "a --vote that goes by scores or is uniform, found 'confidence': nothing else is "
             "simulated.",
         ),
-        ({"scorer": "x"}, "--traces beside --scorer, found none."),
-        ({"check": "x"}, "--traces and --scorer beside --check, found none."),
+        (
+            {"scorer": "x"},
+            "--traces beside --scorer, found none. "
+            "Hint: --traces takes a directory of step-collect with features.",
+        ),
+        (
+            {"check": "x"},
+            "--traces and --scorer beside --check, found none. "
+            "Hint: give those of the run, or leave --check out.",
+        ),
     ],
 )
 def test_settings_of_a_simulation(changes, text):
@@ -209,7 +226,11 @@ def test_settings_of_a_method(make, text):
             "found 'compare'. Hint: see step-eval --help.",
         ),
         (["events"], "an event log, found none. Hint: step-eval events FILE."),
-        (["merge", "--out", "out"], "at least one directory of step-eval to merge, found none."),
+        (
+            ["merge", "--out", "out"],
+            "at least one directory of step-eval to merge, found none. "
+            "Hint: step-eval merge DIR... --out DIR.",
+        ),
         (
             ["record", "--traces", RECORDED, "--out", "out", "--aggregator", "median"],
             "--aggregator out of mean, last, min, ema, found 'median'.",
@@ -245,7 +266,11 @@ def lengths_folder(folder):
 @pytest.mark.parametrize(
     ("source", "text"),
     [
-        (lambda tmp: tmp / "none", "earlier traces at TMP/none, found no file or directory."),
+        (
+            lambda tmp: tmp / "none",
+            "earlier traces at TMP/none, found no file or directory. "
+            "Hint: --lengths-from takes a directory of step-collect or step-eval.",
+        ),
         (
             lambda tmp: tmp,
             "results.json or traces/part-*.parquet in TMP, found neither. "
@@ -253,14 +278,18 @@ def lengths_folder(folder):
         ),
         (
             lambda tmp: written(tmp / "results.json", '{"methods": {"step": {}}}'),
-            "the results of step-eval with the method sc in TMP/results.json, found none.",
+            "the results of step-eval with the method sc in TMP/results.json, found none. "
+            "Hint: choose a run with sc among its --methods.",
         ),
         (
             lambda tmp: parquet(tmp / "x.parquet", tokens=[1]),
             "a Parquet file with a list column token_ids at TMP/x.parquet, found: No match for "
-            "FieldRef.Name(token_ids) in tokens: int64",
+            "FieldRef.Name(token_ids) in tokens: int64. Hint: choose another --lengths-from.",
         ),
-        (lengths_folder, "traces with tokens in TMP/traces, found none."),
+        (
+            lengths_folder,
+            "traces with tokens in TMP/traces, found none. Hint: choose another --lengths-from.",
+        ),
     ],
 )
 def test_where_lengths_come_from(source, text, tmp_path):
@@ -273,7 +302,8 @@ def test_a_rank_and_recorded_signals_of_a_request():
         "Expected step option rank to be a finite number, found inf."
     )
     assert refusal(lambda: ReplayOptions.from_extra_args({"step": '{"replay": {}}'})) == (
-        "Expected step option replay in offline requests only, found a text."
+        "Expected step option replay in offline requests only, found a text. "
+        "Hint: give extra_args a dictionary, not JSON."
     )
 
 
@@ -328,24 +358,24 @@ def narrow(folder):
             lambda tmp: read_table(written(tmp / "x", "no table")),
             "recorded traces of step-eval record or step-collect at TMP/x, found: Parquet magic "
             "bytes not found in footer. Either the file is corrupted or this is not a parquet "
-            "file.",
+            "file. Hint: choose other --traces.",
         ),
         (
             lambda tmp: (
                 write_table(tmp / "x", TracePool((), "a test")),
                 read_table(tmp / "x"),
             ),
-            "recorded traces in TMP/x, found none.",
+            "recorded traces in TMP/x, found none. Hint: choose other --traces.",
         ),
         (
             lambda tmp: read_pool(table(tmp), SCORER),
             "a directory of step-collect for --scorer, found the file TMP/table.parquet, which "
-            "holds no hidden states.",
+            "holds no hidden states. Hint: without --scorer, its own scores are used.",
         ),
         (
             lambda tmp: read_pool(manifest(tmp, "step-eval"), SCORER),
             "a directory of step-collect for --scorer, found TMP of step-eval, which keeps no "
-            "hidden states.",
+            "hidden states. Hint: without --scorer, its own scores are used.",
         ),
         (
             lambda tmp: read_pool(manifest(tmp, parts=[])),
@@ -369,11 +399,13 @@ def narrow(folder):
         ),
         (
             lambda tmp: read_pool(narrow(tmp), SCORER),
-            "states of width 256 (scorer) in TMP/shard.safetensors, found 8.",
+            "states of width 256 (scorer) in TMP/shard.safetensors, found 8. "
+            "Hint: choose a scorer of the model that made the traces.",
         ),
         (
             lambda tmp: sc_records({"step": []}, tmp),
-            "records of the method sc in TMP, found none.",
+            "records of the method sc in TMP, found none. "
+            "Hint: choose a run with sc among its --methods.",
         ),
     ],
 )
@@ -390,7 +422,8 @@ def replayed(path, **changes):
     [
         (
             lambda tmp: replayed(table(tmp, truth=None)),
-            "a ground truth for every question in TMP/table.parquet, found none for q.",
+            "a ground truth for every question in TMP/table.parquet, found none for q. "
+            "Hint: collect traces of questions that have answers.",
         ),
         (
             lambda tmp: replayed(table(tmp, scores=())),
@@ -411,11 +444,13 @@ def replayed(path, **changes):
         ),
         (
             lambda tmp: read_shape("qwen3-99b"),
-            "a shape out of phi-4-15b, qwen3-4b, qwen3-8b, or a config.json, found 'qwen3-99b'.",
+            "a shape out of phi-4-15b, qwen3-4b, qwen3-8b, or a config.json, found 'qwen3-99b'. "
+            "Hint: --shape takes a model folder as well.",
         ),
         (
             lambda tmp: read_shape(written(tmp / "config.json", '{"hidden_size": "8"}')),
-            "a model configuration with hidden_size in TMP/config.json, found none.",
+            "a model configuration with hidden_size in TMP/config.json, found none. "
+            "Hint: give --shape the config.json of a language model.",
         ),
         (
             lambda tmp: (
@@ -437,7 +472,8 @@ def replayed(path, **changes):
         ),
         (
             lambda tmp: RecordedSteps([2, 1], [0.5, 0.5]),
-            "ascending positions in step option replay, found others.",
+            "ascending positions in step option replay, found others. "
+            "Hint: sort them from 0 on, none of them twice.",
         ),
         (
             lambda tmp: RecordedSteps.from_option({"tokens": "x" * 100}),
@@ -460,7 +496,8 @@ TWO = [SimulatedTrace("q", 10, 90), SimulatedTrace("q", 10, 1990)]
     [
         (
             EngineShape(1000, 16, max_num_seqs=64, max_num_batched_tokens=32),
-            "max_num_batched_tokens of at least max_num_seqs (64), found 32.",
+            "max_num_batched_tokens of at least max_num_seqs (64), found 32. "
+            "Hint: raise --max-num-batched-tokens or lower --max-num-seqs.",
         ),
         (
             EngineShape(100, 16),
@@ -470,7 +507,7 @@ TWO = [SimulatedTrace("q", 10, 90), SimulatedTrace("q", 10, 1990)]
         (
             EngineShape(1000, 16, max_num_batched_tokens=1024, chunked_prefill=False),
             "max_num_batched_tokens of at least the longest trace (2,000 tokens) without chunked "
-            "prefill, found 1,024.",
+            "prefill, found 1,024. Hint: raise --max-num-batched-tokens.",
         ),
     ],
 )
@@ -486,7 +523,10 @@ def test_a_shape_that_vllm_would_refuse(shape, text):
             "--timing as a directory of step-eval or as STEP,ROW,KV,PREFILL in seconds, found "
             "'1,2,3'.",
         ),
-        ("1,-2,0,0", "costs of at least 0 in --timing, found '1,-2,0,0'."),
+        *(
+            (costs, f"costs of at least 0, one of them above it, in --timing, found '{costs}'.")
+            for costs in ("1,-2,0,0", "0,0,0,0")
+        ),
     ],
 )
 def test_costs_of_a_step(given, text):
@@ -498,7 +538,8 @@ def test_victims_by_confidence_need_recorded_ones():
     assert refusal(lambda: simulate_all(settings)) == (
         "Expected recorded traces with confidences (--traces) for the method least-confident, "
         "found none in 2 questions drawn from distributions: on average 50% of traces right, "
-        "median 1,000 tokens (right) and 1,300 (wrong), a step every 60 tokens."
+        "median 1,000 tokens (right) and 1,300 (wrong), a step every 60 tokens. "
+        "Hint: leave the method out, or choose other --traces."
     )
 
 
@@ -535,35 +576,43 @@ def answered(folder):
     [
         (
             lambda tmp: RecordStore(line(tmp, '{"schema_version": 0}')).read(),
-            "TMP/records/sc-r0.jsonl:1: Expected record schema_version 1, found 0.",
+            "TMP/records/sc-r0.jsonl:1: Expected record schema_version 1, found 0. "
+            "Hint: run step-eval anew, in another --out.",
         ),
         (
             lambda tmp: RecordStore(line(tmp, '{"schema_version": 1}')).read(),
-            "TMP/records/sc-r0.jsonl:1: Expected a question record, found: KeyError('answers').",
+            "TMP/records/sc-r0.jsonl:1: Expected a question record, found: KeyError('answers'). "
+            "Hint: remove the line, and give step-eval the same command again.",
+        ),
+        (
+            lambda tmp: read_run(manifest(tmp)),
+            "Expected a directory of step-eval, found TMP. Hint: name the --out of a run.",
         ),
         (
             lambda tmp: RecordStore(line(tmp, '{"n": ' + "1" * 5000 + "}")).read(),
             "TMP/records/sc-r0.jsonl:1: Expected a question record, found: ValueError('Exceeds the "
             "limit (4300 digits) for integer string conversion: value has 5000 digits; use "
-            "sys.set_int_max_str_digits() to increase the limit').",
+            "sys.set_int_max_str_digits() to increase the limit'). "
+            "Hint: remove the line, and give step-eval the same command again.",
         ),
-        (lambda tmp: read_run(manifest(tmp)), "Expected a directory of step-eval, found TMP."),
         (
             lambda tmp: read_run(manifest(tmp, "step-eval", question_ids=[])),
             "Expected records in TMP, found none. Hint: run step-eval first.",
         ),
         (
             lambda tmp: merge([str(tmp)], str(tmp)),
-            "Expected --out to be a new directory, found one of the runs, TMP.",
+            "Expected --out to be a new directory, found one of the runs, TMP. "
+            "Hint: choose another --out.",
         ),
         (
             lambda tmp: merge([answered(tmp / "a"), answered(tmp / "b")], str(tmp / "out")),
             "Expected each question once for each method and repeat, found q (sc, repeat 0) in "
-            "TMP/b and in a run before it.",
+            "TMP/b and in a run before it. Hint: leave out one of the two.",
         ),
         (
             lambda tmp: merge([answered(tmp / "a")], answered(tmp / "b")),
-            "Expected --out to be empty or an earlier join, found a run in TMP/b.",
+            "Expected --out to be empty or an earlier join, found a run in TMP/b. "
+            "Hint: choose another --out.",
         ),
         (
             lambda tmp: write_event_report([], str(tmp / "page.html")),
@@ -585,16 +634,18 @@ def answered(folder):
         ),
         (
             lambda tmp: _check_same("a", settings_of(seed=0), "b", settings_of(seed=1)),
-            "Expected runs with the same settings, found seed 0 in a and 1 in b.",
+            "Expected runs with the same settings, found seed 0 in a and 1 in b. "
+            "Hint: run one again with the settings of the other.",
         ),
         (
             lambda tmp: _paired({("sc", 0, "q1"): None, ("step", 0, "q2"): None}),
-            "Expected a question that every method has answered beside --paired, found none. "
-            "Methods: sc, step.",
+            "Expected a question that every method has answered beside --paired, found none "
+            "(methods: sc, step). Hint: leave --paired out.",
         ),
         (
             lambda tmp: device_lock(tmp / "none" / "lock", alone=True).__enter__(),
-            "Expected a writable lock file at TMP/none/lock, found: No such file or directory.",
+            "Expected a writable lock file at TMP/none/lock, found: No such file or directory. "
+            "Hint: choose another --device-lock.",
         ),
     ],
 )

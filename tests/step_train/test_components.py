@@ -383,9 +383,9 @@ def test_a_checkpoint_without_its_subspace_is_refused(trained, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--components", "3"], "components of at least 8, or 0 for none, found 3"),
-        (["--components", "-1"], "components of at least 8, or 0 for none, found -1"),
-        (["--components", "64"], "components below the states' size 64, found 64"),
+        (["--components", "3"], "--components of at least 8, or 0 for none, found 3"),
+        (["--components", "-1"], "--components of at least 8, or 0 for none, found -1"),
+        (["--components", "64"], "--components below the states' size 64, found 64"),
         (["--components", "many"], "components"),
     ],
 )
@@ -404,5 +404,7 @@ def test_wrong_values_are_refused_in_one_line(
 
 def test_a_memory_that_holds_too_few_states_is_refused(tmp_path):
     write_traces(tmp_path / "traces", "label", questions=5, hidden_size=2560)
-    with pytest.raises(InputError, match=r"memory_mib of at least 10 for 128 components, found 4"):
+    with pytest.raises(
+        InputError, match=r"--memory-mib of at least 10 for --components 128, found 4"
+    ):
         fit(config(tmp_path / "traces", tmp_path / "run", components=128, memory_mib=4))

@@ -106,9 +106,9 @@ def test_other_settings_name_the_field(finished):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": 0}, "steps of at least 1"),
+        ({"steps": 0}, "--steps of at least 1"),
         ({"hidden_size": 192}, "multiples of 128"),
-        ({"tokens_per_batch": 100}, "tokens_per_batch of at least 2048"),
+        ({"tokens_per_batch": 100}, "--tokens-per-batch of at least 2048"),
     ],
 )
 def test_bad_setting_is_named(tmp_path, change, message):

@@ -54,7 +54,11 @@ sweep = partial(SweepConfig, Path("traces"), Path("out"))
 def at_least(least, *names):
     """Return a row for each whole number that is too small."""
     return [
-        ({name: least - 1}, f"{name} of at least {least}, found {least - 1}.") for name in names
+        (
+            {name: least - 1},
+            f"--{name.replace('_', '-')} of at least {least}, found {least - 1}.",
+        )
+        for name in names
     ]
 
 
@@ -64,23 +68,23 @@ def at_least(least, *names):
         *at_least(1, "width", "batch_size", "max_epochs", "patience", "memory_mib", "devices"),
         *at_least(1, "shuffles"),
         *at_least(0, "depth"),
-        ({"depth": 65}, "depth of at most 64, found 65."),
-        ({"width": 2**20 + 1}, "width of at most 1048576, found 1048577."),
-        ({"seed": -1}, "seed from 0 to 4294967295, found -1."),
-        ({"test_seed": 2**32}, "test_seed from 0 to 4294967295, found 4294967296."),
-        ({"components": 3}, "components of at least 8, or 0 for none, found 3."),
-        ({"dropout": 1.0}, "dropout from 0 to 0.99, found 1.0."),
-        ({"label_smoothing": -0.1}, "label_smoothing from 0 to 0.99, found -0.1."),
-        ({"early_discount": 1.5}, "early_discount from 0 to 1, found 1.5."),
-        ({"ranking_weight": -1.0}, "ranking_weight of at least 0, found -1.0."),
+        ({"depth": 65}, "--depth of at most 64, found 65."),
+        ({"width": 2**20 + 1}, "--width of at most 1048576, found 1048577."),
+        ({"seed": -1}, "--seed from 0 to 4294967295, found -1."),
+        ({"test_seed": 2**32}, "--test-seed from 0 to 4294967295, found 4294967296."),
+        ({"components": 3}, "--components of at least 8, or 0 for none, found 3."),
+        ({"dropout": 1.0}, "--dropout from 0 to 0.99, found 1.0."),
+        ({"label_smoothing": -0.1}, "--label-smoothing from 0 to 0.99, found -0.1."),
+        ({"early_discount": 1.5}, "--early-discount from 0 to 1, found 1.5."),
+        ({"ranking_weight": -1.0}, "--ranking-weight of at least 0, found -1.0."),
         (
             {"ranking_weight": 1.0, "devices": 2},
-            "devices 1 with ranking_weight, found 2. Hint: pairs are made within a device's share "
-            "of a batch.",
+            "--devices 1 with --ranking-weight, found 2: pairs are made within a device's share "
+            "of a batch. Hint: leave --devices out.",
         ),
         (
             {"learning_rate": 0.0, "weight_decay": 0.1},
-            "learning_rate above 0 and weight_decay of at least 0, found 0.0 and 0.1.",
+            "--learning-rate above 0 and --weight-decay of at least 0, found 0.0 and 0.1.",
         ),
     ],
 )
@@ -100,10 +104,10 @@ def test_settings_of_a_sweep(changes, text):
     ("changes", "text"),
     [
         *at_least(1, "steps", "layers", "checkpoint_steps", "log_steps", "intermediate_size"),
-        ({"hidden_size": 200}, "hidden_size in multiples of 128, found 200."),
+        ({"hidden_size": 200}, "--hidden-size in multiples of 128, found 200."),
         (
             {"tokens_per_batch": 100},
-            "tokens_per_batch of at least 2048, found 100. Hint: a batch holds whole traces.",
+            "--tokens-per-batch of at least 2048, found 100. Hint: a batch holds whole traces.",
         ),
     ],
 )
@@ -116,18 +120,22 @@ def test_settings_of_the_demo_model(changes, text):
     [
         (lambda: EvaluateConfig(), "either --run or --scorer, found none of them."),
         (lambda: EvaluateConfig(run="r", scorer="s"), "either --run or --scorer, found both."),
-        (lambda: EvaluateConfig(scorer="s"), "--traces with --scorer, found none."),
+        (
+            lambda: EvaluateConfig(scorer="s"),
+            "--traces with --scorer, found none. "
+            "Hint: --traces takes a directory of step-collect with features.",
+        ),
         (
             lambda: EvaluateConfig(scorer="s", traces="t", split="val"),
             "a run for --split val, found a scorer file, which knows no split. Hint: use --run.",
         ),
         (
             lambda: ExtractConfig("m", Path("t"), Path("o"), batch_tokens=0),
-            "batch_tokens of at least 1, found 0.",
+            "--batch-tokens of at least 1, found 0.",
         ),
         (
             lambda: ExtractConfig("m", Path("t"), Path("o"), devices=0),
-            "devices of at least 1, found 0.",
+            "--devices of at least 1, found 0.",
         ),
         (
             lambda: ExportConfig(),
@@ -146,7 +154,8 @@ def test_settings_of_the_demo_model(changes, text):
         ),
         (
             lambda: ExportConfig(from_pt=Path("file"), out=Path("out")),
-            "--model with --from-pt and only there, found model None.",
+            "--model with --from-pt and only there, found model None. "
+            "Hint: a run of step-train fit knows its own, a published file does not.",
         ),
         (
             lambda: ExportConfig(Path("run"), out=Path("out"), aggregator="last"),
@@ -180,12 +189,12 @@ def variants(folder, text):
         (
             "all-of-it: {depth: 2}\ncombined: {depth: 3}",
             "names of variants other than 'combined', which is made, found it in "
-            "TMP/variants.yaml.",
+            "TMP/variants.yaml. Hint: rename it.",
         ),
         ("deep: {depht: 2}", None),
         (
             "deep: {depth: -1}",
-            "good settings in variant 'deep', found: Expected depth of at least 0, found -1.",
+            "good settings in variant 'deep', found: Expected --depth of at least 0, found -1.",
         ),
         (
             "- deep",
@@ -197,7 +206,8 @@ def variants(folder, text):
             "a YAML file of variants at TMP/variants.yaml, found: while parsing a flow mapping in "
             '"<unicode string>", line 1, column 7: deep: {depth: 2 ^ '
             "expected ',' or '}', but got '<stream end>' in "
-            '"<unicode string>", line 1, column 16: deep: {depth: 2 ^.',
+            '"<unicode string>", line 1, column 16: deep: {depth: 2 ^. '
+            "Hint: write lines such as 'deep: {depth: 2}'.",
         ),
     ],
 )
@@ -251,7 +261,7 @@ NONE = {"paper": {}, "deep": {}}
     [
         (
             lambda: split_questions(table_of([True, False, True]), 0.5, 0.5, 0),
-            "val_fraction and test_fraction above 0 and below 1 together, found 0.5 and 0.5.",
+            "--val-fraction and --test-fraction above 0 and below 1 together, found 0.5 and 0.5.",
         ),
         (
             lambda: split_questions(table_of([True, False]), 0.2, 0.2, 0),
@@ -271,7 +281,7 @@ NONE = {"paper": {}, "deep": {}}
         ),
         (
             lambda: balance(table_of([True, False]), 0, 0),
-            "max_traces_per_class of at least 1, found 0.",
+            "--max-traces-per-class of at least 1, found 0.",
         ),
         (
             lambda: compare({"paper": [{"val": {}, "test": {}}]}, {"paper": {}}),
@@ -290,12 +300,13 @@ NONE = {"paper": {}, "deep": {}}
         ),
         (
             lambda: ScorerModule._require_pairs(None, None),
-            "validation questions with right and wrong traces for select within_question, found "
-            "none. Hint: collect more questions, or select paper.",
+            "validation questions with right and wrong traces for --select within_question, found "
+            "none. Hint: collect more questions, or --select paper.",
         ),
         (
             lambda: _fit_all(sweep(), {"a b": {}, "a:b": {}}),
-            "variants whose names differ as folders, found 'a:b' and 'a b'.",
+            "variants whose names differ as folders, found 'a:b' and 'a b'. "
+            "Hint: rename one of them.",
         ),
         (
             lambda: ranks_above_chance({}, "mean", force=False),
@@ -319,11 +330,11 @@ WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
         (
             lambda tmp: identity_of(changed(tmp, identity={"hidden_size": 16})),
             "identity with config_hash, tokenizer_hash and hidden_size in the manifest of TMP, "
-            "found {'hidden_size': 16}.",
+            "found {'hidden_size': 16}. Hint: collect or extract again.",
         ),
         (
             lambda tmp: identity_of(changed(tmp, identity=None)),
-            "identity in the manifest of TMP, found none.",
+            "identity in the manifest of TMP, found none. Hint: collect or extract again.",
         ),
         (
             lambda tmp: read_training_data(
@@ -333,23 +344,27 @@ WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
                 max_traces_per_class=None,
                 seed=0,
             ),
-            "32 numbers a state (hidden_size in the manifest of TMP), found 16 in its features.",
+            "32 numbers a state (hidden_size in the manifest of TMP), found 16 in its features. "
+            "Hint: make them anew with step-train extract.",
         ),
         (
             lambda tmp: read_traces(changed(tmp, parts=[])),
-            "traces in TMP, found none.",
+            "traces in TMP, found none. Hint: make them with step-collect.",
         ),
         (
             lambda tmp: read_traces(unlabelled(tmp)),
-            "traces with boundaries, an answer and a label in TMP, found none (2 no answer).",
+            "traces with boundaries, an answer and a label in TMP, found none (2 no answer). "
+            "Hint: collect traces of questions that have answers, with room to come to their end "
+            "(--sampling.max-tokens).",
         ),
         (
             lambda tmp: extract(ExtractConfig("m", changed(tmp, parts=[]).path, Path("out"))),
-            "traces in TMP, found none.",
+            "traces in TMP, found none. Hint: make them with step-collect.",
         ),
         (
             lambda tmp: extract(ExtractConfig("m", changed(tmp).path, tmp)),
-            "another directory as --out than as --traces, found the same.",
+            "another directory as --out than as --traces, found the same. "
+            "Hint: choose another --out.",
         ),
         (
             lambda tmp: extract(
@@ -370,11 +385,13 @@ WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
                     )
                 )
             ),
-            "token ids from 0 to 29 (model), found 30 in part 0 of TMP.",
+            "token ids from 0 to 29 (model), found 30 in part 0 of TMP. "
+            "Hint: extract with the model that made the traces.",
         ),
         (
             lambda tmp: evaluate_scorer(EvaluateConfig(run=tmp)),
-            "a run directory of step-train fit at TMP, found none there.",
+            "a run directory of step-train fit at TMP, found none there. "
+            "Hint: name the --out of step-train fit.",
         ),
         (
             lambda tmp: (
@@ -386,7 +403,8 @@ WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
         ),
         (
             lambda tmp: Projection(tmp, None, 8, 1, 0).open(),
-            "the subspace in TMP/subspace.safetensors, found none.",
+            "the subspace in TMP/subspace.safetensors, found none. "
+            "Hint: give step-train fit the same command again.",
         ),
     ],
 )
@@ -448,7 +466,7 @@ def sized(width=512, depth=64):
         ),
         (
             lambda tmp: read_checkpoint(tmp / "none.ckpt"),
-            "a checkpoint of step-train fit at TMP/none.ckpt, found none.",
+            "a checkpoint of step-train fit at TMP/none.ckpt, found none. Hint: check the path.",
         ),
         (
             lambda tmp: read_checkpoint(saved(tmp, {1: Path("x")})),
@@ -554,16 +572,18 @@ def without_a_row(traces):
     [
         (
             lambda traces: batches(traces, batch_size=4, world_size=3),
-            "a batch size that 3 devices can share evenly, found 4.",
+            "a batch size that 3 devices can share evenly, found 4. "
+            "Hint: change --batch-size or --devices.",
         ),
         (
             lambda traces: batches(traces, batch_size=65536, memory_bytes=1024),
-            "memory for two batches (4.0 MiB), found 0.0 MiB.",
+            "memory for two batches (4.0 MiB), found 0.0 MiB. "
+            "Hint: raise --memory-mib or lower --batch-size.",
         ),
         (
             lambda traces: require_components(16, FeatureRows(traces.shards()), 1024),
-            "components below the states' size 16, found 16. "
-            "Hint: components 0 trains on the states themselves.",
+            "--components below the states' size 16, found 16. "
+            "Hint: --components 0 trains on the states themselves.",
         ),
         (
             without_a_row,
@@ -572,7 +592,7 @@ def without_a_row(traces):
         ),
         (
             lambda traces: ScorerModule._require_finite(trainer_of(traces), float("nan")),
-            "finite losses and logits, found nan. Hint: lower learning_rate.",
+            "finite losses and logits, found nan. Hint: lower --learning-rate.",
         ),
         (
             lambda traces: score_steps(
@@ -580,7 +600,8 @@ def without_a_row(traces):
                 FeatureRows(traces.shards()),
                 read_traces(traces)[0],
             ),
-            "a scorer with finite logits, found NaN or infinity.",
+            "a scorer with finite logits, found NaN or infinity. "
+            "Hint: train again with a lower --learning-rate.",
         ),
         (
             lambda traces: read_step_facts(traces, _longer(traces)),

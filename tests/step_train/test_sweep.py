@@ -195,7 +195,7 @@ def test_a_question_ranks_by_its_own_traces_at_parts_of_their_steps(tmp_path):
     ("text", "message"),
     [
         ("deep: {dept: 2}", "variant 'deep', found 'dept'"),
-        ("deep: {depth: -2}", "in variant 'deep', found: Expected depth"),
+        ("deep: {depth: -2}", "in variant 'deep', found: Expected --depth"),
         ("deep: {trace_weighting: both}", "in variant 'deep', found: .*trace_weighting"),
         ("deep: {seed: 3}", "found 'seed'"),
         ("combined: {depth: 2}", "names of variants other than 'combined'"),

@@ -345,13 +345,13 @@ def test_traces_without_features_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size of at least 1"),
-        ({"learning_rate": 0.0}, "learning_rate above 0"),
-        ({"patience": 0}, "patience of at least 1"),
-        ({"seed": -1}, "seed from 0 to 4294967295"),
-        ({"seed": 2**32}, "seed from 0 to 4294967295"),
-        ({"test_seed": -1}, "test_seed from 0 to 4294967295"),
-        ({"shuffles": 0}, "shuffles of at least 1"),
+        ({"batch_size": 0}, "--batch-size of at least 1"),
+        ({"learning_rate": 0.0}, "--learning-rate above 0"),
+        ({"patience": 0}, "--patience of at least 1"),
+        ({"seed": -1}, "--seed from 0 to 4294967295"),
+        ({"seed": 2**32}, "--seed from 0 to 4294967295"),
+        ({"test_seed": -1}, "--test-seed from 0 to 4294967295"),
+        ({"shuffles": 0}, "--shuffles of at least 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
@@ -400,7 +400,7 @@ def test_two_processes_give_what_one_gives(trained, separable, tmp_path):
     ("arguments", "message"),
     [
         (["fit", "--traces", "/none", "--out", "/none/run"], "at /none, found no such directory"),
-        (["--traces", "t", "--out", "o", "--batch-size", "0"], "batch_size of at least 1"),
+        (["--traces", "t", "--out", "o", "--batch-size", "0"], "--batch-size of at least 1"),
         (["--traces", "t", "--out", "o", "--widht", "1"], "widht"),
         (["nonsense"], "Expected options, or a subcommand out of fit, sweep, evaluate, extract"),
     ],

@@ -200,7 +200,7 @@ def test_too_few_questions_or_one_class_are_refused(tmp_path, data):
     four = write_traces(tmp_path / "four", "noise", questions=4, changes=changes)
     with pytest.raises(InputError, match=r"in the (train|val) split, found .* --test-fraction"):
         split_questions(read_traces(four)[0], 0.25, 0.25, 0)
-    with pytest.raises(InputError, match="val_fraction and test_fraction"):
+    with pytest.raises(InputError, match="--val-fraction and --test-fraction"):
         split_questions(table, 0.6, 0.4, 0)
 
 

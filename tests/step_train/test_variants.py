@@ -246,12 +246,12 @@ def test_the_epoch_can_be_chosen_within_question(traces, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": -1}, "depth of at least 0"),
-        ({"dropout": 1.0}, "dropout from 0"),
-        ({"early_discount": 1.5}, "early_discount from 0 to 1"),
-        ({"label_smoothing": -0.1}, "label_smoothing from 0"),
-        ({"ranking_weight": -1.0}, "ranking_weight of at least 0"),
-        ({"ranking_weight": 1.0, "devices": 2}, "devices 1 with ranking_weight"),
+        ({"depth": -1}, "--depth of at least 0"),
+        ({"dropout": 1.0}, "--dropout from 0"),
+        ({"early_discount": 1.5}, "--early-discount from 0 to 1"),
+        ({"label_smoothing": -0.1}, "--label-smoothing from 0"),
+        ({"ranking_weight": -1.0}, "--ranking-weight of at least 0"),
+        ({"ranking_weight": 1.0, "devices": 2}, "--devices 1 with --ranking-weight"),
     ],
 )
 def test_settings_out_of_range_are_refused(options, message):
