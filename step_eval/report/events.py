@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
+from step_eval.recorded.events import read_events
 from step_eval.report.figures import MARK, SERIES, draw, legend_above
 from step_eval.report.page import render_page
 from step_infer.errors import InputError
-from step_infer.event_log import read_events
 from step_infer.replies import IMPLICIT_GROUP
 from step_infer.storage.files import atomic_write, check_output
 
@@ -40,7 +40,7 @@ def write_event_report(logs: Sequence[str], out: str) -> None:
 
 
 def render_event_report(events: Events, left_out: int, names: Sequence[str]) -> str:
-    """Return the page of events that `event_log.read_events` gave.
+    """Return the page of events that `read_events` gave.
 
     Args:
         events: in the order of their times.

@@ -107,7 +107,8 @@ def read_network(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensor = tensor.float()
             if not torch.isfinite(tensor).all():
                 raise InputError(
-                    f"Expected finite weights in {path}, found NaN or infinity in {name}."
+                    f"Expected finite weights in {path}, found NaN or infinity in {name}. "
+                    "Hint: take another checkpoint."
                 )
             tensors[f"net.{number}.{kind}"] = tensor
             taken[f"net.{number}.{kind}"] = name

@@ -175,7 +175,7 @@ def test_a_line_of_a_questions_file(line, text, tmp_path):
         (
             read("q.csv", 'question,answer\n"' + f"{'1' * 2**20}\n" * 17 + '",1\n'),
             "Expected CSV in UTF-8 in TMP/q.csv, found: field larger than field limit (16777216) "
-            "(line 18).",
+            "(line 18). Hint: save it as UTF-8 and close every quotation mark.",
         ),
         (
             read("q.csv", "question,answer\n1+1\n"),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from step_infer.event_log import read_events
+from step_eval.recorded.events import read_events
 
 _QUIET_S = 0.5
 

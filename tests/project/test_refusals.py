@@ -43,7 +43,10 @@ WITHOUT_HINT = {
         "Expected a text or a whole number under {_or(names)}, found {short(value)}.",
         "Expected Unicode text under {_or(names)}, found the lone surrogate {found!a}.",
         "Expected an answer under {_or(names)}, found {found}.",
-        "Expected each id once, found {question.id!r:.60} in {first} too.",
+        "Expected each id once, found {question.id!r:.60}{here} in {first} too{there}.",
+        "Expected at most {MOST_LINE_MIB} Mi characters under {_or(names)}, found {len(value):,}.",
+        "Expected at most {self.most_mib} MiB in a line of {self.path}, found more.",
+        "Expected at most {self.most_mib} MiB in a line, found more.",
         "Expected {len(columns)} columns (first line), found {len(values)}.",
         "Expected one JSON object a line, found: {error}.",
         "Expected one JSON object a line, found another from column {error.pos + 1} on.",
@@ -65,8 +68,32 @@ WITHOUT_HINT = {
         "Expected step option capture in offline requests only, found a text.",
         "Expected an engine without {reason}, which step scoring refuses, found one with it.",
     },
-    "a file that is named": {
-        "Expected an event log at {path}, found: {error.strerror}.",
+    "one of two options, or an option's bounds, which are what was expected": {
+        "Expected each method once in --methods, found {text!r}.",
+        "Expected either --length-scale or --mean-tokens, found both.",
+        "Expected either --run or --scorer, found {'none of them' if self.run is None else "
+        "'both'}.",
+        "Expected a --vote that goes by scores or is uniform, found {self.vote!r}: nothing else is "
+        "simulated.",
+        "Expected costs of at least 0, one of them above it, in --timing, found {text!r}.",
+        "Expected --timing as a directory of step-eval or as STEP,ROW,KV,PREFILL in seconds, found "
+        "{text!r}.",
+        "Expected --val-fraction and --test-fraction above 0 and below 1 together, found "
+        "{val_fraction} and {test_fraction}.",
+        "Expected --hidden-size in multiples of 128, found {self.hidden_size}.",
+        "Expected --learning-rate above 0 and --weight-decay of at least 0, found "
+        "{self.learning_rate} and {self.weight_decay}.",
+        "Expected settings out of {', '.join(sorted(_FIELDS))} in variant {name!r}, found "
+        "{unknown[0]!r}.",
+        "Expected good settings in variant {name!r}, found: {error}",
+    },
+    "of a call from Python, or of an option that this toolkit itself sends": {
+        "Expected step option rank to be a finite number, found {self.rank!r:.60}.",
+        "Expected as many scores and confidences as positions ({len(positions)}) in step option "
+        "replay, found {len(scores)} and {len(confidences or ())}.",
+        "Expected labels and scores [S], found {label_S.shape}, {score_S.shape}.",
+        "Expected right and wrong samples, found one class only.",
+        "Expected finite scores, found NaN or infinity.",
     },
 }
 """Why nothing is left to say, and the messages that it holds for."""

@@ -9,10 +9,11 @@ import pytest
 from scheduler_harness import BOUNDARY, EOS, WORD, Engine, Script, check_empty, make_scheduler
 
 from step_eval.command import command
+from step_eval.recorded.events import read_events
 from step_eval.report.events import group_rows
 from step_infer import event_log
 from step_infer.errors import InputError
-from step_infer.event_log import EventLog, event_log_path, read_events
+from step_infer.event_log import EventLog, event_log_path
 from step_infer.live_traces import LiveTrace
 from step_infer.scheduler import StepScheduler
 from step_infer.settings import RequestOptions, StepSettings

@@ -17,6 +17,7 @@ from refusals import refusal
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from step_eval.recorded.events import read_events
 from step_infer import serve
 from step_infer.cli.options import parse_config
 from step_infer.client.engine import engine_arguments, start_engine
@@ -25,7 +26,7 @@ from step_infer.client.prompt import chat_prompt, load_tokenizer, prompt_lengths
 from step_infer.client.trace import Sampling, TracePlan
 from step_infer.client.weights import check_weights
 from step_infer.doctor.command import DoctorConfig, doctor
-from step_infer.event_log import EventLog, event_log_path, read_events
+from step_infer.event_log import EventLog, event_log_path
 from step_infer.live_traces import LiveTrace
 from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.scorer.card import ScorerCard, read_card
@@ -728,7 +729,8 @@ def configured(folder, text):
         ),
         (
             lambda tmp: read_json(file(tmp, DIGITS)),
-            f"JSON in TMP/x, found: {TOO_MANY}.",
+            f"JSON in TMP/x, found: {TOO_MANY}. "
+            "Hint: the file may be cut short; copy or make it again.",
         ),
         (
             lambda tmp: read_json(file(tmp, "{")),
@@ -763,7 +765,8 @@ def configured(folder, text):
         ),
         (
             lambda tmp: read_events([tmp / "none"]),
-            "an event log at TMP/none, found: No such file or directory.",
+            "an event log at TMP/none, found: No such file or directory. "
+            "Hint: check the path and its permissions.",
         ),
         (
             lambda tmp: read_events([file(tmp)]),

@@ -536,7 +536,8 @@ def sized(width=512, depth=64):
             lambda tmp: read_network(
                 saved(tmp, network().state_dict() | {"0.bias": torch.full((8,), torch.nan)})
             ),
-            "finite weights in TMP/x.pt, found NaN or infinity in 0.bias.",
+            "finite weights in TMP/x.pt, found NaN or infinity in 0.bias. "
+            "Hint: take another checkpoint.",
         ),
         (
             lambda tmp: read_network(saved(tmp, {"lr": 0.1})),
