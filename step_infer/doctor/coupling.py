@@ -23,7 +23,14 @@ SCHEDULER_ATTRIBUTES = (
     *("vllm_config", "waiting"),
 )
 REQUEST_ATTRIBUTES = (
-    *("arrival_time", "client_index", "is_prefill_chunk", "lora_request", "max_tokens"),
+    *(
+        "arrival_time",
+        "cache_salt",
+        "client_index",
+        "is_prefill_chunk",
+        "lora_request",
+        "max_tokens",
+    ),
     *("next_decode_eligible_step", "num_computed_tokens", "num_output_placeholders"),
     *("num_prompt_tokens", "num_tokens_with_spec", "request_id", "resumable", "sampling_params"),
     *("take_events", "trace_headers"),
