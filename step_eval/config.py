@@ -9,6 +9,7 @@ from step_eval.methods.deepconf import WARMUP
 from step_eval.methods.registry import METHODS, method_names
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.votes import CONFIDENCE, vote_rule
+from step_infer.cli.options import option_name
 from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.client.trace import Sampling
 from step_infer.confidence import WINDOW
@@ -42,7 +43,7 @@ class PruningOptions:
         for name in names:
             value = getattr(self, name)
             if value is not None and value < low:
-                option = "--" + name.replace("_", "-")
+                option = option_name(name)
                 raise InputError(f"Expected {option} of at least {low}, found {value}.")
 
 

@@ -44,6 +44,11 @@ def run_subcommand(
         )
 
 
+def option_name(field: str) -> str:
+    """Return a field of a configuration class as its option is typed."""
+    return "--" + field.replace("_", "-")
+
+
 def config_parser(config_class: type, prog: str, description: str) -> Any:
     """Return a parser with an option for each field of a dataclass, --config and --print_config.
 

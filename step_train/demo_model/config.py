@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from step_infer.cli.options import option_name
 from step_infer.errors import InputError
 
 SMALLEST_BATCH = 2048
@@ -70,7 +71,7 @@ class LedgerLMConfig:
         counts = ("steps", "layers", "checkpoint_steps", "log_steps", "intermediate_size")
         for name in counts:
             if getattr(self, name) < 1:
-                option = "--" + name.replace("_", "-")
+                option = option_name(name)
                 raise InputError(f"Expected {option} of at least 1, found {getattr(self, name)}.")
         if self.hidden_size < 128 or self.hidden_size % 128:
             raise InputError(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from step_infer.cli.options import option_name
 from step_infer.errors import InputError
 from step_infer.scorer.card import MOST_DEPTH, MOST_WIDTH
 
@@ -118,13 +119,13 @@ class FitConfig:
         least = {"width": 1, "batch_size": 1, "max_epochs": 1, "patience": 1, "memory_mib": 1}
         for name, bound in (least | {"devices": 1, "shuffles": 1}).items():
             if getattr(self, name) < bound:
-                option = "--" + name.replace("_", "-")
+                option = option_name(name)
                 raise InputError(
                     f"Expected {option} of at least {bound}, found {getattr(self, name)}."
                 )
         for name in ("seed", "test_seed"):
             if not 0 <= (getattr(self, name) or 0) < 2**32:
-                option = "--" + name.replace("_", "-")
+                option = option_name(name)
                 raise InputError(
                     f"Expected {option} from 0 to {2**32 - 1}, found {getattr(self, name)}."
                 )
@@ -143,7 +144,7 @@ class FitConfig:
         for name in ("dropout", "early_discount", "label_smoothing"):
             most = 1 if name == "early_discount" else 0.99
             if not 0 <= getattr(self, name) <= most:
-                option = "--" + name.replace("_", "-")
+                option = option_name(name)
                 raise InputError(
                     f"Expected {option} from 0 to {most}, found {getattr(self, name)}."
                 )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from step_infer.cli.options import config_parser
+from step_infer.cli.options import config_parser, option_name
 from step_infer.errors import InputError
 from step_train.fit.config import FitConfig
 
@@ -83,7 +83,7 @@ class SweepConfig:
     def __post_init__(self) -> None:
         for name, bound in {"seeds": 1, "jobs": 1, "memory_mib": 1}.items():
             if getattr(self, name) < bound:
-                option = "--" + name.replace("_", "-")
+                option = option_name(name)
                 raise InputError(
                     f"Expected {option} of at least {bound}, found {getattr(self, name)}."
                 )

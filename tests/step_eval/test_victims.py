@@ -5,24 +5,10 @@ import math
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from running_traces import TRACES
 
 from step_eval.methods.victims import VICTIMS, victim_rank
 from step_infer.policy import RunningTrace, pick_victim
-
-TRACES = st.lists(
-    st.builds(
-        RunningTrace,
-        st.uuids().map(str),
-        st.sampled_from("abc"),
-        st.none() | st.floats(0, 1),
-        st.integers(0, 5),
-        st.integers(0, 100),
-        st.floats(0, 9),
-        st.integers(1, 3),
-        st.integers(1, 3),
-    ),
-    max_size=20,
-)
 
 
 @settings(deadline=None)

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from running_traces import TRACES
 
 from step_infer.policy import Memory, RunningTrace, admit, pick_victim
 
@@ -54,22 +55,6 @@ def test_a_group_never_falls_below_min_keep():
 def test_between_equal_scores_the_one_with_fewer_steps_then_the_newest_goes():
     traces = [trace("a", steps=5), trace("b", steps=4, order=1), trace("c", steps=4, order=2)]
     assert pick_victim(traces, {"g": 3}).request_id == "c"
-
-
-TRACES = st.lists(
-    st.builds(
-        RunningTrace,
-        st.uuids().map(str),
-        st.sampled_from("abc"),
-        st.none() | st.floats(0, 1),
-        st.integers(0, 5),
-        st.integers(0, 100),
-        st.floats(0, 9),
-        st.integers(1, 3),
-        st.integers(1, 3),
-    ),
-    max_size=20,
-)
 
 
 @given(TRACES, st.dictionaries(st.sampled_from("abc"), st.integers(0, 5)), st.randoms())
