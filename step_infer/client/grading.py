@@ -131,6 +131,8 @@ class Grader:
                 awaited.add(pair)
             else:
                 verdicts[pair] = verdict
+        if awaited:  # first of all that waits
+            self._waiting = deque(sorted(self._waiting, key=lambda pair: pair not in awaited))
         self._hand_out()
         while not self._open.isdisjoint(awaited):
             self._wait()

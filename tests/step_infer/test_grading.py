@@ -195,6 +195,13 @@ def test_what_was_submitted_is_waited_for_by_whoever_must_know() -> None:
         assert not grader.pending([_INTEGRAL, "1/2", "2"])
 
 
+def test_what_is_waited_for_goes_before_what_is_not() -> None:
+    with Grader() as grader:
+        grader.submit(_INTEGRAL, [str(number) for number in range(2, 200)])
+        assert grader.equal(_INTEGRAL, "199") is False
+        assert len(grader._waiting) > 190
+
+
 def test_a_comparison_is_asked_once() -> None:
     with Grader() as grader:
         for _ in range(3):
