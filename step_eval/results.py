@@ -15,7 +15,7 @@ from step_eval.comparison import (
     vote_name,
 )
 from step_eval.curves import auroc_by_progress, score_curve, scored_traces
-from step_eval.methods.registry import BASELINE, METHODS
+from step_eval.methods.registry import BASELINE, find_method, method_order
 from step_eval.records import RECORDS_FOLDER, QuestionRecord, RecordStore
 from step_eval.statistics import COVERAGE, DRAWS, INTERVAL_KIND
 from step_eval.stops import describe_stops, stop_totals, stops
@@ -56,8 +56,7 @@ def read_run(out: Path | str) -> tuple[dict[str, Any], dict[str, list[QuestionRe
     found = RecordStore(out).read()
     records = {
         name: [record for record in found[name] if record.question_id in listed]
-        for name in METHODS
-        if name in found
+        for name in method_order(found)
     }
     records = {name: group for name, group in records.items() if group}
     if not records:
@@ -87,8 +86,8 @@ def build_results(
     stopping = {}
     for name, group in records.items():
         methods[name] = {
-            "label": METHODS[name].label,
-            "about": METHODS[name].about,
+            "label": find_method(name).label,
+            "about": find_method(name).about,
             "vote": votes[name],
             "vote_wanted": wanted[name],
             **dataclasses.asdict(summarise(group, votes[name], draws)),

@@ -154,6 +154,7 @@ HEADINGS = {
     "seconds": "Seconds",
     "preemptions": "Preemptions",
     "pruned": "Pruned traces",
+    "decided": "Not needed",
     "peak_kv_use": "Peak KV use",
     "waiting_share": "Waiting time",
     "trace_accuracy": "Right traces",
@@ -166,9 +167,10 @@ EXPLAINED = {
     "seconds": "from a question's submission to its last trace",
     "preemptions": "traces put back by the engine for want of memory, to be computed again",
     "pruned": "traces stopped for good",
+    "decided": "traces that ended or did not begin because the vote was decided without them",
     "peak_kv_use": "highest reading of the KV cache in use, mean over questions",
     "waiting_share": "part of all trace time spent waiting for memory",
-    "trace_accuracy": "traces with the right answer, of those not pruned; no answer is wrong",
+    "trace_accuracy": "right ones of the traces that nothing stopped; no answer is wrong",
 }
 """What each figure is, for the reader of a report."""
 

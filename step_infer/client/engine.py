@@ -16,7 +16,7 @@ from step_infer.client.prompt import context_length
 from step_infer.client.weights import check_weights
 from step_infer.errors import InputError
 from step_infer.settings import AdapterConfig, StepSettings
-from step_infer.wire import CONFIG_KEY
+from step_infer.wire import CONFIG_KEY, because
 
 CPU_BLOCK_SIZE = 32
 CUDA_BLOCK_SIZE = 16
@@ -239,6 +239,19 @@ def _vllm_log_level_kept() -> Iterator[None]:
             for handler in logger.handlers:
                 if handler not in handlers:
                     handler.setLevel(level)
+
+
+def abort_because(engine: Any, names: Iterable[str], reason: str) -> None:
+    """Abort requests, and tell the scheduler why.
+
+    Args:
+        engine: vLLM's `LLMEngine`.
+        names: the requests, as they were named when they were added.
+        reason: counted, and written into the event log.
+    """
+    ids = engine.output_processor.abort_requests(names, internal=False)
+    if ids:
+        engine.engine_core.abort_requests(because(reason, ids))
 
 
 _SCRIPT = 'read -r _; kill "$@"; sleep 2; kill -9 "$@"'
