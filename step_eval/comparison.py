@@ -200,7 +200,7 @@ def compare(
     for name, (read, sign) in METRICS.items():
         before_P = np.array([read(first[key]) for key in keys], dtype=float)
         after_P = np.array([read(second[key]) for key in keys], dtype=float)
-        differences[name] = _difference(name, before_P, after_P, sign, weights, len(set(ids)))
+        differences[name] = difference(name, before_P, after_P, sign, weights, len(set(ids)))
     return Comparison(
         method[0].method,
         baseline[0].method,
@@ -212,7 +212,7 @@ def compare(
     )
 
 
-def _difference(
+def difference(
     name: str,
     before_P: Floats,
     after_P: Floats,
@@ -220,18 +220,28 @@ def _difference(
     weights: tuple[Floats, Floats],
     num_questions: int,
 ) -> Difference:
+    """Return the paired difference of a figure.
+
+    Args:
+        name: of the figure.
+        before_P: it under the baseline, for each record [P].
+        after_P: it under the method [P].
+        sign: whether more is better (1), worse (-1) or neither (0).
+        weights: what `bootstrap_weights` returns for the records' questions.
+        num_questions: questions among the records.
+    """
     plain_P, drawn_DP = weights
     before, after = float(plain_P @ before_P), float(plain_P @ after_P)
-    difference = interval(after - before, drawn_DP @ (after_P - before_P), num_questions)
+    change = interval(after - before, drawn_DP @ (after_P - before_P), num_questions)
     relative = None
     before_D = drawn_DP @ before_P
     if before > 0 and before_D.min() > 0:
         ratio_D = (drawn_DP @ after_P) / before_D
         relative = interval(after / before - 1, ratio_D - 1, num_questions)
-    if not difference.excludes_zero:
+    if not change.excludes_zero:
         verdict = "no difference shown"
     elif sign == 0:
-        verdict = "more" if difference.value > 0 else "less"
+        verdict = "more" if change.value > 0 else "less"
     else:
-        verdict = "better" if difference.value * sign > 0 else "worse"
-    return Difference(name, before, after, difference, relative, verdict)
+        verdict = "better" if change.value * sign > 0 else "worse"
+    return Difference(name, before, after, change, relative, verdict)

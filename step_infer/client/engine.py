@@ -241,17 +241,27 @@ def _vllm_log_level_kept() -> Iterator[None]:
                     handler.setLevel(level)
 
 
-def abort_because(engine: Any, names: Iterable[str], reason: str) -> None:
+def abort_because(engine: Any, names: Iterable[str], reason: str) -> dict[str, list[int]]:
     """Abort requests, and tell the scheduler why.
 
     Args:
         engine: vLLM's `LLMEngine`.
         names: the requests, as they were named when they were added.
         reason: counted, and written into the event log.
+
+    Returns:
+        The tokens that each of them had generated, which vLLM hands to nobody.
     """
-    ids = engine.output_processor.abort_requests(names, internal=False)
+    processor = engine.output_processor
+    tokens = {}
+    for name in names:
+        for number in processor.external_req_ids.get(name, ()):
+            detokenizer = processor.request_states[number].detokenizer
+            tokens[name] = list(detokenizer.output_token_ids)
+    ids = processor.abort_requests(tokens, internal=False)
     if ids:
         engine.engine_core.abort_requests(because(reason, ids))
+    return tokens
 
 
 _SCRIPT = 'read -r _; kill "$@"; sleep 2; kill -9 "$@"'

@@ -338,9 +338,10 @@ class StepLLM:
         self, names: Sequence[str], in_flight: dict[str, "_Running"], reason: str
     ) -> Iterator[Trace]:
         """Stop running traces for a reason of the client's."""
-        abort_because(self._engine, names, reason)
-        ended = [in_flight.pop(name) for name in names]
-        for running in ended:
+        tokens = abort_because(self._engine, names, reason)
+        ended = [(name, in_flight.pop(name)) for name in names]
+        for name, running in ended:
+            running.token_ids = tokens.get(name, running.token_ids)
             yield self._trace(running, None, reason)
 
     def generate(
