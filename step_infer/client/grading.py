@@ -150,15 +150,17 @@ class Grader:
             Whether two of them are known to be equal, for `vote`. Answers of one binding are equal
             to the same ones.
         """
-        forms = sorted({answer for answer in answers if answer is not None})
-        numbers: dict[Hashable, int] = {}
-        of = {form: numbers.setdefault(self.binding(form), len(numbers)) for form in forms}
-        pairs = list(combinations(forms, 2))
-        equal = {(number, number) for number in numbers.values()}
-        for (first, second), verdict in zip(pairs, self.equal_many(pairs), strict=True):
-            if verdict:
-                equal |= {(of[first], of[second]), (of[second], of[first])}
-        return lambda first, second: (of[first], of[second]) in equal
+        shortest: dict[Hashable, str] = {}
+        of: dict[str, str] = {}
+        given = {answer for answer in answers if answer is not None}
+        for answer in sorted(given, key=lambda answer: (len(answer), answer)):
+            of[answer] = shortest.setdefault(self.binding(answer), answer)
+        pairs = list(combinations(shortest.values(), 2))
+        verdicts = zip(pairs, self.equal_many(pairs), strict=True)
+        equal = {frozenset(pair) for pair, verdict in verdicts if verdict}
+        return lambda first, second: (
+            of[first] == of[second] or frozenset((of[first], of[second])) in equal
+        )
 
     def binding(self, answer: str) -> Hashable:
         """Return a key of an answer: those of equal keys are in one group of any vote.
