@@ -46,6 +46,9 @@ class Canonical:
     """It holds numbers too large to write out; no other library should be given it."""
 
 
+_OF_PARTS = ("list", "tuple", "matrix", "assignments")
+
+
 def identity(form: Canonical) -> Hashable:
     """Return a key of all that a form says, its parts' units and names too.
 
@@ -60,7 +63,8 @@ def equal(a: Canonical, b: Canonical) -> bool | None:
 
     It does not depend on the order of the two.
     """
-    if a == b:
+    # The keys of several parts leave out these parts' units.
+    if a == b and (not a.items or identity(a) == identity(b)):
         return True
     options = a.choice and b.choice and not (a.described and b.described)
     if options and a.choice == b.choice:
@@ -88,7 +92,7 @@ def equal(a: Canonical, b: Canonical) -> bool | None:
         return None if unknown else False
     if a.kind == "number":
         return _equal_numbers(a, b)
-    if a.key == b.key:
+    if a.key == b.key and not (a.items and a.kind in _OF_PARTS):
         return True
     if a.kind in ("tuple", "matrix", "assignments") and len(a.items) == len(b.items):
         if _shape(a) != _shape(b):
