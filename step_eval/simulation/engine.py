@@ -252,7 +252,7 @@ class _Run:
 
     def _end(self, trace: int) -> None:
         work = self.earlier if self.shape.in_flight else self._work()
-        self.result.end(trace, self.traces[trace].tokens, work)
+        self.result.end(trace, self.traces[trace].tokens, self.batch.moment(self.result, work, 1))
         self.result.scored[trace] = len(self.traces[trace].positions)
         if self.pruner is not None:
             self.pruner.finished(trace)
