@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from math import inf
 
 from step_eval.records import TraceRecord
 from step_infer.errors import InputError
@@ -86,6 +87,19 @@ def vote_rule(name: str) -> Weights:
     if match is None:
         raise InputError(f"Expected a vote out of {RULES}, found {name!r}.")
     return score_power(float(match[1] or 1))
+
+
+def most_weight(name: str) -> float:
+    """Return the most that one vote can weigh under a rule; infinity where nothing bounds it.
+
+    A step score is at most 1. Where only some of the traces vote, their weights change as others
+    end, so that no bound says anything.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    vote_rule(name)
+    return 1.0 if name == UNIFORM or _POWER.fullmatch(name) else inf
 
 
 def has_signal(vote_by: str, traces: Iterable[TraceRecord]) -> bool:

@@ -7,8 +7,17 @@ from typing import Any, ClassVar
 from step_eval.config import PruningOptions
 from step_eval.methods.victims import ABLATIONS
 from step_eval.simulation.drawn import DrawnTraces
-from step_eval.votes import vote_signal
+from step_eval.votes import UNIFORM, vote_signal
+from step_infer.client.deciding import (
+    LEAST_VOTES,
+    LIKELY,
+    NEVER,
+    UNBEATABLE,
+    StopRule,
+    likely_rule,
+)
 from step_infer.errors import InputError
+from step_infer.scorer.card import read_card
 
 AUROC_AT = 0.5
 """Part of a trace at which a made-up scorer has the AUROC asked for."""
@@ -23,6 +32,20 @@ METHODS = {
     },
 }
 """What can be simulated: label, and what it does."""
+
+DECIDED_SUFFIX, LIKELY_SUFFIX = "+decided", "+likely"
+"""What a method's name ends with where its traces stop once the vote is decided."""
+
+
+def plain_method(name: str) -> str:
+    """Return the method without its stop rule: a name of `METHODS`."""
+    return name.removesuffix(DECIDED_SUFFIX).removesuffix(LIKELY_SUFFIX)
+
+
+def method_label(name: str) -> str:
+    """Return a method's name for tables."""
+    plain = plain_method(name)
+    return METHODS[plain][0] + name.removeprefix(plain).replace("+", ", ")
 
 
 @dataclass(frozen=True)
@@ -57,7 +80,9 @@ class SimulateConfig(PruningOptions):
     methods: str = "sc,sc-score,step"
     """Methods, separated by commas: sc; sc-score, which only votes by score; step; and as victims
     of STEP's trigger: random, youngest, longest, least-confident (needs recorded confidences),
-    oracle."""
+    oracle. With +decided behind any of them (step+decided), all traces of a question end as soon as
+    nothing that comes can change its answer; with +likely, as soon as that is unlikely enough
+    (--likely-threshold)."""
     num_traces: list[int] = field(default_factory=lambda: [64])
     """Traces N for each question, one or more sizes."""
     kv_budget: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
@@ -71,6 +96,9 @@ class SimulateConfig(PruningOptions):
     vote: str = "score"
     """How traces vote under every method but sc: uniform, score, score^POWER, score-top-K or
     best."""
+    likely_threshold: float | None = None
+    """Chance that the leading answer wins at which methods with +likely stop; none given, the one
+    that step-eval calibrate wrote into the card of --scorer."""
     block_size: int = 16
     """Tokens of a KV block; vLLM's own is 16 on CUDA, 32 with StepLLM on CPU."""
     max_num_seqs: int = 256
@@ -104,8 +132,16 @@ class SimulateConfig(PruningOptions):
                 found = bad[0] if bad else "none"
                 raise InputError(f"Expected {_option(name)} in [{low}, {high}], found {found}.")
         for name in self.method_names:
-            if name not in METHODS:
-                raise InputError(f"Expected --methods out of {', '.join(METHODS)}, found {name!r}.")
+            plain = plain_method(name)
+            if name not in (plain, plain + DECIDED_SUFFIX, plain + LIKELY_SUFFIX) or (
+                plain not in METHODS
+            ):
+                raise InputError(
+                    f"Expected --methods out of {', '.join(METHODS)}, each with or without "
+                    f"{DECIDED_SUFFIX} or {LIKELY_SUFFIX}, found {name!r}."
+                )
+        if self.likely_threshold is not None:
+            StopRule(LIKELY, self.likely_threshold)
         if vote_signal(self.vote) not in (None, "score"):
             raise InputError(
                 f"Expected a --vote that goes by scores or is uniform, found {self.vote!r}: "
@@ -127,6 +163,22 @@ class SimulateConfig(PruningOptions):
         """The methods, sc first: the others are compared with it."""
         names = [name.strip() for name in self.methods.split(",") if name.strip()]
         return ["sc", *(name for name in dict.fromkeys(names) if name != "sc")]
+
+    def stop_rule(self, method: str) -> StopRule:
+        """Return when a method's traces end because the vote is decided.
+
+        Raises:
+            InputError: there is no threshold for +likely, or the scorer file cannot be read.
+        """
+        if method.endswith(DECIDED_SUFFIX):
+            return StopRule(UNBEATABLE)
+        if not method.endswith(LIKELY_SUFFIX):
+            return StopRule(NEVER)
+        if self.likely_threshold is not None:
+            return StopRule(LIKELY, self.likely_threshold, LEAST_VOTES)
+        card = None if self.scorer is None else read_card(self.scorer)
+        vote_by = UNIFORM if plain_method(method) == "sc" else self.vote
+        return likely_rule({} if card is None else card.deciding, vote_by)
 
 
 def _option(name: str) -> str:

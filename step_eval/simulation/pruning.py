@@ -112,9 +112,7 @@ class Pruner:
 
     def _scored(self, trace: int) -> int:
         batch = self.batch
-        count = steps_seen(batch.traces[trace].positions, batch.tokens(trace))
-        self.result.scored[trace] = count
-        return count
+        return steps_seen(batch.traces[trace].positions, batch.tokens(trace))
 
     def _rank(self, trace: int) -> float | None:
         """Return the number whose lowest is stopped; None before the first step score."""

@@ -101,8 +101,6 @@ class Schedule:
 
     tokens: list[int]
     """Generated tokens of each trace [N], of a pruned one those that its client got."""
-    scored: list[int]
-    """Step scores of each trace that the scheduler has seen [N]."""
     order: list[int] = field(default_factory=list)
     """Traces in the order in which they ended."""
     pruned: list[int] = field(default_factory=list)
@@ -140,28 +138,19 @@ class Schedule:
             for trace, whole in enumerate(self.tokens)
         ]
 
-    def until(self, place: int, traces: Sequence[SimulatedTrace]) -> "Schedule":
-        """Return what comes of the traces if all end when `order[place]` does.
-
-        Args:
-            place: index into `order`.
-            traces: the simulated traces [N].
-        """
+    def decided_at(self, place: int) -> "Schedule":
+        """Return what comes of the traces if the vote is decided when `order[place]` ends."""
         moment, ended = self.moments[place], self.order[: place + 1]
-        others = [trace for trace in range(len(self.tokens)) if trace not in set(ended)]
-        tokens = self.tokens_at(place)
-        scored = list(self.scored)
-        for trace in others:
-            scored[trace] = steps_seen(traces[trace].positions, tokens[trace])
+        others = sorted(set(self.order) - set(ended))
         return Schedule(
-            tokens,
-            scored,
+            self.tokens_at(place),
             [*ended, *others],
             self.pruned[: moment.pruned],
             others,
             self.preempted[: moment.preempted],
             moment.work,
-            {trace: self.ended_after[trace] for trace in ended} | dict.fromkeys(others, moment.work),
+            {trace: self.ended_after[trace] for trace in ended}
+            | dict.fromkeys(others, moment.work),
             list(moment.running),
             list(moment.waiting),
             moment.peak_kv_use,
