@@ -137,8 +137,8 @@ class SimulateConfig(PruningOptions):
                 plain not in METHODS
             ):
                 raise InputError(
-                    f"Expected --methods out of {', '.join(METHODS)}, each with or without "
-                    f"{DECIDED_SUFFIX} or {LIKELY_SUFFIX}, found {name!r}."
+                    f"Expected --methods out of {', '.join(METHODS)}, found {name!r}. "
+                    f"Hint: {DECIDED_SUFFIX} or {LIKELY_SUFFIX} may stand behind each of them."
                 )
         if self.likely_threshold is not None:
             StopRule(LIKELY, self.likely_threshold)
