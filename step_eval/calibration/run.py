@@ -45,8 +45,7 @@ def calibrate(config: CalibrateConfig, console: Console | None = None) -> Scorer
     """Find the thresholds, write the scorer with them in its card, and say what they do.
 
     Raises:
-        InputError: an input cannot be used, there are too few questions or traces, or no threshold
-            changes few enough answers.
+        InputError: an input cannot be used, or there are too few questions or traces.
     """
     console = console or Console(soft_wrap=True)
     source = Path(config.traces)
@@ -64,8 +63,9 @@ def calibrate(config: CalibrateConfig, console: Console | None = None) -> Scorer
         threshold = find_threshold(worst_QR, allowed)
         if threshold is None:
             console.print(
-                f"No threshold for the vote {vote}: even at a chance of 1, more than "
-                f"{config.most_changed:.2%} of the answers would change.",
+                f"No threshold for the vote {vote}: even at a chance of 1 more than "
+                f"{config.most_changed:.2%} of the answers would change. "
+                "Stop by the rule unbeatable.",
                 highlight=False,
             )
             continue
@@ -83,12 +83,6 @@ def calibrate(config: CalibrateConfig, console: Console | None = None) -> Scorer
             **{f"{name}_held_out": value for name, value in trial.items()},
         }
         table.add_row(*_words(vote, threshold, trial))
-    if not found:
-        raise InputError(
-            f"Expected a threshold at which at most {config.most_changed:.2%} of the answers "
-            f"change, found none on {pool.source}. Hint: raise --most-changed, or stop by the rule "
-            "unbeatable."
-        )
     card = dataclasses.replace(card, deciding={**card.deciding, **found})
     save_scorer(config.out, scorer, card)
     console.print(table)

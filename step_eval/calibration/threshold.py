@@ -99,12 +99,10 @@ def find_threshold(worst_QR: Floats, allowed: float) -> float | None:
         worst_QR: the highest chance at which stopping would change the answer.
         allowed: how many questions may change; each draw of one is a part of it.
     """
-    below = math.nextafter(LEAST_THRESHOLD, 0)
-    levels, place = np.unique(np.maximum(worst_QR, below).ravel(), return_inverse=True)
-    weight_L = np.bincount(place) / worst_QR.shape[1]
-    changed_L = weight_L.sum() - weight_L.cumsum()  # with a threshold just above the level
-    level = levels[np.flatnonzero(changed_L <= allowed + _SLACK)[0]]
-    threshold = math.nextafter(float(level), math.inf)
+    falling = np.sort(worst_QR, axis=None)[::-1]
+    draws = int((allowed + _SLACK) * worst_QR.shape[1])  # so many may lie at the threshold or above
+    level = float(falling[draws]) if draws < len(falling) else 0.0
+    threshold = max(math.nextafter(level, math.inf), LEAST_THRESHOLD)
     return threshold if threshold <= 1 else None
 
 
