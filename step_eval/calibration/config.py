@@ -10,7 +10,7 @@ from step_eval.simulation.config import SimulateConfig
 from step_infer.errors import InputError
 
 DRAWS = 8
-"""Draws of traces from each question's pool, where none are asked for."""
+"""How often N traces are drawn from a question's pool, if nothing else is asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class CalibrateConfig(PruningOptions):
     kv_budget: float = 1.0
     """KV cache as a part of what all traces of a mean question need."""
     repeats: int = DRAWS
-    """How often N traces are drawn from each question's pool."""
+    """How often each question is asked, each time with other seeds or other recorded traces."""
     limit: int | None = None
     """Use only so many questions from the start."""
     timing: str | None = None
