@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from step_eval.config import PruningOptions
+from step_eval.methods.registry import DECIDED_SUFFIX, LIKELY_SUFFIX, base_name
 from step_eval.methods.victims import ABLATIONS
 from step_eval.simulation.drawn import DrawnTraces
 from step_eval.votes import UNIFORM, vote_signal
@@ -33,19 +34,11 @@ METHODS = {
 }
 """What can be simulated: label, and what it does."""
 
-DECIDED_SUFFIX, LIKELY_SUFFIX = "+decided", "+likely"
-"""What a method's name ends with where its traces stop once the vote is decided."""
-
-
-def plain_method(name: str) -> str:
-    """Return the method without its stop rule: a name of `METHODS`."""
-    return name.removesuffix(DECIDED_SUFFIX).removesuffix(LIKELY_SUFFIX)
-
 
 def method_label(name: str) -> str:
     """Return a method's name for tables."""
-    plain = plain_method(name)
-    return METHODS[plain][0] + name.removeprefix(plain).replace("+", ", ")
+    base = base_name(name)
+    return METHODS[base][0] + name.removeprefix(base)
 
 
 @dataclass(frozen=True)
@@ -80,9 +73,8 @@ class SimulateConfig(PruningOptions):
     methods: str = "sc,sc-score,step"
     """Methods, separated by commas: sc; sc-score, which only votes by score; step; and as victims
     of STEP's trigger: random, youngest, longest, least-confident (needs recorded confidences),
-    oracle. With +decided behind any of them (step+decided), all traces of a question end as soon as
-    nothing that comes can change its answer; with +likely, as soon as that is unlikely enough
-    (--likely-threshold)."""
+    oracle. With +decided after a name, a question ends as soon as its vote is decided; with +likely
+    as soon as that is likely (--likely-threshold)."""
     num_traces: list[int] = field(default_factory=lambda: [64])
     """Traces N for each question, one or more sizes."""
     kv_budget: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
@@ -132,13 +124,12 @@ class SimulateConfig(PruningOptions):
                 found = bad[0] if bad else "none"
                 raise InputError(f"Expected {_option(name)} in [{low}, {high}], found {found}.")
         for name in self.method_names:
-            plain = plain_method(name)
-            if name not in (plain, plain + DECIDED_SUFFIX, plain + LIKELY_SUFFIX) or (
-                plain not in METHODS
-            ):
+            base = base_name(name)
+            suffix = name.removeprefix(base)
+            if base not in METHODS or suffix not in ("", DECIDED_SUFFIX, LIKELY_SUFFIX):
                 raise InputError(
                     f"Expected --methods out of {', '.join(METHODS)}, found {name!r}. "
-                    f"Hint: {DECIDED_SUFFIX} or {LIKELY_SUFFIX} may stand behind each of them."
+                    f"Hint: {DECIDED_SUFFIX} or {LIKELY_SUFFIX} may follow a name."
                 )
         if self.likely_threshold is not None:
             StopRule(LIKELY, self.likely_threshold)
@@ -177,7 +168,7 @@ class SimulateConfig(PruningOptions):
         if self.likely_threshold is not None:
             return StopRule(LIKELY, self.likely_threshold, LEAST_VOTES)
         card = None if self.scorer is None else read_card(self.scorer)
-        vote_by = UNIFORM if plain_method(method) == "sc" else self.vote
+        vote_by = UNIFORM if base_name(method) == "sc" else self.vote
         return likely_rule({} if card is None else card.deciding, vote_by)
 
 

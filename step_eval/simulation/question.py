@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from step_eval.methods.victims import ABLATIONS, oracle_ranks, random_ranks
 from step_eval.recorded.traces import PoolTrace
 from step_eval.replay.signals import RecordedSteps, signals
+from step_eval.report.words import HEADINGS
 from step_eval.simulation.deciding import Voting
 from step_eval.simulation.engine import simulate
 from step_eval.simulation.schedule import EngineShape, Pruning, Schedule
@@ -16,7 +17,7 @@ from step_infer.client.deciding import NEVER, StopRule
 
 MEASURED = ("accuracy", "seconds", "tokens", "preemptions", "pruned", "waiting_share")
 """Figures of a question that an engine's records have, too; names as in `report.words.HEADINGS`."""
-DECIDING = {"decided": "Decided traces", "changed": "Answers changed"}
+DECIDING = {"decided": HEADINGS["decided"], "changed": "Answers changed"}
 """Figures beside them of methods that stop when the vote is decided, and their headings: traces
 that ended for it, and whether the answer is another one than the same traces' without it."""
 FIGURES = (*MEASURED, *DECIDING)

@@ -8,10 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from step_eval.methods.registry import base_name
 from step_eval.report.figures import MARKERS, MUTED, SERIES, draw, drawn_ends, legend_above
 from step_eval.report.page import render_page
 from step_eval.report.words import HEADINGS, TO, number, number_range, signed
-from step_eval.simulation.config import AUROC_AT, METHODS, method_label, plain_method
+from step_eval.simulation.config import AUROC_AT, METHODS, method_label
 from step_eval.simulation.question import DECIDING, MEASURED
 from step_eval.simulation.sweep import RECORDED
 from step_infer.storage.files import atomic_write
@@ -65,7 +66,7 @@ def shown_headings(rows: Sequence[Mapping[str, Any]], unit: str) -> dict[str, st
     headings = {name: HEADINGS[name] for name in MEASURED}
     if unit != "seconds":
         headings["seconds"] = "Engine steps"
-    stops = any(row["method"] != plain_method(row["method"]) for row in rows)
+    stops = any(row["method"] != base_name(row["method"]) for row in rows)
     return headings | DECIDING if stops else headings
 
 

@@ -8,11 +8,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from step_eval.methods.registry import base_name
 from step_eval.recorded.files import read_pool
 from step_eval.report.table import tables_that_fit
 from step_eval.report.words import number, number_range
 from step_eval.simulation.check import check
-from step_eval.simulation.config import SimulateConfig, method_label, plain_method
+from step_eval.simulation.config import SimulateConfig, method_label
 from step_eval.simulation.drawn import draw_pool
 from step_eval.simulation.report import (
     break_even_words,
@@ -48,7 +49,7 @@ def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict
         pool = draw_pool(config.drawn, count, size, config.seed)
     for method in config.method_names:
         config.stop_rule(method)  # refused before anything runs
-    if "least-confident" in map(plain_method, config.method_names) and not pool.confident:
+    if "least-confident" in map(base_name, config.method_names) and not pool.confident:
         raise InputError(
             "Expected recorded traces with confidences (--traces) for the method least-confident, "
             f"found none in {pool.source}. Hint: leave the method out, or choose other --traces."

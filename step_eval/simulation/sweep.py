@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from step_eval.methods.registry import base_name
 from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool, pick
-from step_eval.simulation.config import AUROC_AT, SimulateConfig, plain_method
+from step_eval.simulation.config import AUROC_AT, SimulateConfig
 from step_eval.simulation.question import FIGURES, Setting, figures, run_question
 from step_eval.simulation.schedule import EngineShape, Pruning, Schedule
 from step_eval.simulation.scores import tuned_scores, within_auroc
@@ -101,7 +102,7 @@ def run_task(config: SimulateConfig, pool: TracePool, timing: Timing, task: Task
         recorded = [[trace.scores for trace in q.traces] for q in pool.questions]
         reached = within_auroc(pool, recorded.__getitem__, AUROC_AT, aggregator)
     methods = [
-        name for name in config.method_names if (plain_method(name) == "sc") == (scorer is None)
+        name for name in config.method_names if (base_name(name) == "sc") == (scorer is None)
     ]
     cells = []
     for count, budget in itertools.product(config.num_traces, config.kv_budget):
@@ -109,7 +110,7 @@ def run_task(config: SimulateConfig, pool: TracePool, timing: Timing, task: Task
         pruning = Pruning(aggregator, config.min_keep, config.min_steps)
         settings = {
             method: Setting(
-                plain_method(method), shape, pruning, config.vote, config.stop_rule(method)
+                base_name(method), shape, pruning, config.vote, config.stop_rule(method)
             )
             for method in methods
         }

@@ -69,6 +69,7 @@ def ended_trace(
     tokenizer: Any,
     rule: BoundaryRule,
     hidden_size: int,
+    stopped: str | None = None,
 ) -> Trace:
     """Return a trace that ends now.
 
@@ -80,8 +81,9 @@ def ended_trace(
         tokenizer: the model's.
         rule: where steps end, for a trace that the engine did not look at.
         hidden_size: width H of the hidden states that may come with it.
+        stopped: why the client stopped it, if it did.
     """
-    reason, report = "similar", {}
+    reason, report = stopped or "", {}
     if output is not None:
         completion = output.outputs[0]
         report = (output.kv_transfer_params or {}).get(CONFIG_KEY, {})

@@ -1,6 +1,6 @@
 """The vote of one question while its traces run: what `decide` needs to know, and what it said."""
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from step_infer.client.deciding import (
@@ -13,26 +13,8 @@ from step_infer.client.deciding import (
     StopRule,
     decide,
 )
+from step_infer.client.grading import Grader
 from step_infer.wire import DECIDED, OVER_BUDGET
-
-
-class Answers(Protocol):
-    """Compares answers while traces run, without ever waiting (`step_infer.client.grading`)."""
-
-    def submit(self, answers: Iterable[str]) -> None:
-        """Begin to compare some answers with each other."""
-
-    def poll(self) -> bool:
-        """Take in what has been compared meanwhile; return whether that was anything."""
-
-    def pending(self, answers: Iterable[str]) -> set[str]:
-        """Return those of some answers that are still being compared with another of them."""
-
-    def known_equal(self, first: str, second: str) -> bool:
-        """Return whether two answers are known to be equal."""
-
-    def binding(self, answer: str) -> Hashable:
-        """Return a key; answers of one key are in one group, whatever other answers come."""
 
 
 class EndedTrace(Protocol):
@@ -60,7 +42,8 @@ class RunningVote:
         most: float = 1.0,
         rule: StopRule | None = None,
         budget: Budget | None = None,
-        answers: Answers | None = None,
+        grader: Grader | None = None,
+        expect: Callable[[float], float] | None = None,
     ) -> None:
         """Begin with no votes.
 
@@ -71,14 +54,18 @@ class RunningVote:
             most: the most that one vote can weigh; infinity without a bound.
             rule: when the vote is decided; None: unbeatable.
             budget: what the question may cost; None: no limit.
-            answers: compares answers; None takes equal text for equal answers.
+            grader: compares answers, beside the engine; None takes equal text for equal answers.
+            expect: the weight that a running trace's vote would have by its trace score so far;
+                None where votes do not go by scores.
         """
         self._trace_ids = tuple(trace_ids)
         self._weigh, self._most = weigh, most
         self._rule, self._budget = rule or StopRule(), budget or Budget()
-        self._answers = answers
+        self._grader, self._expect = grader, expect
+        self._pending: set[str] = set()
         self._ended: dict[int, EndedTrace] = {}
-        self._scores: dict[int, float] = {}
+        self._expected: dict[int, float] = {}
+        self._equal: dict[tuple[str, str], bool] = {}
         self._tokens: dict[int, int] = {}
         self._running: set[int] = set()
         self.began_s: float | None = None
@@ -108,23 +95,25 @@ class RunningVote:
     def see(self, trace_id: int, tokens: int, score: float | None = None) -> None:
         """Note a running trace's generated tokens so far, and its trace score where it is new."""
         self._tokens[trace_id] = tokens
-        if score is not None:
-            self._scores[trace_id] = score
+        if score is not None and self._expect is not None:
+            self._expected[trace_id] = self._expect(score)
 
     def add(self, trace: EndedTrace) -> None:
         """Take in a trace that has ended, by itself or not."""
         self._ended[trace.trace_id] = trace
         self._running.discard(trace.trace_id)
-        if self._answers is not None and self._rule.name != NEVER:
-            self._answers.submit(self._voting().values())
+        if self._grader is not None and trace.answer is not None:
+            self._grader.submit(trace.answer, self._voting().values())
         self._decide()
 
     def check(self, now_s: float) -> str | None:
         """Look at the budget, and at answers that have been compared; return `closed`."""
         if self.closed is not None:
             return self.closed
-        if self._answers is not None and self._answers.poll():
-            self._decide()
+        if self._grader is not None and self._pending:
+            self._grader.poll()
+            if self._grader.pending(self._pending) != self._pending:
+                self._decide()
         if self.closed is None and self.began_s is not None:
             self.why = self._budget.spent(now_s - self.began_s, sum(self._tokens.values()))
             if self.why is not None:
@@ -135,28 +124,39 @@ class RunningVote:
         if self.closed is not None or self._rule.name == NEVER:
             return
         others = [
-            Open(trace_id, self._most, self._scores.get(trace_id))
+            Open(trace_id, self._most, self._expected.get(trace_id))
             for trace_id in self._trace_ids
             if trace_id not in self._ended
         ]
         if not others:
             return
-        answers = self._answers
         voting = self._voting()
-        pending = set() if answers is None else answers.pending(set(voting.values()))
+        grader, answers = self._grader, set(voting.values())
+        self._pending = set() if grader is None else grader.pending(answers)
         ballots = [
-            Ballot(trace_id, answer, self._weigh(self._ended[trace_id]), answer not in pending)
+            Ballot(
+                trace_id, answer, self._weigh(self._ended[trace_id]), answer not in self._pending
+            )
             for trace_id, answer in voting.items()
         ]
         self.decision = decide(
             ballots,
             others,
             self._rule,
-            None if answers is None else answers.known_equal,
-            None if answers is None else answers.binding,
+            None if grader is None else self._are_equal,
+            None if grader is None else grader.binding,
         )
         if self.decision is not None:
             self.closed, self.why = DECIDED, self._rule.name
+
+    def _are_equal(self, first: str, second: str) -> bool:
+        """Return whether two answers that are not pending are equal."""
+        pair = (first, second)
+        if pair not in self._equal:
+            assert self._grader is not None
+            bound = self._grader.binding(first) == self._grader.binding(second)
+            self._equal[pair] = bound or self._grader.equal(first, second) is True
+        return self._equal[pair]
 
     def _voting(self) -> dict[int, str]:
         """Return the answers of the traces that vote."""

@@ -177,7 +177,7 @@ def test_simulate_stops_with_the_threshold_of_the_card(recorded, tmp_path, capsy
     argv = ["--traces", traces, "--scorer", out, "--methods", "sc,sc+likely,step+likely"]
     argv += ["--num-traces", "[12]", "--kv-budget", "[0.4]", "--auroc", "[]", "--jobs", 1]
     command(["simulate", *map(str, argv), "--out", str(tmp_path / "simulated")])
-    assert "STEP, likely" in capsys.readouterr().out
+    assert "STEP+likely" in capsys.readouterr().out
 
 
 def collected(folder, pool):

@@ -158,7 +158,7 @@ def test_settings_of_a_replay(changes, text):
         (
             {"methods": "sc,best"},
             "--methods out of sc, sc-score, step, random, youngest, longest, least-confident, "
-            "oracle, found 'best'. Hint: +decided or +likely may stand behind each of them.",
+            "oracle, found 'best'. Hint: +decided or +likely may follow a name.",
         ),
         ({"likely_threshold": 1.5}, "a threshold in (0, 1], found 1.5."),
         (
