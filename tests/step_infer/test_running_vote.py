@@ -72,7 +72,7 @@ def test_equal_answers_in_other_words_count_together():
 
 def test_an_answer_that_is_still_compared_waits_for_its_verdict():
     """Only math-verify reads the second: until it has, the vote is open."""
-    answers = ["1+i", r"1 + i \sec\left(\frac{2 \theta_0}{16}\right)^2"]
+    answers = ["1+i", r"1 + i \sec\left(\frac{3 \theta_0}{2^{1999}}\right)^2"]
     with Grader() as grader:
         vote = RunningVote(range(8), trace_weight, grader=grader)
         for number in range(1, 5):
