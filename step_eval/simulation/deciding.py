@@ -20,7 +20,7 @@ from step_infer.client.deciding import (
     StopRule,
     decide,
 )
-from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.aggregate import AGGREGATORS, NEVER_RISE
 
 ANY_CHANCE = StopRule(LIKELY, sys.float_info.min, LEAST_VOTES)
 """The rule `likely` at whatever chance: for its course over a question."""
@@ -53,11 +53,13 @@ class Voting:
         """Yield each end of a trace at which a rule calls the vote decided, and for what.
 
         An end is given as its index into `schedule.order`. The last end is left out, for nothing is
-        left to decide; so is all where a vote can weigh anything.
+        left to decide; so is all where a vote can weigh anything. Where trace scores never rise, a
+        running trace's vote can weigh at most what it would weigh now.
         """
         most = most_weight(self.rule)
         if rule.name == NEVER or isinf(most):
             return
+        falls = self.aggregator in NEVER_RISE and self.rule != UNIFORM
         pruned = set(schedule.pruned)
         weight_N = self.weights(range(len(self.traces)))
         others = {trace: Open(trace, most) for trace in range(len(self.traces))}
@@ -68,9 +70,13 @@ class Voting:
             if trace not in pruned and answer is not None:
                 ballots.append(Ballot(trace, answer, weight_N[trace]))
             coming = list(others.values())
-            if rule.name == LIKELY:
+            if rule.name == LIKELY or falls:
                 tokens_N = schedule.tokens_at(place)
-                coming = [Open(t, most, self._expected(t, tokens_N[t])) for t in others]
+                expected = {t: self._expected(t, tokens_N[t]) for t in others}
+                coming = [
+                    Open(t, most if weight is None or not falls else weight, weight)
+                    for t, weight in expected.items()
+                ]
             decision = decide(ballots, coming, rule)
             if decision is not None:
                 yield place, decision
