@@ -53,8 +53,8 @@ class Course:
     """A question with one draw of its traces: where it could stop."""
 
     stops: tuple[Stop, ...]
-    """The ends of traces at which the chance is higher than at all before; the last of them is
-    the end of all traces, where it is 1."""
+    """The ends of traces at which the chance is higher than at all before, and last the end of all
+    traces, which every threshold waits for at most."""
     unbeatable: Stop
     """Where nothing that comes can change the answer any more."""
 
