@@ -156,8 +156,7 @@ class StepScheduler(AsyncScheduler):
             if self.settings.private_groups and not caller:
                 raise InputError(
                     f"Expected a group of a known caller, found {options.group!r:.60} of an "
-                    "unknown one. Hint: send JSON to a server with --middleware "
-                    "step_infer.server.callers.CallerMiddleware, or name no group."
+                    "unknown one. Hint: send plain JSON to step-serve, or name no group."
                 )
             group = owned_group(options.group, caller, request.cache_salt)
             options = dataclasses.replace(options, group=group)

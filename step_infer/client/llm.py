@@ -21,13 +21,13 @@ from step_infer.client.engine import (
 )
 from step_infer.client.grading import Grader
 from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer, system_note
-from step_infer.client.requests import ended_trace, request_id, sampling_params
+from step_infer.client.requests import ended_trace, report_of, request_id, sampling_params
 from step_infer.client.trace import Sampling, Trace, TraceKey, TracePlan, trace_seed, trace_weight
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import identify
-from step_infer.settings import StepSettings
+from step_infer.settings import RequestOptions, StepSettings
 
 Sampler = Callable[["StepLLM", Sequence[TracePlan]], Iterator[Trace]]
 """Samples the traces of one question."""
@@ -124,6 +124,9 @@ class StepLLM:
             if card is not None
             else boundary or BoundaryRule.for_tokenizer(self.tokenizer)
         )
+        # A scheduler of its own may know more options.
+        self._checks_options = "scheduler_cls" not in engine_args
+        self._told: set[str] = set()
         arguments = engine_arguments(model, engine_args, kv_budget_tokens)
         self._takes_seeds = takes_seeds(arguments)
         if not self.plain:
@@ -240,6 +243,9 @@ class StepLLM:
     ) -> Iterator[Trace]:
         """Sample traces and yield each as it finishes.
 
+        What the engine does not score, as after a failure of its scoring, comes without scores; a
+        warning says why, once for each reason.
+
         Args:
             plans: the orders; read only as far as `max_in_flight` allows.
             max_in_flight: traces handed to the engine at once; its own limit of running traces is
@@ -249,7 +255,8 @@ class StepLLM:
                 trace; returns the traces that end there, as "similar".
 
         Raises:
-            InputError: the engine was closed, or cannot do what an order wants.
+            InputError: the engine was closed, cannot do what an order wants, or an order has a bad
+                option.
         """
         if self._closed:
             raise InputError(
@@ -374,6 +381,8 @@ class StepLLM:
         room = self.max_model_len - len(order.prompt_token_ids)
         options = None if self.plain else {"capture": self.capture}
         params = sampling_params(order, options, room, by_delta)
+        if self._checks_options:
+            RequestOptions.from_extra_args(params.extra_args)
         name = request_id(order.key)
         prompt = {"prompt_token_ids": list(order.prompt_token_ids)}
         self._engine.add_request(name, prompt, params)  # type: ignore[arg-type]
@@ -382,6 +391,10 @@ class StepLLM:
     def _trace(
         self, order: TracePlan, token_ids: list[int], output: Any, submitted_s: float
     ) -> Trace:
+        error = report_of(output).get("error")
+        if error is not None and error not in self._told:
+            self._told.add(error)
+            warnings.warn(f"Trace {request_id(order.key)} has no scores. {error}", stacklevel=3)
         hidden_size = self.identity.hidden_size
         return ended_trace(
             order, token_ids, output, submitted_s, self.tokenizer, self.rule, hidden_size

@@ -61,6 +61,16 @@ def sampling_params(
     )
 
 
+def report_of(output: Any) -> dict[str, Any]:
+    """Return the adapter's report in vLLM's last `RequestOutput` of a trace.
+
+    That of a trace that the engine refused to score has an "error"; without an output or a report
+    it is empty.
+    """
+    found = None if output is None else output.kv_transfer_params
+    return (found or {}).get(CONFIG_KEY, {})
+
+
 def ended_trace(
     order: TracePlan,
     token_ids: list[int],
@@ -81,10 +91,9 @@ def ended_trace(
         rule: where steps end, for a trace that the engine did not look at.
         hidden_size: width H of the hidden states that may come with it.
     """
-    reason, report = "similar", {}
+    reason, report = "similar", report_of(output)
     if output is not None:
         completion = output.outputs[0]
-        report = (output.kv_transfer_params or {}).get(CONFIG_KEY, {})
         why = completion.stop_reason
         reason = why if why in STOPPED else completion.finish_reason
     # The token that ends the turn is no part of the text.

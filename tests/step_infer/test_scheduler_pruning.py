@@ -598,9 +598,8 @@ def test_with_private_groups_an_unknown_caller_cannot_name_one():
     assert len(set(groups)) == 1
     for name in ("t1", "t2"):
         assert engine_.report(name) == {
-            "error": "Expected a group of a known caller, found 'g' of an unknown one. Hint: send "
-            "JSON to a server with --middleware step_infer.server.callers.CallerMiddleware, or "
-            "name no group."
+            "error": "Expected a group of a known caller, found 'g' of an unknown one. "
+            "Hint: send plain JSON to step-serve, or name no group."
         }
         assert engine_.ended[name].finish_reason == FinishReason.STOP
 
