@@ -373,7 +373,7 @@ WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
         ),
         (
             lambda tmp: extract(
-                ExtractConfig(str(CHECKPOINT), changed(tmp / "traces").path, loop(tmp))
+                ExtractConfig(str(CHECKPOINT), changed(tmp / "traces", identity={}).path, loop(tmp))
             ),
             "a writable output directory at TMP/loop, found: File exists. "
             "Hint: choose another path or change its permissions.",
