@@ -1,13 +1,13 @@
 """How long clients of one server wait for each other: a group that presses, and a mixed soak.
 
-A real server with the demo model and a KV cache for three long traces (3,072 tokens).
+A real server with the demo model of its checkout and a KV cache for three long traces (3,072 tokens).
 
 - `attack`: a client's group loses a trace for want of memory and goes on, with traces that do not
   compete (`"prune": false`) or that do. Meanwhile another client asks for one trace of a group of
   its own, and for one that has not opted in, of 64 tokens each: seconds until each is answered,
   on the quiet server and beside that client.
-- `soak`: clients whose requests are four traces of a group, and as many traces of clients that
-  have not opted in, of 200 to 1,000 tokens, the same for both kinds; the cache is always full.
+- `soak`: clients whose requests are four traces of a group (two are kept), and as many of clients
+  that have not opted in, of 200 to 1,000 tokens, the same for both kinds; the cache is always full.
   Seconds of each trace that was not stopped, waiting included.
 
 One JSON line for each measurement is printed, and added to --out. To measure another version, name
@@ -56,7 +56,7 @@ def server(checkout: Path) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    model = ROOT / "checkpoints" / "ledger-5m"
+    model = checkout / "checkpoints" / "ledger-5m"
     command = [sys.executable, "-m", "step_infer.serve", str(model)]
     command += ["--scorer", str(model / "scorer" / "scorer.safetensors")]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"]
@@ -187,7 +187,9 @@ async def soak(client: Client, repeat: int, rounds: int) -> dict[str, Any]:
     async def run(kind: str, number: int) -> None:
         draws = random.Random(f"{repeat} {number}")
         for turn in range(rounds):
-            step = {"group": f"soak{repeat}-{number}-{turn}"} if kind == "opted in" else None
+            step = None
+            if kind == "opted in":
+                step = {"group": f"soak{repeat}-{number}-{turn}", "min_keep": 2}
             lengths = [draws.randrange(200, 1000) for _ in range(4)]
             await asyncio.gather(*(timed(kind, step, n, i) for i, n in enumerate(lengths)))
 
@@ -231,7 +233,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--checkout", type=Path, default=ROOT, help="version to measure (this one)")
     parser.add_argument("--repeats", type=int, default=3, help="times everything is done (3)")
-    parser.add_argument("--rounds", type=int, default=4, help="requests of each soak client (4)")
+    parser.add_argument("--rounds", type=int, default=6, help="requests of each soak client (6)")
     parser.add_argument("--limit", type=float, default=60, help="longest wait, seconds (60)")
     parser.add_argument("--out", type=Path, help="file that gets a JSON line a measurement (none)")
     options = parser.parse_args()
