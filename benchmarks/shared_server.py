@@ -1,6 +1,6 @@
 """How long clients of one server wait for each other: a group that presses, and a mixed soak.
 
-A real server with the demo model of its checkout and a KV cache for three long traces (3,072 tokens).
+A real server with the demo model and a KV cache of 3,072 tokens: two traces of the longest.
 
 - `attack`: a client's group loses a trace for want of memory and goes on, with traces that do not
   compete (`"prune": false`) or that do. Meanwhile another client asks for one trace of a group of
