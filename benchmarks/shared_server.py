@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60, help="longest wait, seconds (60)")
     parser.add_argument("--out", type=Path, help="file that gets a JSON line a measurement (none)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the server would outlive this
     with server(options.checkout.resolve()) as address:
         asyncio.run(_main(options, address))
 
