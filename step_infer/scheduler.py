@@ -49,7 +49,9 @@ from step_infer.wire import (
     UNSCORED_ATTRIBUTE,
     Refusal,
     Report,
+    ScoreSoFar,
     StepRows,
+    told_apart,
 )
 
 # In vLLM's own logger tree: its format and level apply.
@@ -260,19 +262,25 @@ class StepScheduler(AsyncScheduler):
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> list[Request]:
         """Finish requests from outside (aborts, errors, pruning) and forget their traces."""
+        why: dict[str, str] = {}
+        if self.following and request_ids is not None and not isinstance(request_ids, str):
+            request_ids, why = told_apart(request_ids)
         finished = super().finish_requests(request_ids, finished_status)
         try:
             for request in finished if self.following else ():
                 self._refused.pop(request.request_id, None)
-                self._forget(request.request_id)
+                self._forget(request.request_id, why.get(request.request_id))
         except Exception:
             self._disable("Scoring")
         return finished
 
-    def _forget(self, request_id: str) -> None:
+    def _forget(self, request_id: str, why: str | None) -> None:
         trace = self.live.traces.get(request_id)
+        if trace is not None and why is not None:
+            self.counters.close(why)
         if trace is not None and self.events is not None:
-            self.events.write("abort", trace, self.kv_cache_manager.usage)
+            reason = {} if why is None else {"reason": why}
+            self.events.write("abort", trace, self.kv_cache_manager.usage, **reason)
         self.live.remove(request_id, survived=False)
         self.reports.abort(request_id)
 
@@ -280,7 +288,7 @@ class StepScheduler(AsyncScheduler):
         self, outputs: dict[int, EngineCoreOutputs], rows: StepRows | None, req_ids: list[str]
     ) -> None:
         # Runs for each request and step: most tokens are only counted, without a call.
-        live, early = self.live, self.reports.early
+        live, early, news = self.live, self.reports.early, self.live.news
         traces, marks, confidences = live.traces, live.marks, None
         if live.confidence:
             confidences = live.confidence_of(rows, req_ids)
@@ -313,6 +321,9 @@ class StepScheduler(AsyncScheduler):
                     live.remove(request_id, survived=not failed)
                 elif request_id in early:
                     _attach(output, self.reports.so_far(request_id))
+                elif request_id in news:
+                    _attach(output, {"score": news[request_id]})
+        news.clear()
 
     def _tell_refusals(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         for client_outputs in outputs.values():
@@ -484,5 +495,5 @@ def owned_group(group: str, caller: object, salt: str | None) -> str:
     return f"{group}\0{owner[:16]}"
 
 
-def _attach(output: EngineCoreOutput, report: Report | Refusal) -> None:
+def _attach(output: EngineCoreOutput, report: Report | ScoreSoFar | Refusal) -> None:
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), CONFIG_KEY: report}

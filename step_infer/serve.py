@@ -51,13 +51,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from step_infer.cli.command import run
-from step_infer.client.engine import (
-    CPU_BATCH_TOKENS,
-    CPU_BLOCK_SIZE,
-    CPU_KV_BYTES,
-    cpu_dtype,
-)
-from step_infer.client.prompt import context_length
 from step_infer.client.weights import check_weights
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
@@ -65,7 +58,7 @@ from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.scorer.card import read_card
 from step_infer.scorer.identity import identify
 from step_infer.server.callers import MIDDLEWARE
-from step_infer.server.flags import ADDITIONAL_CONFIG, flag_values, take_config
+from step_infer.server.flags import ADDITIONAL_CONFIG, cpu_flags, flag_values, take_config
 from step_infer.settings import StepSettings
 from step_infer.wire import CONFIG_KEY
 
@@ -259,7 +252,7 @@ def server_command(
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        return {}, command + _cpu_flags(model, values)
+        return {}, command + cpu_flags(model, values)
     # FlashInfer's sampler is compiled at the first start, for minutes; vLLM's own is not.
     return {"VLLM_USE_FLASHINFER_SAMPLER": "0"}, command
 
@@ -276,32 +269,6 @@ def _server(model: str) -> list[str]:
     if script is not None:
         return [script, "serve", model]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-
-
-def _cpu_flags(model: str, values: dict[str, str]) -> list[str]:
-    """Return what a CPU engine needs and the user did not set; as StepLLM does it."""
-    defaults = {"block-size": str(CPU_BLOCK_SIZE), "kv-cache-memory-bytes": str(CPU_KV_BYTES)}
-    dtype = cpu_dtype()
-    if dtype is not None:
-        defaults["dtype"] = dtype
-    added = [
-        text
-        for name, value in defaults.items()
-        if name not in values
-        for text in (f"--{name}", value)
-    ]
-    if not values.keys() & {"enforce-eager", "no-enforce-eager"}:
-        added.append("--enforce-eager")
-    if "enable-chunked-prefill" in values:
-        return added
-    if "no-enable-chunked-prefill" not in values:
-        added.append("--no-enable-chunked-prefill")
-    if "max-num-batched-tokens" not in values:
-        given = values.get("max-model-len", "")
-        longest = int(given) if given.isdigit() else 0
-        longest = longest or context_length(model, revision=values.get("revision")) or 0
-        added += ["--max-num-batched-tokens", str(max(CPU_BATCH_TOKENS, longest))]
-    return added
 
 
 if __name__ == "__main__":

@@ -140,6 +140,8 @@ class RequestOptions:
     (`step_infer.confidence`); the engine must record confidences."""
     stop_below: float | None = None
     """Stop the trace as soon as a group confidence is lower than this."""
+    progress: bool = False
+    """Send the trace score with the outputs on the way, whenever it is new."""
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> Self | None:
@@ -206,7 +208,7 @@ class RequestOptions:
         _check("option stop_below", self.stop_below, good, "a finite number")
         if self.stop_below is not None and self.window is None:
             raise InputError("Expected step option window beside stop_below, found none.")
-        for name in ("prune", "capture"):
+        for name in ("prune", "capture", "progress"):
             flag = getattr(self, name)
             _check(f"option {name}", flag, flag is None or isinstance(flag, bool), "true or false")
         if self.aggregator is not None and self.aggregator not in list(AGGREGATORS):

@@ -242,6 +242,19 @@ COUPLING_POINTS = (
         "finds features that must be refused, and its place among several engines",
     ),
     CouplingPoint(
+        "OutputProcessor.abort_requests, external_req_ids and request_states",
+        _all(
+            has("vllm.v1.engine.output_processor", "OutputProcessor.abort_requests"),
+            has("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.output_token_ids"),
+            mentions(
+                "vllm.v1.engine.output_processor",
+                "OutputProcessor.__init__",
+                *("self.external_req_ids", "self.request_states"),
+            ),
+        ),
+        "ends the traces that a decided vote does not need, with the tokens they have",
+    ),
+    CouplingPoint(
         "EngineCoreOutput.kv_transfer_params and stop_reason",
         has_fields("vllm.v1.engine", "EngineCoreOutput", "kv_transfer_params", "stop_reason"),
         "brings scores and the pruned mark back to the client",

@@ -1,4 +1,4 @@
-"""The flags of `vllm serve` as a user wrote them.
+"""The flags of `vllm serve`: what a user wrote, and what a CPU engine needs beside it.
 
 vLLM's own parser is not asked: to import it takes some ten seconds, which a mistake would have to
 wait for.
@@ -9,6 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from step_infer.client.engine import (
+    CPU_BATCH_TOKENS,
+    CPU_BLOCK_SIZE,
+    CPU_KV_BYTES,
+    cpu_dtype,
+)
+from step_infer.client.prompt import context_length
 from step_infer.errors import InputError
 
 ADDITIONAL_CONFIG = "additional-config"
@@ -90,3 +97,29 @@ def _config_values(path: str) -> dict[str, str]:
         f"no-{names[name]}" if value is False else names[name]: str(value)
         for name, value in found.items()
     }
+
+
+def cpu_flags(model: str, values: dict[str, str]) -> list[str]:
+    """Return what a CPU engine needs and the user did not set; as StepLLM does it."""
+    defaults = {"block-size": str(CPU_BLOCK_SIZE), "kv-cache-memory-bytes": str(CPU_KV_BYTES)}
+    dtype = cpu_dtype()
+    if dtype is not None:
+        defaults["dtype"] = dtype
+    added = [
+        text
+        for name, value in defaults.items()
+        if name not in values
+        for text in (f"--{name}", value)
+    ]
+    if not values.keys() & {"enforce-eager", "no-enforce-eager"}:
+        added.append("--enforce-eager")
+    if "enable-chunked-prefill" in values:
+        return added
+    if "no-enable-chunked-prefill" not in values:
+        added.append("--no-enable-chunked-prefill")
+    if "max-num-batched-tokens" not in values:
+        given = values.get("max-model-len", "")
+        longest = int(given) if given.isdigit() else 0
+        longest = longest or context_length(model, revision=values.get("revision")) or 0
+        added += ["--max-num-batched-tokens", str(max(CPU_BATCH_TOKENS, longest))]
+    return added
