@@ -24,7 +24,7 @@ from step_infer.client.prompt import (
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer
-from step_infer.storage.files import sha256_file
+from step_infer.storage.files import real_path, sha256_file
 
 
 def collect(
@@ -125,4 +125,4 @@ def _described(
 
 
 def _source(questions: str) -> str:
-    return str(Path(questions).resolve()) if Path(questions).exists() else questions
+    return str(real_path(questions)) if Path(questions).exists() else questions

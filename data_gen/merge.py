@@ -19,7 +19,7 @@ from data_gen.traces.writer import TraceWriter, part_files
 from step_infer.cli.progress import track
 from step_infer.client.grading import Grader
 from step_infer.errors import InputError
-from step_infer.storage.files import atomic_path
+from step_infer.storage.files import atomic_path, real_path
 from step_infer.storage.run_directory import first_difference
 
 _SHARD = "shard"
@@ -99,7 +99,7 @@ def read_shards(paths: Sequence[str], out: str) -> list[QuestionShard]:
             "Expected directories of step-collect --shard to merge, found none. "
             "Hint: step-collect merge DIR... --out DIR."
         )
-    if Path(out).resolve() in {Path(path).resolve() for path in paths}:
+    if real_path(out) in map(real_path, paths):
         raise InputError(
             f"Expected --out to be a new directory, found one of the shards, {out}. "
             "Hint: choose another --out."
@@ -193,7 +193,7 @@ def _with_shard(table: pa.Table, shard: int) -> pa.Table:
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it where it cannot have one."""
     try:
-        os.link(source.resolve(), target)
+        os.link(real_path(source), target)
     except OSError:
         with atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)

@@ -37,6 +37,9 @@ class StepSettings:
     max_held_steps: int | None = 256
     """Engine steps after which a group that waits for this is held back no longer, so that groups
     share the cache; None: no limit, for an engine whose groups are all of one owner."""
+    private_groups: bool = False
+    """Only traces of one caller share a group, and one whose caller is unknown cannot name a group;
+    `step_infer.server.callers` makes callers known."""
     capture: bool = False
     """Return the hidden states at the boundaries of requests that ask for them (offline only)."""
     confidence: bool = False

@@ -17,6 +17,8 @@ import numpy as np
 
 CONFIG_KEY = "step"
 """Key in the engine's `additional_config`, in a request's `extra_args`, and in what comes back."""
+CALLER_KEY = "step_caller"
+"""Key in a request's `extra_args` of the mark of who sent it (`step_infer.server.callers`)."""
 
 ROWS_ATTRIBUTE = "step_rows"
 """Attribute of a `ModelRunnerOutput` that carries its `StepRows`."""

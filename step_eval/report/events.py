@@ -92,7 +92,7 @@ def group_rows(events: Events) -> list[dict[str, Any]]:
         }
         rows.append(
             {
-                "name": "no group" if name is None else _shown(name.removeprefix(IMPLICIT_GROUP)),
+                "name": "no group" if name is None else _shown(name),
                 "traces": len(found),
                 **{kind: kinds[kind] for kind in ("prune", "finish", "abort", *_CLOSED)},
                 "pruned_score": float(np.mean(scores["prune"])) if scores["prune"] else None,
@@ -104,8 +104,10 @@ def group_rows(events: Events) -> list[dict[str, Any]]:
 
 def _shown(name: str) -> str:
     """Return a client's group name as a table can hold it: visible, and not wider than the page."""
+    name, _, owner = name.removeprefix(IMPLICIT_GROUP).partition("\0")
     text = name if name.isprintable() else repr(name)
-    return text if len(text) <= _NAME_LENGTH else f"{text[:40]}…{text[-19:]}"
+    text = text if len(text) <= _NAME_LENGTH else f"{text[:40]}…{text[-19:]}"
+    return f"{text} (caller {owner[:8]})" if owner else text
 
 
 def _seconds(events: Events) -> np.ndarray:

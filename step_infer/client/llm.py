@@ -31,7 +31,7 @@ from step_infer.client.engine import (
 )
 from step_infer.client.grading import Grader
 from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer, system_note
-from step_infer.client.requests import ended_trace, request_id, sampling_params
+from step_infer.client.requests import ended_trace, report_of, request_id, sampling_params
 from step_infer.client.running_vote import RunningVote
 from step_infer.client.trace import (
     SIMILAR,
@@ -49,8 +49,7 @@ from step_infer.scorer.aggregate import NEVER_RISE
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import identify
-from step_infer.settings import StepSettings
-from step_infer.wire import CONFIG_KEY
+from step_infer.settings import RequestOptions, StepSettings
 
 Sampler = Callable[["StepLLM", Sequence[TracePlan]], Iterator[Trace]]
 """Samples the traces of one question."""
@@ -153,6 +152,9 @@ class StepLLM:
             if card is not None
             else boundary or BoundaryRule.for_tokenizer(self.tokenizer)
         )
+        # A scheduler of its own may know more options.
+        self._checks_options = "scheduler_cls" not in engine_args
+        self._told: set[str] = set()
         arguments = engine_arguments(model, engine_args, kv_budget_tokens)
         self._takes_seeds = takes_seeds(arguments)
         self._falls = self.card is not None and (aggregator or self.card.aggregator) in NEVER_RISE
@@ -273,6 +275,9 @@ class StepLLM:
         When an order's vote closes, its running traces end within a step or two, and those that
         have not begun do not begin: they are yielded without tokens.
 
+        What the engine does not score, as after a failure of its scoring, comes without scores; a
+        warning says why, once for each reason.
+
         Args:
             plans: the orders; read only as far as `max_in_flight` allows. None among them stands
                 for no further order before the next engine step.
@@ -283,7 +288,8 @@ class StepLLM:
                 trace; returns the traces that end there, as "similar".
 
         Raises:
-            InputError: the engine was closed, or cannot do what an order wants.
+            InputError: the engine was closed, cannot do what an order wants, or an order has a bad
+                option.
         """
         if self._closed:
             raise InputError(
@@ -478,6 +484,8 @@ class StepLLM:
         if not self.plain:
             options = {"capture": self.capture, "progress": _watched(order)}
         params = sampling_params(order, options, room, running.by_delta)
+        if self._checks_options:
+            RequestOptions.from_extra_args(params.extra_args)
         name = request_id(order.key)
         prompt = {"prompt_token_ids": list(order.prompt_token_ids)}
         running.submitted_s = time.monotonic()
@@ -487,6 +495,11 @@ class StepLLM:
         return name
 
     def _trace(self, running: "_Running", output: Any, stopped: str | None = None) -> Trace:
+        error = report_of(output).get("error")
+        if error is not None and error not in self._told:
+            self._told.add(error)
+            name = request_id(running.order.key)
+            warnings.warn(f"Trace {name} has no scores. {error}", stacklevel=3)
         return ended_trace(
             running.order,
             running.token_ids,
@@ -545,7 +558,7 @@ class _Running:
         self.token_ids += output.outputs[0].token_ids
         if _watched(self.order):
             assert self.order.vote is not None
-            score = (output.kv_transfer_params or {}).get(CONFIG_KEY, {}).get("score")
+            score = report_of(output).get("score")
             self.order.vote.see(self.order.trace_id, len(self.token_ids), score)
 
 

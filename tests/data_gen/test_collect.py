@@ -3,9 +3,7 @@
 import dataclasses
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +18,7 @@ import torch
 from collect_engine import CollectEngine, assert_whole
 from command_harness import Finished, run_command
 from fake_engine import made_up_model, made_up_scorer
+from hub_cache import run_beside_two_revisions
 from rich.console import Console
 
 from data_gen import collection
@@ -289,13 +288,6 @@ def test_a_system_text_without_a_turn_of_its_own_is_told_once(
 def test_the_revision_of_a_hub_model_is_that_of_its_tokenizer_and_prompts(
     config: CollectConfig, tmp_path: Path
 ) -> None:
-    """A hub cache with two revisions; the process that reads it has no network."""
-    hub = tmp_path / "hub" / "models--org--name"
-    for number, (name, head) in enumerate((("main", "new"), ("v1", "old"))):
-        commit = f"{number}" * 40
-        (hub / "refs").mkdir(parents=True, exist_ok=True)
-        (hub / "refs" / name).write_text(commit)
-        with_template(config, hub / "snapshots" / commit, head)
     code = f"""
 import sys
 sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
@@ -307,16 +299,9 @@ found = TraceDirectory(sys.argv[1])
 text = load_tokenizer({config.model!r}).decode(found.part(0).to_pylist()[0]["prompt_token_ids"])
 print(text[:3], found.manifest["identity"]["revision"])
 """
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     for name, printed in (("v1", "old v1"), ("main", "new None")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, name],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.splitlines()[-1:] == [printed], done.stderr
+        output = run_beside_two_revisions(tmp_path, config.model, "-c", code, name)
+        assert output.splitlines()[-1:] == [printed]
 
 
 def test_changed_questions_are_noticed(config: CollectConfig) -> None:
