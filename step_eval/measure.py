@@ -81,7 +81,7 @@ def measure(
         repeat: number of the repeat, for the record.
         question: the question, with its answer.
         plans: the orders for its traces.
-        grader: compares answers with each other and with the truth.
+        grader: finds answers, and compares them with each other and with the truth.
         keep_series: keep the readings of the engine's counters in the record.
         keep_text: keep the traces' text in the record.
         on_trace: called with each trace when it is finished.
@@ -97,7 +97,7 @@ def measure(
             on_step()
 
     traces = []
-    plans = [replace(plan, vote=vote_open) for plan in plans]
+    plans = [replace(plan, vote=vote_open, extract=grader.extract) for plan in plans]
     if sampler is None:
         sampled = llm.stream(plans, max_in_flight=len(plans), on_step=after_step)
     else:

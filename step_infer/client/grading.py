@@ -51,11 +51,20 @@ class Grader:
             raise InputError(f"Expected workers of at least 1, found {workers}.")
         if not timeout_s > 0:
             raise InputError(f"Expected timeout_s above 0, found {timeout_s}.")
-        self._kind = find_kind(answers or AnswerOptions())
+        answers = answers or AnswerOptions()
+        self._kind = find_kind(answers)
+        self._is_own = answers.runs_code
         program = self._kind.program
         self._pool = None if program is None else WorkerPool(program, workers, timeout_s)
 
     def __enter__(self) -> "Grader":
+        """Return this; a user's own function is loaded first.
+
+        Raises:
+            InputError: it cannot be.
+        """
+        if self._pool is not None and self._is_own:
+            self._pool.await_start()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -84,6 +84,21 @@ class WorkerPool:
         while len(self.workers) < self._size:
             self.workers.append(self._start())
 
+    def await_start(self) -> None:
+        """Start the processes and wait until they are ready.
+
+        Raises:
+            RuntimeError: or what the program says: one could not start.
+        """
+        self.warm_up()
+        try:
+            while not all(worker.ready for worker in self.workers):
+                self._select()
+                self.poll()
+        except Exception:
+            self.close()
+            raise
+
     def begin(self, key: Hashable, job: Sequence[str]) -> None:
         """See that a job is done once, as `done[key]`."""
         if key not in self.done and key not in self.open:

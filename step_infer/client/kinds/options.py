@@ -1,7 +1,7 @@
 """Which answer kind, and its settings."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from step_infer.client.kinds.choice import ChoiceKind
@@ -72,6 +72,14 @@ class AnswerOptions:
         parts = self.name.split(".")
         return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
+    def with_default(self, kind: str) -> Self:
+        """Return the same, but for the kind where none is given.
+
+        Raises:
+            InputError: a setting is of another kind.
+        """
+        return self if self.kind is not None else replace(self, kind=kind)
+
     def settings(self) -> dict[str, Any]:
         """Return what a manifest keeps, flat and JSON-ready."""
         return {f"{_SETTINGS}{name}": value for name, value in asdict(self).items()} | {
@@ -80,9 +88,14 @@ class AnswerOptions:
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Return the options that a manifest's settings hold; math where they hold none."""
+        """Return the options that a manifest's settings hold; math where they hold none.
+
+        A file may come from anyone: code that it names is not run, and answers that were found so
+        are compared as text.
+        """
         names = ("kind", "pattern", "tolerance")
-        return cls(**{name: settings.get(f"{_SETTINGS}{name}") for name in names})
+        found = {name: settings.get(f"{_SETTINGS}{name}") for name in names}
+        return cls(EXACT) if "." in str(found["kind"]) else cls(**found)
 
     @classmethod
     def from_request(cls, values: object) -> Self:

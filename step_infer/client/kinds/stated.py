@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 _STATED = re.compile(
     r"""
-    ^\s{0,4}\#{4}[ \t]{1,4}(?P<hashes>[^\n]+)
+    ^\s{0,4}\#{4}[ \t]{1,4}(?P<hashes>[^\n]{1,500})
     |
     (?:\b(?P<word>answer)s?|\b(?:correct|right|best)\s(?:option|choice))[*_]{0,3}
     (?:\s(?:to|for)\s[^\n.:?]{1,80}?)?
     (?:\s{0,3}(?P<prose>\b(?:is|are|would\sbe|should\sbe|must\sbe)\b(?:\s(?:therefore|thus|then|simply))?)
         [ \t]{0,3}(?:[:=](?:[*_]{0,3}))?
       |[ \t]{0,3}[:=][*_]{0,3})
-    \s{0,8}(?P<rest>[^\n]+)
+    \s{0,8}(?=(?P<rest>[^\n]{1,500}))
     |
     ^[ \t]{0,3}(?:\#{1,6}[ \t]{1,3}|\*\*)(?:the\s)?(?:final\s)?answer[ \t]{0,3}(?:\*\*)?[ \t]{0,3}\n
-    \s{0,8}(?P<below>[^\n]+)
+    \s{0,8}(?P<below>[^\n]{1,500})
     """,
     re.I | re.M | re.X,
 )
@@ -39,7 +39,7 @@ class Statement:
     answer: str
     """The words after "answer is", up to the end of the sentence; never empty."""
     whole: str
-    """The same up to the end of the line."""
+    """The same up to the end of the line, as far as it is looked at."""
     in_prose: bool
     """Whether it is said in a sentence ("is") rather than by a form of its own."""
 
