@@ -30,10 +30,14 @@ def extract_boxed(text: str, think_end: str | None = THINK_END) -> str | None:
     answer = text.rpartition(think_end)[2] if think_end else text
     parts: list[str] = []
     next_start = 0
+    # A box that holds one without an end has no end either: each text is looked through once.
+    stop = len(answer)
     for found in reversed(list(_BOX.finditer(answer))):
-        content = _content(answer, found.end())
+        content = _content(answer, found.end(), stop)
         if parts and (content is None or not _JOINED.fullmatch(answer, content[1], next_start)):
             break
+        if content is None and answer.startswith("{", found.end()):
+            stop = found.start()
         if content is not None:
             parts.append(content[0].strip())
             next_start = found.start()
@@ -46,8 +50,8 @@ def extract_boxed(text: str, think_end: str | None = THINK_END) -> str | None:
     return ", ".join(kept.values())
 
 
-def _content(text: str, start: int) -> tuple[str, int] | None:
-    """Return what a box holds, and where it ends."""
+def _content(text: str, start: int, stop: int) -> tuple[str, int] | None:
+    """Return what a box holds, and where it ends; None where it does not end before `stop`."""
     while start < len(text) and text[start].isspace():
         start += 1
     if start >= len(text):
@@ -55,7 +59,7 @@ def _content(text: str, start: int) -> tuple[str, int] | None:
     if text[start] != "{":
         word = text[start:].split(maxsplit=1)[0].rstrip("$.,")
         return (word, start + len(word)) if word else None
-    end = group_end(text, start)
+    end = group_end(text, start, stop)
     return (text[start + 1 : end], end + 1) if end > 0 else None
 
 

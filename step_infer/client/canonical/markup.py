@@ -173,11 +173,12 @@ def mend_escapes(text: str) -> str:
     return _LOST_RETURN.sub(r"\\r", text)
 
 
-def group_end(text: str, start: int) -> int:
-    """Return where the group that opens at `start` closes; -1 where it does not."""
+def group_end(text: str, start: int, stop: int | None = None) -> int:
+    """Return where the group that opens at `start` closes; -1 where it does not before `stop`."""
     depth = 0
     position = start
-    while position < len(text):
+    stop = len(text) if stop is None else stop
+    while position < stop:
         character = text[position]
         if character == "\\":
             position += 1

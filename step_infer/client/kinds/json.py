@@ -10,10 +10,10 @@ from step_infer.client.kinds.kind import KeyedKind, Open, final_part
 
 _DEEPEST = 100
 """Values within each other."""
-_WORK = 5_000_000
+_WORK = 2_000_000
 """Characters that may be read in vain in one response: it could hold a beginning at every place."""
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(?:json[c5]?)?[ \t]*\n(.*?)^[ \t]*```", re.M | re.S | re.I)
-_OPENING = re.compile(r"[{\[]")
+_OPENING = re.compile(r"""\{\s{0,200}["}]|\[\s{0,200}(?:[]"{\[\d-]|true|false|null)""")
 
 
 class JsonKind(KeyedKind):

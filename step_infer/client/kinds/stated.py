@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 _STATED = re.compile(
     r"""
@@ -30,6 +31,7 @@ _END = re.compile(
     re.I,
 )
 _LONGEST_STATED = 200
+_MOST_STATEMENTS = 50
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def statements(final: str) -> Iterator[Statement]:
     Args:
         final: its final part.
     """
-    for found in reversed(list(_STATED.finditer(final))):
+    for found in islice(reversed(list(_STATED.finditer(final))), _MOST_STATEMENTS):
         name = next(name for name in ("hashes", "rest", "below") if found[name] is not None)
         display = _DISPLAY.match(final, found.start(name))
         line = found[name] if display is None else display["inner"]
