@@ -11,12 +11,13 @@ from step_infer.errors import InputError
 
 LONGEST_PATTERN = 200
 """Characters in a pattern."""
-_PATTERN_BYTES = 2**18
-"""Memory of a compiled pattern: a bound for its time too."""
+_PATTERN_BYTES = 22_000
+"""Memory of a compiled pattern, on which the time of a search depends: "x{1,400}" takes more."""
 _SEARCHED = 2000
-_MOST_MATCHES = 500
-"""A search is linear, but each match begins another one: together with `_SEARCHED` this bounds the
-time of a hostile pattern to about a second."""
+"""Characters of a response's end in which a pattern is looked for."""
+_MOST_MATCHES = 250
+"""A search is linear in the text, but each match begins another one. With the bounds above, all of
+them take half a second at most."""
 _LEADING_MARKS = " \t\"'“”‘’«»*_`$"
 _TRAILING_MARKS = _LEADING_MARKS + ".,;:!?"
 
@@ -57,7 +58,7 @@ class RegexKind(KeyedKind):
         self._pattern = _compiled(pattern)
 
     def extract(self, text: str, think_end: str | None) -> str | None | Open:
-        """Return the group of the last match in which it took part."""
+        """Return the group of the last match in which it took part; None for too many matches."""
         final = final_part(text, think_end)[-_SEARCHED:]
         last = None
         # RE2 encodes the text: half of a surrogate pair has no code.
@@ -99,7 +100,7 @@ def _compiled(pattern: str) -> Any:
         reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
         raise InputError(
             f"Expected an answer pattern in the syntax of RE2, found {pattern!r}: {reason}. "
-            "Hint: RE2 has neither look-around nor back-references."
+            "Hint: RE2 has neither look-around nor back-references, and repeats are to be small."
         ) from error
     if compiled.groups != 1:
         raise InputError(
