@@ -51,7 +51,6 @@ class CollectConfig(QuestionOptions):
         "sampling.temperature",
         "sampling.max_tokens",
         "system",
-        "answers.kind",
         "features",
         "engine",
     )

@@ -114,7 +114,6 @@ class EvalConfig(MethodOptions, QuestionOptions):
         "num_traces",
         "kv_budget",
         "lengths_from",
-        "answers.kind",
         "repeats",
         "limit",
         "engine",

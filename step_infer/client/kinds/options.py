@@ -47,17 +47,17 @@ class AnswerOptions:
                 f"Expected an answer kind out of {', '.join(KINDS)}, found {kind!r:.60}. "
                 "Hint: the dotted path of a function of your own is one too."
             )
-        if (self.pattern is None) is (kind == REGEX):
-            wanted, found = ("a", "none") if kind == REGEX else ("no", repr(self.pattern))
+        if self.pattern is None and kind == REGEX:
             raise InputError(
-                f"Expected {wanted} pattern for the answer kind {kind}, found {found:.60}. "
-                "Hint: the kind regex, and no other, has one."
+                "Expected an answer pattern for the answer kind regex, found none. "
+                r"Hint: such as 'Total: (\d+)'."
             )
-        if self.tolerance is not None and kind != NUMBER:
-            raise InputError(
-                f"Expected no tolerance for the answer kind {kind}, found {self.tolerance!r:.60}. "
-                "Hint: the kind number, and no other, has one."
-            )
+        for setting, wanted in (("pattern", REGEX), ("tolerance", NUMBER)):
+            if getattr(self, setting) is not None and kind != wanted:
+                raise InputError(
+                    f"Expected an answer kind {wanted} beside a {setting}, found {kind!r:.60}. "
+                    f"Hint: choose that kind, or leave the {setting} out."
+                )
         if not self.runs_code:
             find_kind(self)
 
@@ -115,7 +115,7 @@ class AnswerOptions:
             kinds = str | float | int | None if name == "tolerance" else str | None
             if isinstance(value, bool) or not isinstance(value, kinds):
                 raise InputError(
-                    f"Expected a text as {name} of an answer kind, found {value!r:.60}. "
+                    f"Expected an answer kind with a text as {name}, found {value!r:.60}. "
                     "Hint: such as {'kind': 'number', 'tolerance': '1%'}."
                 )
         if (given.get("kind") or MATH) not in KINDS:
