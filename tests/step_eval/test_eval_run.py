@@ -294,6 +294,10 @@ def test_runs_that_do_not_belong_together_are_not_joined(run, config, tmp_path):
     evaluate(config(other, seed=1, limit=1), FakeEngine, quiet())
     with pytest.raises(InputError, match="found seed 0 in .* and 1 in"):
         merge([whole, str(other)], str(tmp_path / "joined"))
+    kind = tmp_path / "kind"
+    evaluate(config(kind, limit=1, answers=AnswerOptions("exact")), FakeEngine, quiet())
+    with pytest.raises(InputError, match="found answers.kind 'math' in .* and 'exact' in"):
+        merge([whole, str(kind)], str(tmp_path / "joined"))
     with pytest.raises(InputError, match="Expected each question once"):
         merge([whole, whole], str(tmp_path / "joined"))
     with pytest.raises(InputError, match="found one of the runs"):
