@@ -43,12 +43,13 @@ from step_infer.storage.run_directory import package_versions
 ROOT = Path(__file__).parent.parent
 QUESTION = "618+487+934+246+799+358+171+866+529+402+755+183+690 mod 1000 = ?"
 KV_BLOCKS = 97
-LOST, LONG, SHORT = 1400, 640, 64
-"""Tokens of the traces of which one is lost, of those that the pressing client goes on with, and of
-those that are asked beside them."""
-PRESSING = 6
-"""How many traces the pressing client keeps running. Each is a sixth of a trace ahead of the next,
-so that they always fill more than half of the cache and always leave room for two short ones."""
+FIRST, LOST = 8, 400
+"""How many traces the pressing client begins with, and their tokens: too many for the cache."""
+PRESSING, LONG = 6, 640
+"""With how many it goes on, and their tokens. Each is a sixth of a trace ahead of the next, so that
+they always fill more than half of the cache and always leave room for two short ones."""
+SHORT = 64
+"""Tokens of a trace that is asked beside them."""
 CLIENTS, TRACES = 6, 4
 """Of the soak: clients of each kind, and traces of each of their requests."""
 START_S = 600
@@ -131,7 +132,7 @@ class Client:
     @contextlib.asynccontextmanager
     async def pressing(self, group: str, competing: bool) -> AsyncIterator[None]:
         """Let a group lose a trace, and go on with it until the block ends."""
-        lost = asyncio.Event()
+        lost, steady = asyncio.Event(), asyncio.Event()
 
         async def compete(number: int) -> None:
             if await self.trace({"group": group}, LOST, number):
@@ -140,15 +141,19 @@ class Client:
         async def keep_on(number: int) -> None:
             step = {"group": group} if competing else {"group": group, "prune": False}
             await self.trace(step, LONG * (number + 1) // PRESSING, number)
+            if number + 1 == PRESSING:
+                steady.set()
             while True:
                 await self.trace(step, LONG, number)
 
-        tasks = [asyncio.create_task(compete(number)) for number in range(3)]
+        tasks = [asyncio.create_task(compete(number)) for number in range(FIRST)]
         try:
-            await lost.wait()  # and go on before the others of the group end
-            later = [asyncio.create_task(keep_on(number)) for number in range(PRESSING)]
-            firsts, tasks = tasks, tasks + later
-            await asyncio.gather(*firsts)
+            await lost.wait()
+            left = [task for task in tasks if not task.done()]
+            for task in left[1:]:  # one stays: the group must not end
+                task.cancel()
+            tasks += [asyncio.create_task(keep_on(number)) for number in range(PRESSING)]
+            await steady.wait()
             yield
         finally:
             for task in tasks:
