@@ -148,12 +148,10 @@ class Client:
 
         tasks = [asyncio.create_task(compete(number)) for number in range(FIRST)]
         try:
-            await lost.wait()
-            left = [task for task in tasks if not task.done()]
-            for task in left[1:]:  # one stays: the group must not end
-                task.cancel()
+            await lost.wait()  # and go on before the others of the group end
+            firsts = tuple(tasks)
             tasks += [asyncio.create_task(keep_on(number)) for number in range(PRESSING)]
-            await steady.wait()
+            await asyncio.gather(steady.wait(), *firsts)
             yield
         finally:
             for task in tasks:
