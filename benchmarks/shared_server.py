@@ -46,8 +46,8 @@ KV_BLOCKS = 97
 FIRST, LOST = 8, 400
 """How many traces the pressing client begins with, and their tokens: too many for the cache."""
 PRESSING, LONG = 8, 500
-"""With how many it goes on, and their tokens. Each is an eighth of a trace ahead of the next, so that
-they always fill more than half of the cache and always leave room for two short ones."""
+"""With how many it goes on, and their tokens. Each is an eighth of a trace ahead of the next, so
+that they always fill more than half of the cache and always leave room for two short ones."""
 SHORT = 64
 """Tokens of a trace that is asked beside them."""
 CLIENTS, TRACES = 6, 4
