@@ -10,7 +10,14 @@ from step_infer.client.canonical.brackets import closes_last, find_outer, split_
 from step_infer.client.canonical.exact import Value
 from step_infer.client.canonical.expression import read_value
 from step_infer.client.canonical.field import NotExact
-from step_infer.client.canonical.form import Canonical, list_form, named, number_form, tuple_form
+from step_infer.client.canonical.form import (
+    Canonical,
+    keys,
+    list_form,
+    named,
+    number_form,
+    tuple_form,
+)
 from step_infer.client.canonical.intervals import (
     EVERYTHING,
     Interval,
@@ -33,6 +40,7 @@ from step_infer.client.canonical.relations import (
     read_inequality,
     subject_name,
 )
+from step_infer.client.canonical.spelled import date, number_in_words, time_of_day
 from step_infer.client.canonical.tokens import Token, tokenise
 from step_infer.client.canonical.units import Unit
 from step_infer.client.canonical.words import (
@@ -46,6 +54,10 @@ from step_infer.client.canonical.words import (
 LONGEST_ANSWER = 2000
 """Characters in an answer that is still read."""
 _MOST_ITEMS = 200
+_ALL_BUT = re.compile(
+    r"(?is)^(?:\\text\s*\{)?\s*all real(?:s|\s+numbers)(?:\s+x)?,?\s+(?:except|but)(?:\s+for)?"
+    r"\s*\}?\s*(?:x\s*(?:=|\\ne))?(.*)$"
+)
 
 
 def canonical(text: str) -> Canonical | None:
@@ -58,9 +70,17 @@ def canonical(text: str) -> Canonical | None:
     text = plain(text)
     if len(text) > 2 * LONGEST_ANSWER or not text:
         return None
+    number = number_in_words(TEXT_GROUP.sub(r"\1", text) if text.startswith(r"\text") else text)
+    text = "".join(number) if number is not None else text
+    text = _ALL_BUT.sub(r"\\mathbb{R}\\setminus \\{\1\\}", text)
     try:
         form: Canonical | None = (
-            option_form(text) or known_words(text) or compound_form(text) or _read(text)
+            option_form(text)
+            or known_words(text)
+            or time_of_day(TEXT_GROUP.sub(r" \1", text).strip())
+            or date(" ".join(TEXT_GROUP.sub(r" \1 ", text).split()))
+            or compound_form(text)
+            or _read(text)
         )
     except (NotExact, RecursionError, OverflowError, ZeroDivisionError, ValueError):
         form = words_form(text)
@@ -75,7 +95,9 @@ _SEPARATORS = (",", ";", "or", "and", "newline")
 
 
 def _read(text: str) -> Canonical:
-    text = re.sub(r"(?<=\d)\{,\}(?=\d{3})", ",", text)
+    # "{,}" groups digits by three; otherwise it is a decimal comma.
+    text = re.sub(r"(?:(?<=\b0)|(?<=\d)(?!\{,\}(?:\d{2,3}\{|\d{3}(?!\d))))\{,\}(?=\d)", ".", text)
+    text = re.sub(r"(?<=\d)\{,\}(?=\d)", ",", text)
     tokens = tokenise(text)
     if not tokens:
         raise NotExact("nothing")
@@ -91,6 +113,7 @@ def _answer(tokens: Sequence[Token], text: str) -> Canonical:
     return _one(tokens, text)
 
 
+_POLAR = [("words", (word,)) for word in ("yes", "no", "true", "false")]
 _DOTS = ("ldots", "dots", "cdots", "dotsc", "dotsb")
 
 
@@ -114,6 +137,13 @@ def _several(parts: list[Sequence[Token]], separators: list[str], text: str) -> 
             joined = join(items, "or" in separators, separators)
             return named(joined, names.pop())
         raise NotExact("several unknowns")
+    sets = all(item.kind == "intervals" for item in items) and not all(i.items for i in items)
+    if sets and len({item.name for item in items}) == 1:
+        return named(join(items, True, separators), items[0].name)
+    if all(item.key in _POLAR for item in items):  # an answer each to several questions
+        return tuple_form(items)
+    if re.search(r"\\(?:wedge|vee|land|lor)(?![a-z])", text) and not items[0].name:
+        raise NotExact("a formula of logic")
     if "and" in separators or "or" in separators or "," in separators or ";" in separators:
         # "x = 3, 4" and "x = 3 or x = 4" say what x is.
         first = items[0].name
@@ -127,7 +157,7 @@ def _several(parts: list[Sequence[Token]], separators: list[str], text: str) -> 
         items.sort(key=lambda item: item.name or "")
         return Canonical(
             "assignments",
-            ("assignments", tuple(item.name for item in items), tuple(item.key for item in items)),
+            ("assignments", tuple(item.name for item in items), keys(items)),
             items=tuple(items),
             loose=any(item.loose for item in items),
             heavy=any(item.heavy for item in items),
@@ -171,6 +201,13 @@ def _plus_and_minus(tokens: Sequence[Token], text: str) -> Canonical:
 def _single(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     if not tokens:
         raise NotExact("nothing")
+    about = find_outer(tokens, "approx")
+    if about is not None:
+        # "x = \sqrt{2} \approx 1.41" says x exactly, "x \approx 1.41" as well as it can.
+        name = subject_name(tokens[:about])
+        if about and name is None:
+            return _single(tokens[:about], text, plus)
+        return named(_single(tokens[about + 1 :], text, plus), name)
     modulus = find_outer(tokens, "pmod")
     if modulus is not None:
         return _congruence(tokens[:modulus], tokens[modulus + 1 :], plus)
@@ -186,6 +223,10 @@ def _single(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
             return _set(tokens, text, plus)
     if len(tokens) > 1 and all(token.kind == "number" for token in tokens):
         return list_form([_single([token], text, plus) for token in tokens])
+    label = tokens[0].text if tokens[0].kind == "text" else ""
+    rest = tokens[1 if label.endswith(":") else 2 :]
+    if rest and label and (label.endswith(":") or tokens[1].text == ":"):
+        return named(_single(rest, text, plus), label.rstrip(": ").lower())
     parts, marks = split_outside(tokens, (":",))
     if marks:
         return read_ratio(parts, text, plus)
@@ -257,6 +298,8 @@ def _braces(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
             condition = _answer(parts[1], text)
             return named(condition, None)
     parts, _ = split_outside(tokens, (",", ";", "and", "or"))
+    if len(parts) > 1 and all(map(_has_relation, parts)):
+        return _answer(tokens, text)
     items: list[Canonical] = []
     for part in parts:
         items += _expanded(part, text)
@@ -294,7 +337,7 @@ def _matrix(tokens: Sequence[Token], text: str, scale: Value | None) -> Canonica
         flat = tuple(number_form(scale * cell.value) for cell in flat if cell.value is not None)
     return Canonical(
         "matrix",
-        ("matrix", (len(rows), len(cells[0])), tuple(cell.key for cell in flat)),
+        ("matrix", (len(rows), len(cells[0])), keys(flat)),
         items=flat,
         loose=any(cell.loose for cell in flat),
         heavy=any(cell.heavy for cell in flat),
@@ -413,9 +456,14 @@ def _equation(parts: list[Sequence[Token]], text: str, plus: int) -> Canonical:
     linear = linear_zero(difference)
     if linear is not None:
         return replace(number_form(linear[1]), name=next(iter(difference.free)))
+    relation = ("relation", "=", proportional(difference))
+    if len(subject.free) == 1 and subject.loose and difference.free == subject.free:
+        found = _single(right, text, plus)
+        if found.value is not None and not found.value.free:  # \sin x = 1/2
+            return replace(found, name="".join(map(repr, left)), relation=relation, choice=None)
     return Canonical(
         "relation",
-        ("relation", "=", proportional(difference)),
+        relation,
         loose=difference.loose,
         heavy=difference.heavy,
     )

@@ -43,6 +43,7 @@ class Value:
             those of its own.
         log: its logarithm, where that is known.
         log_of: the rational number that it is the logarithm of.
+        surd: p, q and d of p + q sqrt(d), where it is known to be that, all rational.
     """
 
     __slots__ = (  # fmt: skip
@@ -57,6 +58,7 @@ class Value:
         "loose",
         "positive",
         "power",
+        "surd",
     )
 
     def __init__(
@@ -84,6 +86,7 @@ class Value:
         self.positive = exact is not None and exact > 0
         self.log: Value | None = None
         self.log_of: Value | None = None
+        self.surd: tuple[Fraction, Fraction, Fraction] | None = None
 
     @property
     def image(self) -> Image:
@@ -130,7 +133,7 @@ class Value:
     def __add__(self, other: "Value") -> "Value":
         if self.exact is not None and other.exact is not None:
             return Value(self.exact + other.exact)
-        return self._joined(
+        total = self._joined(
             other,
             tuple(
                 ((a[0] + b[0]) % P, (a[1] + b[1]) % P)
@@ -142,6 +145,10 @@ class Value:
             ),
             lambda a, b: a + b,
         )
+        for one, two in ((self, other), (other, self)):
+            if one.surd is not None and two.exact is not None:
+                total.surd = (one.surd[0] + two.exact, *one.surd[1:])
+        return total
 
     def __mul__(self, other: "Value") -> "Value":
         if self.exact is not None and other.exact is not None:
@@ -161,6 +168,10 @@ class Value:
         if logs[0] is not None and logs[1] is not None:
             product.log = logs[0] + logs[1]
         product.positive = product.positive or (self.positive and other.positive)
+        for one, two in ((self, other), (other, self)):
+            if one.surd is not None and two.exact is not None:
+                p, q, d = one.surd
+                product.surd = (p * two.exact, q * two.exact, d)
         return product
 
     def __neg__(self) -> "Value":
@@ -380,7 +391,15 @@ def root(a: Value, degree: int) -> Value:
         image = multiply(images[0], inverse(images[1]))
         found = Value(None, (image,) * POINTS, None, approximate(number, a), heavy=a.heavy)
         found.positive = True
+        found.surd = (Fraction(0), Fraction(1), a.exact) if degree == 2 else None
         return found
+    if a.surd is not None and degree == 2:
+        # sqrt(p + q sqrt(d)) = sqrt(x) + sqrt(y), where x + y = p and 4xy = q^2 d.
+        p, q, d = a.surd
+        difference = root(Value(p * p - q * q * d), 2).exact
+        if difference is not None and p > 0:
+            x, y = (root(Value((p + sign * difference) / 2), 2) for sign in (1, -1))
+            return x + y if q > 0 else x - y
     # Which root of another constant is the positive one, its image does not tell.
     if not (a.positive or a.free):
         return atom(f"root {degree}", a, number=number)

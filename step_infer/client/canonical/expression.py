@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
-from math import comb
 
 from step_infer.client.canonical import exact, functions
 from step_infer.client.canonical.exact import Value, whole
@@ -20,7 +19,7 @@ _GREEK = frozenset((
 
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _TAKES_ANGLE = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "cis"))
-_CLOSING = {"(": ")", "[": "]", "{": "}"}
+_CLOSING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 _DEEPEST = 50
 _MOST_TERMS = 100
 _MOST_STEPS = 3000
@@ -265,6 +264,8 @@ class _Parser:
             return exact.I
         if self.at("'"):
             raise NotExact("a derivative")
+        if name == "f" and self.at("("):
+            return functions.unknown(self.group("("))
         return exact.symbol(name)
 
     def subscript(self) -> str:
@@ -294,13 +295,8 @@ class _Parser:
                 raise NotExact("a root of no degree")
             return functions.power(self.argument(), Value(Fraction(1, degree)))
         if name in ("binom", "dbinom", "tbinom"):
-            pair = [self.argument().exact for _ in range(2)]
-            n, k = (part if part is not None and part.denominator == 1 else None for part in pair)
-            if n is None or k is None or not 0 <= k <= n:
-                raise NotExact("an unknown binomial")
-            if n > 2000:
-                return exact.huge("binomial", n, k)
-            return whole(comb(int(n), int(k)))
+            above = self.argument()
+            return functions.binomial(above, self.argument())
         if name in ("sum", "prod"):
             return self.repeated(name)
         if name in OF_SEVERAL:
@@ -348,7 +344,8 @@ class _Parser:
         return result
 
     def of_several(self, name: str) -> Value:
-        self.expect("(")
+        opening = "(" if self.at("(") else r"\{"
+        self.expect(opening)
         numbers: list[Fraction] = []
         while True:
             number = self.sum().exact
@@ -358,7 +355,7 @@ class _Parser:
             if not self.at(","):
                 break
             self.take()
-        self.expect(")")
+        self.expect(_CLOSING[opening])
         if name in ("gcd", "lcm"):
             if any(number.denominator != 1 for number in numbers):
                 raise NotExact(f"{name} of a fraction")

@@ -13,6 +13,7 @@ from step_infer.client.canonical.intervals import (
     End,
     Interval,
     intervals_form,
+    join,
     read_end,
 )
 from step_infer.client.canonical.tokens import FUNCTION_NAMES, Token
@@ -21,8 +22,11 @@ RELATIONS = ("<=", ">=", "<", ">", "!=", "=")
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 
 
-_FUNCTION_CALL = re.compile(r"(?:[A-Z]|[a-hp-sx-z])(?:\^\{?-1\}?)?\([A-Za-z]\)")
-_PLAIN_NAME = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:[A-Za-z0-9]|\{[^{}]*\})|\(\d+\))?")
+_FUNCTION_CALL = re.compile(r"(?:[A-Z]|[a-hp-sx-z])\([a-z]\)")
+_PLAIN_NAME = re.compile(
+    r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:[A-Za-z0-9]|\{[^{}]*\})|(?:\^\{?-1\}?)?\([A-Za-z0-9]+\))?"
+    r"|P\([^()]*\)"
+)
 _PAIR_OF_NAMES = re.compile(r"\([A-Za-z](?:,(?:[A-Za-z]|\\[A-Za-z]+))+\)")
 _NO_NAMES = FUNCTION_NAMES | {"frac", "dfrac", "tfrac", "sqrt", "pi", "binom"}
 
@@ -55,21 +59,29 @@ def read_inequality(
     """Read an inequality: bounds of a name, or a relation between symbols."""
     for subject, bound, relation in ((left, right, mark), (right, left, _FLIPPED[mark])):
         name = subject_name(subject)
-        if name is None:
-            continue
-        end = read_end(bound, relation in ("<=", ">="), text, plus)
-        if end is None:
-            continue
-        return _bounded(name, relation, end)
+        end = read_end(bound, relation in ("<=", ">="), text, plus) if name else None
+        if name and end:
+            return _bounded(name, relation, end)
+        inner = subject[1:-1]
+        if (
+            inner
+            and subject[0].text == subject[-1].text == "|"
+            and not any(token.text == "|" for token in inner)
+            and relation in _FLIPPED
+        ):
+            value, size = read_value(inner, plus)[0], read_value(bound, plus)[0]
+            sides = [
+                _half_line(value - size, relation),
+                _half_line(value + size, _FLIPPED[relation]),
+            ]
+            if size.real is not None and size.real > 0 and sides[0] and sides[1]:
+                return join([sides[0], sides[1]], relation in (">", ">="), ("and",))
     difference = read_value(left, plus)[0] - read_value(right, plus)[0]
     if not difference.free or difference.numbers is None:
         raise NotExact("an inequality between numbers")
-    linear = linear_zero(difference)
-    if linear is not None and linear[1].real is not None:
-        slope, zero = linear
-        end = End(zero.real or 0.0, zero.key, mark in ("<=", ">="))
-        name = next(iter(difference.free))
-        return _bounded(name, mark if slope > 0 else _FLIPPED[mark], end)
+    line = _half_line(difference, mark)
+    if line is not None:
+        return line
     # Which side is larger at one point decides how the two sides are put.
     sign = mark if difference.numbers[0].real > 0 else _FLIPPED[mark]
     return Canonical(
@@ -78,6 +90,16 @@ def read_inequality(
         loose=difference.loose,
         heavy=difference.heavy,
     )
+
+
+def _half_line(difference: Value, mark: str) -> Canonical | None:
+    """Return where a linear function of one symbol is below or above zero."""
+    linear = linear_zero(difference)
+    if linear is None or linear[1].real is None:
+        return None
+    slope, zero = linear
+    end = End(zero.real or 0.0, zero.key, mark in ("<=", ">="))
+    return _bounded(next(iter(difference.free)), mark if slope > 0 else _FLIPPED[mark], end)
 
 
 def linear_zero(value: Value) -> tuple[float, Value] | None:

@@ -115,6 +115,7 @@ def _table() -> dict[str, Unit]:
 _UNITS = _table()
 PERCENT = _UNITS["%"]
 DEGREE = _UNITS["°"]
+RADIAN = _UNITS["rad"]
 DOLLAR = _UNITS["dollar"]
 _PART = re.compile(
     r"(?P<per>/|\bper\b|\ba\b(?=\s+\w))?\s*(?P<name>°\s*[CF]?\b|[A-Za-zμΩ%¢€£¥₹°]+)"
@@ -183,7 +184,7 @@ def read_unit(text: str) -> Unit | None:
         return Unit(factor, tuple(sorted(item for item in dimensions.items() if item[1])))
     if not words:
         return NONE
-    last = words[-1]
+    last = "th" if words[-1] in ("st", "nd", "rd") else words[-1]
     for ending, singular in (
         ("ies", "y"),
         ("sses", "ss"),

@@ -2,7 +2,6 @@
 
 import re
 
-from step_infer.client.canonical.exact import whole
 from step_infer.client.canonical.expression import read_value
 from step_infer.client.canonical.form import Canonical
 from step_infer.client.canonical.intervals import EVERYTHING, intervals_form
@@ -40,9 +39,18 @@ def option_form(text: str) -> Canonical | None:
 _ALL = "all real numbers"
 _SYNONYMS = {
     "dne": "does not exist",
-    "nosolution": "no solution",
-    "nosolutions": "no solution",
-    "no real solutions": "no real solution",
+    **dict.fromkeys(
+        (
+            "nosolution",
+            "nosolutions",
+            "no solution",
+            "no solutions",
+            "no real solution",
+            "no real solutions",
+            "no real roots",
+        ),
+        "empty",
+    ),
     "real numbers": _ALL,
     "all reals": _ALL,
     "all real number": _ALL,
@@ -54,13 +62,10 @@ _SYNONYMS = {
     "the empty set": "empty",
     "infinity": "infinity",
     "positive infinity": "infinity",
+    "inf": "infinity",
     "negative infinity": "minus infinity",
+    "- infinity": "minus infinity",
 }
-_NUMBER_WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
-    "nineteen", "twenty",
-)  # fmt: skip
 
 
 def known_words(text: str) -> Canonical | None:
@@ -76,9 +81,6 @@ def known_words(text: str) -> Canonical | None:
         return None
     words = " ".join(TEXT_GROUP.sub(r" \1 ", text).lower().split()).strip(" .!")
     meaning = _SYNONYMS.get(words)
-    if words in _NUMBER_WORDS:
-        value = whole(_NUMBER_WORDS.index(words))
-        return Canonical("number", ("number", value.key), value)
     if meaning == _ALL:
         return intervals_form([EVERYTHING])
     if meaning == "empty":
