@@ -4,6 +4,7 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from math import isclose
 
 from step_infer.client.canonical import exact, functions
 from step_infer.client.canonical.brackets import closes_last, find_outer, split_outside
@@ -204,23 +205,25 @@ def _single(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     about = find_outer(tokens, "approx")
     if about is not None:
         # "x = \sqrt{2} \approx 1.41" says x exactly, "x \approx 1.41" as well as it can.
-        name = subject_name(tokens[:about])
-        if about and name is None:
-            return _single(tokens[:about], text, plus)
-        return named(_single(tokens[about + 1 :], text, plus), name)
+        near, name = _single(tokens[about + 1 :], text, plus), subject_name(tokens[:about])
+        if name or not about:
+            return named(near, name)
+        form = _single(tokens[:about], text, plus)
+        sizes = [part.value.real for part in (form, near) if part.value is not None]
+        if len(sizes) < 2 or None in sizes or not isclose(*sizes, rel_tol=0.01):  # type: ignore[arg-type]
+            raise NotExact("no approximation")
+        return form
     modulus = find_outer(tokens, "pmod")
     if modulus is not None:
         return _congruence(tokens[:modulus], tokens[modulus + 1 :], plus)
     parts, marks = split_outside(tokens, (*RELATIONS, "=="))
     if marks:
         return _related(parts, marks, text, plus)
-    for command in ("in", "cup", "cap", "setminus"):
-        at = find_outer(tokens, command)
-        if at is not None:
-            if command == "in":
-                inner = _single(tokens[at + 1 :], text, plus)
-                return named(inner, subject_name(tokens[:at]))
-            return _set(tokens, text, plus)
+    at = find_outer(tokens, "in")
+    if at is not None:
+        return named(_single(tokens[at + 1 :], text, plus), subject_name(tokens[:at]))
+    if split_outside(tokens, _OPERATIONS)[1]:
+        return _set(tokens, text, plus)
     if len(tokens) > 1 and all(token.kind == "number" for token in tokens):
         return list_form([_single([token], text, plus) for token in tokens])
     label = tokens[0].text if tokens[0].kind == "text" else ""
@@ -306,16 +309,9 @@ def _braces(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     return list_form(items, distinct=True)
 
 
-_MATRICES = {
-    "pmatrix",
-    "bmatrix",
-    "vmatrix",
-    "Bmatrix",
-    "matrix",
-    "smallmatrix",
-    "array",
-    "psmallmatrix",
-}
+_MATRICES = frozenset((
+    "pmatrix", "bmatrix", "Bmatrix", "matrix", "smallmatrix", "array", "psmallmatrix",
+))  # fmt: skip
 
 
 def _matrix(tokens: Sequence[Token], text: str, scale: Value | None) -> Canonical:
@@ -323,7 +319,7 @@ def _matrix(tokens: Sequence[Token], text: str, scale: Value | None) -> Canonica
     found = re.fullmatch(
         r"\\begin\s*\{([A-Za-z]+)\}(?:\s*\{[lcr|]+\})?(.*)\\end\s*\{\1\}", written, re.S
     )
-    if found is None or found[1] not in _MATRICES or found[1] == "vmatrix":
+    if found is None or found[1] not in _MATRICES:
         raise NotExact("an environment that is no matrix")
     body = re.sub(r"\\hline", "", found[2]).strip()
     rows = [row for row in re.split(r"\\\\(?:\[[^]]*\])?|\\cr(?![a-z])", body) if row.strip()]
@@ -361,20 +357,12 @@ def _interval(
     return form
 
 
+_OPERATIONS = ("cup", "cap", "setminus")
+
+
 def _set(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     """Read unions, intersections and differences, from left to right."""
-    parts: list[Sequence[Token]] = []
-    operations: list[str] = []
-    depth, start = 0, 0
-    for index, token in enumerate(tokens):
-        if token.kind == "mark":
-            depth += (token.text in ("(", "[", "{", r"\{")) - (token.text in (")", "]", "}", r"\}"))
-        if depth <= 0 and token.kind == "command" and token.text in ("cup", "cap", "setminus"):
-            parts.append(tokens[start:index])
-            operations.append(token.text)
-            start = index + 1
-            depth = 0
-    parts.append(tokens[start:])
+    parts, operations = split_outside(tokens, _OPERATIONS)
     if operations and set(operations) == {"cup"}:
         forms = [_single(part, text, plus) for part in parts]
         if all(form.kind in ("number", "list") for form in forms):

@@ -42,24 +42,14 @@ class Value:
         positive: it is a product of roots of positive numbers, so that its image's roots are
             those of its own.
         log: its logarithm, where that is known.
-        log_of: the rational number that it is the logarithm of.
+        log_of: the rational number or symbol that it is the logarithm of.
         surd: p, q and d of p + q sqrt(d), where it is known to be that, all rational.
     """
 
-    __slots__ = (  # fmt: skip
-        "_image",
-        "_numbers",
-        "_ring",
-        "exact",
-        "free",
-        "heavy",
-        "log",
-        "log_of",
-        "loose",
-        "positive",
-        "power",
-        "surd",
-    )
+    __slots__ = (
+        "_image", "_numbers", "_ring", "exact", "free", "heavy", "log", "log_of", "loose",
+        "positive", "power", "surd",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -86,7 +76,7 @@ class Value:
         self.positive = exact is not None and exact > 0
         self.log: Value | None = None
         self.log_of: Value | None = None
-        self.surd: tuple[Fraction, Fraction, Fraction] | None = None
+        self.surd: tuple[Fraction, ...] | None = None
 
     @property
     def image(self) -> Image:
@@ -147,7 +137,7 @@ class Value:
         )
         for one, two in ((self, other), (other, self)):
             if one.surd is not None and two.exact is not None:
-                total.surd = (one.surd[0] + two.exact, *one.surd[1:])
+                total.surd = _bounded(one.surd[0] + two.exact, *one.surd[1:])
         return total
 
     def __mul__(self, other: "Value") -> "Value":
@@ -171,7 +161,7 @@ class Value:
         for one, two in ((self, other), (other, self)):
             if one.surd is not None and two.exact is not None:
                 p, q, d = one.surd
-                product.surd = (p * two.exact, q * two.exact, d)
+                product.surd = _bounded(p * two.exact, q * two.exact, d)
         return product
 
     def __neg__(self) -> "Value":
@@ -204,6 +194,10 @@ class Value:
 def whole(n: int) -> Value:
     """Return a whole number."""
     return Value(Fraction(n))
+
+
+def _bounded(*parts: Fraction) -> tuple[Fraction, ...] | None:
+    return parts if max(map(_bits, parts)) <= _MOST_BITS else None
 
 
 def _bits(exact: Fraction) -> int:
@@ -267,6 +261,7 @@ def symbol(name: str) -> Value:
     numbers = (complex(size[0]), complex(-size[1]), complex(1 + size[2]))
     found = Value(None, tuple(image), ring, numbers, free=frozenset([name]))
     found.log = atom("log", found, number=cmath.log)
+    found.log.log_of = found
     return found
 
 

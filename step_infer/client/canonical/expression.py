@@ -1,5 +1,6 @@
 """Reads tokens as an expression, into an exact value."""
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -20,6 +21,10 @@ _GREEK = frozenset((
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _TAKES_ANGLE = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "cis"))
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
+_PROPER = re.compile(
+    r"(?:[dtc]?frac (?:\{ (\d+) \}|(\d+)) (?:\{ (\d+) \}|(\d+))|(\d+) / (\d+))(?![^ ])(?! \^)"
+)
+"""A fraction behind a whole number, as the texts of its tokens."""
 _DEEPEST = 50
 _MOST_TERMS = 100
 _MOST_STEPS = 3000
@@ -219,38 +224,15 @@ class _Parser:
         number = token.number
         if number is None or number.denominator != 1 or not token.text.isdigit():
             return None
-        start = self.position
-        parts: list[int] = []
-        if self.at_command("frac", "dfrac", "tfrac", "cfrac"):
-            self.take()
-            for _ in range(2):
-                braced = self.at("{")
-                if braced:
-                    self.take()
-                part = self.peek()
-                if part is None or part.kind != "number" or not part.text.isdigit():
-                    break
-                self.take()
-                if braced:
-                    if not self.at("}"):
-                        break
-                    self.take()
-                parts.append(int(part.text))
-        else:
-            pieces = self.tokens[start : start + 3]
-            if (
-                len(pieces) == 3
-                and pieces[0].kind == pieces[2].kind == "number"
-                and pieces[1].text == "/"
-                and pieces[0].text.isdigit()
-                and pieces[2].text.isdigit()
-            ):
-                parts = [int(pieces[0].text), int(pieces[2].text)]
-                self.position += 3
-        if len(parts) == 2 and 0 < parts[0] < parts[1] and not self.at("^"):
-            return Value(number + Fraction(parts[0], parts[1]))
-        self.position = start
-        return None
+        written = " ".join(token.text for token in self.tokens[self.position :][:7])
+        found = _PROPER.match(written)
+        if found is None:
+            return None
+        above, below = (int(part) for part in found.groups() if part)
+        if not 0 < above < below:
+            return None
+        self.position += found[0].count(" ") + 1
+        return Value(number + Fraction(above, below))
 
     def symbol(self, name: str) -> Value:
         if name in self.bound:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from step_infer.client.canonical import exact
+from step_infer.client.canonical.brackets import depth_change
 from step_infer.client.canonical.exact import Value, whole
 from step_infer.client.canonical.expression import read_value
 from step_infer.client.canonical.field import NotExact
@@ -160,8 +161,7 @@ def _before_unit(tokens: list[Token], text: str) -> tuple[list[Token], str]:
             return tokens[: signed + 1], suffix
     depth = 0
     for index, token in enumerate(tokens):
-        if token.kind == "mark":
-            depth += (token.text in ("(", "[", "{", r"\{")) - (token.text in (")", "]", "}", r"\}"))
+        depth += depth_change(token)
         if depth:
             continue
         unit_letter = index > 0 and token.kind == "letter" and token.text in _UNIT_LETTERS
@@ -178,8 +178,6 @@ def _before_unit(tokens: list[Token], text: str) -> tuple[list[Token], str]:
             and index + 2 == len(tokens)
         ):
             return tokens[: index - 1], "°" + tokens[index + 1].text
-        if token.text == "circ" and token.kind == "command" and tokens[index - 1].text == "{":
-            continue
     return tokens, ""
 
 

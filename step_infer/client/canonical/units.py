@@ -123,6 +123,9 @@ _PART = re.compile(
 )
 
 
+_PLURALS = {"ies": "y", "sses": "ss", "ches": "ch", "shes": "sh", "xes": "x", "s": ""}
+
+
 def is_unit(name: str) -> bool:
     """Return whether a word is the name of a known unit."""
     return _known(name) is not None
@@ -185,14 +188,7 @@ def read_unit(text: str) -> Unit | None:
     if not words:
         return NONE
     last = "th" if words[-1] in ("st", "nd", "rd") else words[-1]
-    for ending, singular in (
-        ("ies", "y"),
-        ("sses", "ss"),
-        ("ches", "ch"),
-        ("shes", "sh"),
-        ("xes", "x"),
-        ("s", ""),
-    ):
+    for ending, singular in _PLURALS.items():
         if last.endswith(ending) and len(last) > len(ending) + 1:
             last = last.removesuffix(ending) + singular
             break
