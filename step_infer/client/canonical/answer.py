@@ -13,11 +13,10 @@ from step_infer.client.canonical.expression import read_value
 from step_infer.client.canonical.field import NotExact
 from step_infer.client.canonical.form import (
     Canonical,
-    keys,
     list_form,
     named,
     number_form,
-    tuple_form,
+    whole_form,
 )
 from step_infer.client.canonical.intervals import (
     EVERYTHING,
@@ -39,6 +38,7 @@ from step_infer.client.canonical.relations import (
     linear_zero,
     proportional,
     read_inequality,
+    relation_form,
     subject_name,
 )
 from step_infer.client.canonical.spelled import date, number_in_words, time_of_day
@@ -142,28 +142,25 @@ def _several(parts: list[Sequence[Token]], separators: list[str], text: str) -> 
     if sets and len({item.name for item in items}) == 1:
         return named(join(items, True, separators), items[0].name)
     if all(item.key in _POLAR for item in items):  # an answer each to several questions
-        return tuple_form(items)
+        return whole_form("tuple", len(items), items)
     if re.search(r"\\(?:wedge|vee|land|lor)(?![a-z])", text) and not items[0].name:
         raise NotExact("a formula of logic")
-    if "and" in separators or "or" in separators or "," in separators or ";" in separators:
-        # "x = 3, 4" and "x = 3 or x = 4" say what x is.
-        first = items[0].name
-        if first and all(item.name in (first, None) for item in items):
-            return named(list_form([named(item, None) for item in items]), first)
+    # "x = 3, 4" and "x = 3 or x = 4" say what x is, as does "x_1 = 3, x_2 = 4".
+    first = items[0].name
+    if first and set(separators) != {"newline"} and {item.name for item in items} <= {first, None}:
+        return _listed(items, first)
     stems = {re.sub(r"_\d+$", "", item.name or "") for item in items}
-    if len(stems) == 1 and "" not in stems:  # x_1 = 2, x_2 = 5
-        return named(list_form([named(item, None) for item in items]), stems.pop())
+    if len(stems) == 1 and "" not in stems:
+        return _listed(items, stems.pop())
     names_given = [item.name for item in items]
     if all(names_given) and len(set(names_given)) == len(items):
         items.sort(key=lambda item: item.name or "")
-        return Canonical(
-            "assignments",
-            ("assignments", tuple(item.name for item in items), keys(items)),
-            items=tuple(items),
-            loose=any(item.loose for item in items),
-            heavy=any(item.heavy for item in items),
-        )
+        return whole_form("assignments", tuple(item.name for item in items), items)
     return list_form(items)
+
+
+def _listed(items: Sequence[Canonical], name: str, distinct: bool = False) -> Canonical:
+    return named(list_form([named(item, None) for item in items], distinct), name)
 
 
 def _is_dots(tokens: Sequence[Token]) -> bool:
@@ -193,9 +190,8 @@ def _one(tokens: Sequence[Token], text: str) -> Canonical:
 
 def _plus_and_minus(tokens: Sequence[Token], text: str) -> Canonical:
     first, second = (_single(tokens, text, plus) for plus in (1, -1))
-    name = first.name
-    if name:
-        return named(list_form([named(first, None), named(second, None)], distinct=True), name)
+    if first.name:
+        return _listed([first, second], first.name, distinct=True)
     return list_form([first, second], distinct=True)
 
 
@@ -210,7 +206,7 @@ def _single(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
             return named(near, name)
         form = _single(tokens[:about], text, plus)
         sizes = [part.value.real for part in (form, near) if part.value is not None]
-        if len(sizes) < 2 or None in sizes or not isclose(*sizes, rel_tol=0.01):  # type: ignore[arg-type]
+        if len(sizes) < 2 or None in sizes or not isclose(*sizes, rel_tol=0.05):  # type: ignore[arg-type]
             raise NotExact("no approximation")
         return form
     modulus = find_outer(tokens, "pmod")
@@ -289,12 +285,12 @@ def _bracketed(tokens: Sequence[Token], text: str, plus: int) -> Canonical | Non
     if turned:
         raise NotExact("no interval")
     items = [_single(part, text, plus) for part in parts]
-    return tuple_form(items)
+    return whole_form("tuple", len(items), items)
 
 
 def _braces(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     if not tokens:
-        return Canonical("intervals", ("intervals", ()))
+        return intervals_form([])
     for mark in ("|", ":"):
         parts, marks = split_outside(tokens, (mark,))
         if len(marks) == 1 and len(parts) == 2 and parts[0] and parts[1]:
@@ -331,13 +327,7 @@ def _matrix(tokens: Sequence[Token], text: str, scale: Value | None) -> Canonica
         if any(cell.value is None or cell.unit for cell in flat):
             raise NotExact("a multiple of no matrix of numbers")
         flat = tuple(number_form(scale * cell.value) for cell in flat if cell.value is not None)
-    return Canonical(
-        "matrix",
-        ("matrix", (len(rows), len(cells[0])), keys(flat)),
-        items=flat,
-        loose=any(cell.loose for cell in flat),
-        heavy=any(cell.heavy for cell in flat),
-    )
+    return whole_form("matrix", (len(rows), len(cells[0])), flat)
 
 
 def _interval(
@@ -386,7 +376,7 @@ def _set(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
         else:
             found = intersection(found, complement(union(operand)))
     assert found is not None
-    return intervals_form(found) if found else Canonical("intervals", ("intervals", ()))
+    return intervals_form(found)
 
 
 def _related(parts: list[Sequence[Token]], marks: list[str], text: str, plus: int) -> Canonical:
@@ -444,14 +434,9 @@ def _equation(parts: list[Sequence[Token]], text: str, plus: int) -> Canonical:
     linear = linear_zero(difference)
     if linear is not None:
         return replace(number_form(linear[1]), name=next(iter(difference.free)))
-    relation = ("relation", "=", proportional(difference))
+    relation = relation_form("=", difference)
     if len(subject.free) == 1 and subject.loose and difference.free == subject.free:
         found = _single(right, text, plus)
         if found.value is not None and not found.value.free:  # \sin x = 1/2
-            return replace(found, name="".join(map(repr, left)), relation=relation, choice=None)
-    return Canonical(
-        "relation",
-        relation,
-        loose=difference.loose,
-        heavy=difference.heavy,
-    )
+            return replace(found, name="".join(map(repr, left)), relation=relation.key, choice=None)
+    return relation

@@ -167,9 +167,16 @@ def number_form(
     )
 
 
-def keys(items: Sequence[Canonical]) -> tuple[Hashable, ...]:
-    """Return what the parts of a whole say."""
-    return tuple((item.key, item.unit, item.name) for item in items)
+def whole_form(kind: str, shape: Hashable, items: Sequence[Canonical]) -> Canonical:
+    """Return the form of a list, tuple, matrix or the like; `shape` is what else must agree."""
+    keys = [(item.key, item.unit, item.name) for item in items]
+    return Canonical(
+        kind,
+        (kind, shape, tuple(sorted(keys, key=repr) if kind == "list" else keys)),
+        items=tuple(items),
+        loose=any(item.loose for item in items),
+        heavy=any(item.heavy for item in items),
+    )
 
 
 def list_form(items: Sequence[Canonical], distinct: bool = False) -> Canonical:
@@ -178,24 +185,7 @@ def list_form(items: Sequence[Canonical], distinct: bool = False) -> Canonical:
         items = list({(item.key, item.unit): item for item in items}.values())
     if len(items) == 1:
         return items[0]
-    return Canonical(
-        "list",
-        ("list", tuple(sorted(keys(items), key=repr))),
-        items=tuple(items),
-        loose=any(item.loose for item in items),
-        heavy=any(item.heavy for item in items),
-    )
-
-
-def tuple_form(items: Sequence[Canonical]) -> Canonical:
-    """Return the form of answers in a fixed order."""
-    return Canonical(
-        "tuple",
-        ("tuple", len(items), keys(items)),
-        items=tuple(items),
-        loose=any(item.loose for item in items),
-        heavy=any(item.heavy for item in items),
-    )
+    return whole_form("list", None, items)
 
 
 def named(form: Canonical, name: str | None) -> Canonical:

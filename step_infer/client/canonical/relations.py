@@ -84,12 +84,13 @@ def read_inequality(
         return line
     # Which side is larger at one point decides how the two sides are put.
     sign = mark if difference.numbers[0].real > 0 else _FLIPPED[mark]
-    return Canonical(
-        "relation",
-        ("relation", sign, proportional(difference)),
-        loose=difference.loose,
-        heavy=difference.heavy,
-    )
+    return relation_form(sign, difference)
+
+
+def relation_form(sign: str, difference: Value) -> Canonical:
+    """Return the form of a relation between symbols: how a difference compares with zero."""
+    key = ("relation", sign, proportional(difference))
+    return Canonical("relation", key, loose=difference.loose, heavy=difference.heavy)
 
 
 def _half_line(difference: Value, mark: str) -> Canonical | None:
