@@ -19,7 +19,7 @@ from step_infer.client.canonical.field import (
 
 _MOST_FACTORS = 3000
 """Factorials are multiplied out up to this number."""
-_MOST_SYMBOLIC = 20
+_MOST_SYMBOLIC = 6
 _TURN = square("e^i")
 """The image of e^i: sine and cosine follow from its powers."""
 
@@ -166,8 +166,8 @@ def binomial(a: Value, b: Value) -> Value:
     if k is not None and 0 <= k <= _MOST_SYMBOLIC and k.denominator == 1 and a.free:
         product = whole(1)
         for step in range(int(k)):
-            product = product * (a - whole(step)) / whole(step + 1)
-        return product
+            product = product * (a - whole(step))
+        return product / whole(math.factorial(int(k)))
     if a.free or b.free:
         return factorial(a) / (factorial(b) * factorial(a - b))
     if n is None or k is None or n.denominator * k.denominator != 1 or not 0 <= k <= n:
