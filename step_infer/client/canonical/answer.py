@@ -108,6 +108,11 @@ def _read(text: str) -> Canonical:
 def _answer(tokens: Sequence[Token], text: str) -> Canonical:
     while len(tokens) > 1 and tokens[-1].text in (",", ";", "newline"):
         tokens = tokens[:-1]
+    parts, marks = split_outside(tokens, ("!=",))
+    name = subject_name(parts[0]) if len(marks) == 1 else None
+    if name and not _has_relation(parts[1]):  # "x \ne 1, 2"
+        points = intervals_of(_answer(parts[1], text))
+        return named(intervals_form(complement(union(points))), name)
     parts, separators = split_outside(tokens, _SEPARATORS)
     if separators:
         return _several(parts, separators, text)

@@ -42,7 +42,7 @@ class Value:
         positive: it is a product of roots of positive numbers, so that its image's roots are
             those of its own.
         log: its logarithm, where that is known.
-        log_of: the rational number or symbol that it is the logarithm of.
+        log_of: the rational number or symbol, and its power, that it is the logarithm of.
         surd: p, q and d of p + q sqrt(d), where it is known to be that, all rational.
     """
 
@@ -75,7 +75,7 @@ class Value:
         self.power: tuple[Value, Value] | None = None
         self.positive = exact is not None and exact > 0
         self.log: Value | None = None
-        self.log_of: Value | None = None
+        self.log_of: tuple[Value, Value] | None = None
         self.surd: tuple[Fraction, ...] | None = None
 
     @property
@@ -162,6 +162,8 @@ class Value:
             if one.surd is not None and two.exact is not None:
                 p, q, d = one.surd
                 product.surd = _bounded(p * two.exact, q * two.exact, d)
+            if one.log_of is not None and two.exact is not None:
+                product.log_of = (one.log_of[0], one.log_of[1] * two)
         return product
 
     def __neg__(self) -> "Value":
@@ -261,7 +263,7 @@ def symbol(name: str) -> Value:
     numbers = (complex(size[0]), complex(-size[1]), complex(1 + size[2]))
     found = Value(None, tuple(image), ring, numbers, free=frozenset([name]))
     found.log = atom("log", found, number=cmath.log)
-    found.log.log_of = found
+    found.log.log_of = (found, whole(1))
     return found
 
 
@@ -313,7 +315,7 @@ def power(a: Value, b: Value) -> Value:
     elif a.exact == 0:
         raise NotExact("a power of 0")
     elif a is E and b.log_of is not None:
-        return b.log_of
+        return b.log_of[0] if b.log_of[1].exact == 1 else power(*b.log_of)
     else:
         result = _general_power(a, b)
     if result.exact is None:
@@ -480,5 +482,5 @@ def log(a: Value, base: Value = E) -> Value:
             image = ((hashed("log", prime) % P, 0),) * POINTS
             ring = ((hashed("log ring", prime) % ORDER, 0),) * POINTS
             total = total + Value(None, image, ring, number) * whole(sign * times)
-    total.log_of = a
+    total.log_of = (a, whole(1))
     return total

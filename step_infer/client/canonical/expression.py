@@ -176,7 +176,7 @@ class _Parser:
 
     def exponent(self) -> Value:
         sign = self.sign()
-        value = self.base()
+        value = self.single()
         while self.at("!"):
             self.take()
             value = functions.factorial(value)
@@ -197,7 +197,15 @@ class _Parser:
             return self.group()
         if self.at("("):
             return self.group("(")
-        return self.base()
+        return self.single()
+
+    def single(self) -> Value:
+        r"""Read one token's value: a fraction behind it makes no mixed number of it."""
+        token = self.peek()
+        if token is None or token.number is None:
+            return self.base()
+        self.take()
+        return Value(token.number)
 
     def base(self) -> Value:
         token = self.take()

@@ -97,6 +97,8 @@ _REWRITES = [
             r"\\text{ th}",
         ),
         (r"\\text\s*\{\s*([-+:])\s*\}", r"\1"),
+        (r"(?<![A-Za-z])log(2|10)(?=\s*\()", r"\\log_{\1}"),
+        (r"\\mathbb\s*\{R\}\s*\^\s*\{?\+\}?", r"(0,\\infty)"),
         (r"\\big(cup|cap)(?![A-Za-z])", r"\\\1"),
         (r"\+/-", r"\\pm "),
         (r"(?<![\w)}\]])[_^]\s*\{?(\w+)\}?\s*C\s*_\s*\{?(\w+)\}?", r"\\binom{\1}{\2}"),
@@ -122,7 +124,7 @@ _PROSE = re.compile(
     r"(?:\s+(?:is|are|equals?|=)\s*:?|\s*:|\s*=)\s*",
     re.IGNORECASE,
 )
-_HASHES = re.compile(r"(?:^|\s)####\s*")
+_HASHES = re.compile(r"(?:^|\s)#{3,6}\s*")
 _NOTE = re.compile(
     r"(?<=[\w%)}\]$.])\s*\((?:since|because|as|where|for|i\.e\.|note|after|rounded)\b.*\)\s*$"
     r"|(?<=[\w%)}\]])\s+\((?!mod|base|in base)[A-Za-z][A-Za-z ]{2,}\)\s*$",
@@ -180,7 +182,7 @@ def plain(text: str) -> str:
     """
     text = mend_escapes(text).strip()
     text = ", ".join(boxed(text)) or text
-    if "####" in text:
+    if "###" in text:
         text = _HASHES.split(text)[-1]
     text = text.translate(_TABLE)
     for character, fraction in _FRACTIONS.items():

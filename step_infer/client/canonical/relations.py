@@ -4,6 +4,7 @@ import re
 from collections.abc import Hashable, Sequence
 
 from step_infer.client.canonical import exact
+from step_infer.client.canonical.brackets import closes_last
 from step_infer.client.canonical.exact import Value
 from step_infer.client.canonical.expression import read_value
 from step_infer.client.canonical.field import NotExact
@@ -35,6 +36,8 @@ def subject_name(tokens: Sequence[Token]) -> str | None:
     """Return the name on the left of "x = 5"; None where that is an expression."""
     if not tokens:
         return None
+    if tokens[0].text == "{" and closes_last(tokens):
+        return subject_name(tokens[1:-1])
     kinds = {token.kind for token in tokens}
     if tokens[0].kind in ("text", "letter") and kinds <= {"text", "mark", "letter", "symbol"}:
         return " ".join(token.text for token in tokens)

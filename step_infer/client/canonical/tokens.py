@@ -139,6 +139,8 @@ def tokenise(text: str) -> list[Token]:
             position = word.end()
             continue
         pair = text[position : position + 2]
+        if pair == "!=" and tokens and tokens[-1].kind == "number":
+            pair = ""  # "7!=5040"
         if pair in (r"\{", r"\}", r"\|", r"\$", r"\\", "<=", ">=", "!=", "=>", "==", "**"):
             position += 2
             mark = {r"\|": "||", "**": "^", r"\\": "newline"}.get(pair, pair)

@@ -147,6 +147,9 @@ def read_unit(text: str) -> Unit | None:
     """
     text = text.replace(r"\text", " ").replace(r"\cdot", " ").replace(r"\circ", "°")
     text = text.replace("^°", "°").replace("^{°}", "°").replace("^{ °}", "°").replace("^{° }", "°")
+    text = re.sub(
+        r"(?i)\bdegrees?\s+(c|f)(?:elsius|ahrenheit)?\b", lambda x: "°" + x[1].upper(), text
+    )
     text = re.sub(r"(?<!\^)[{}()]|(?<=[A-Za-z])[{}]", " ", text).strip(" .,")
     factor, dimensions = Fraction(1), dict[str, int]()
     position, sign, pending, known, words = 0, 1, 1, False, list[str]()

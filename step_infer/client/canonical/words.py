@@ -77,6 +77,7 @@ _MEANINGS = {
     **dict.fromkeys(
         (r"-\infty", "- infinity", "negative infinity"), Canonical("words", ("infinity", -1))
     ),
+    r"\mathbb{Z}": words_form("all integers"),
     "dne": words_form("does not exist"),
 }  # fmt: skip
 """By its LaTeX without spaces, or by its words."""
