@@ -362,6 +362,8 @@ def _set(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
         forms = [_single(part, text, plus) for part in parts]
         if all(form.kind in ("number", "list") for form in forms):
             items = [item for form in forms for item in form.items or (form,)]
+            if any(item.value is None or item.value.free for item in items):
+                raise NotExact("a union of unknown sets")
             return list_form(items, distinct=True)
     found: list[Interval] | None = None
     for operation, part in zip(["", *operations], parts, strict=True):

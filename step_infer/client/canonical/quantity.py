@@ -133,7 +133,7 @@ def read_quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
 
 _SIDE = re.compile(
     r"(?i)\b(?:north|south|east|west|left|right|up|down|above|below|increase|decrease|profit|loss"
-    r"|gain|rise|fall|forward|backward|deposit|withdrawal)"
+    r"|gain|rise|fall|forward|backward|deposit|withdrawal|ago|from now|faster|slower|earlier|later)"
 )
 """What a number's opposite is called as well."""
 _MAGNITUDES = {

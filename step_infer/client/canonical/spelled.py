@@ -99,7 +99,8 @@ def time_of_day(text: str) -> Canonical | None:
         return None
     half = found["half"] or {"noon": "p", "midnight": "a"}.get(found["name"])
     known = hour % 12 + 12 * (half == "p") if half else hour
-    shown = Value(Fraction(hour, minute) if minute else Fraction(hour))
+    ratio = hour > 0 and minute >= 10
+    shown = Value(Fraction(hour, minute) if ratio else (hour or 24) + Fraction(minute, 60))
     base = ("time", 60 * known + minute) if half or hour > 12 else None
     return number_form(shown, base=base)
 
