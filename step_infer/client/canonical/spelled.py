@@ -23,12 +23,14 @@ _PLACES = {
     "first": 1, "second": 2, "third": 3, "fifth": 5, "eighth": 8, "ninth": 9, "twelfth": 12,
     "hundredth": 100, "thousandth": 1000,
 }  # fmt: skip
-_PORTIONS = {**_PLACES, "half": 2, "halve": 2, "quarter": 4}
+_PORTIONS = {**_PLACES, "second": 0, "half": 2, "halve": 2, "quarter": 4}
 _WORD = rf"(?:{'|'.join(sorted({*_SMALL, *_SCALES, *_PORTIONS}, key=len, reverse=True))})s?"
 _RUN = re.compile(
-    rf"(?:(?:an?|negative|minus)\s+)?{_WORD}(?:(?:\s+|-|\s+and\s+(?:an?\s+)?){_WORD})*(?![\w-])",
+    rf"(?:(?:an?|the|negative|minus)\s+)?(?!seconds\b){_WORD}"
+    rf"(?:(?:\s+|-|\s+and\s+(?:an?\s+)?)(?!seconds?\b){_WORD}|-second\b)*(?![\w-])",
     re.I,
 )
+"""Behind another word, "second" is a unit of time."""
 
 
 def number_in_words(text: str) -> tuple[str, str] | None:
@@ -38,20 +40,26 @@ def number_in_words(text: str) -> tuple[str, str] | None:
         return None
     words = re.split(r"[\s-]+", found[0].lower())
     sign = "-" if words[0] in ("negative", "minus") else ""
-    words = words[1:] if sign else ["one" if word in ("a", "an") else word for word in words]
+    words = (
+        words[1:]
+        if sign or words[0] == "the"
+        else ["one" if word in ("a", "an") else word for word in words]
+    )
     value = _cardinal(words)
     if value is None and "and" in words:
         at = len(words) - 1 - words[::-1].index("and")
         first, second = _cardinal(words[:at]), _portion(words[at + 1 :])
         value = None if first is None or second is None else first + second
-    value = _portion(words) if value is None else value
-    if value is not None:
-        digits = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
-        return sign + (digits if value.denominator > 1 else str(value)), text[found.end() :]
+    rest = re.sub(r"^\s+an?\s", " ", text[found.end() :])  # "half an hour"
     tens = _cardinal(words[:-1]) if len(words) > 1 else Fraction(0)
-    if sign or tens is None or words[-1] not in _PLACES or (tens and tens % 10):
+    place = 0 if value or sign or tens is None else _PLACES.get(words[-1], 0)
+    if place and (not tens or (tens % 10 == 0 and place < 10 < tens)):
+        return rf"{tens + place}\text{{ th}}", rest
+    value = _portion(words) if value is None else value
+    if value is None:
         return None
-    return rf"{tens + _PLACES[words[-1]]}\text{{ th}}", text[found.end() :]
+    digits = rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return sign + (digits if value.denominator > 1 else str(value)), rest
 
 
 def _cardinal(words: list[str]) -> Fraction | None:
