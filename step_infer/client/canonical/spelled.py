@@ -52,8 +52,8 @@ def number_in_words(text: str) -> tuple[str, str] | None:
         value = None if first is None or second is None else first + second
     rest = re.sub(r"^\s+an?\s", " ", text[found.end() :])  # "half an hour"
     tens = _cardinal(words[:-1]) if len(words) > 1 else Fraction(0)
-    place = 0 if value or sign or tens is None else _PLACES.get(words[-1], 0)
-    if place and (not tens or (tens % 10 == 0 and place < 10 < tens)):
+    place = 0 if value or sign else _PLACES.get(words[-1], 0)
+    if place and tens is not None and (not tens or (tens % 10 == 0 and place < 10 < tens)):
         return rf"{tens + place}\text{{ th}}", rest
     value = _portion(words) if value is None else value
     if value is None:
