@@ -24,7 +24,7 @@ from step_infer.client.prompt import (
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer
-from step_infer.storage.files import sha256_file
+from step_infer.storage.files import real_path, sha256_file
 
 
 def collect(
@@ -73,15 +73,17 @@ def collect(
         "scorer_sha256": None if config.scorer is None else sha256_file(config.scorer),
         "boundary": rule.to_dict(),
     }
-    with TraceWriter(config.out, settings, **_described(config, identity, rule, found)) as out:
+    with (
+        TraceWriter(config.out, settings, **_described(config, identity, rule, found)) as out,
+        Grader(config.grading_workers) as grader,
+    ):
         collection = Collection(config, identity, questions, out, console)
         collection.print_start(context)
         if collection.missing:
             if start_engine is None:
                 start_engine = StepLLM
-            collection.run(start_engine, rule)
-        with Grader(config.grading_workers) as grader:
-            summary = summarise(out.read(), grader)
+            collection.run(start_engine, rule, grader)
+        summary = summarise(out.read(), grader)
         summary["skipped_lines"] = len(found.skipped)
         out.finish(summary=summary)
     print_summary(summary, console)
@@ -123,4 +125,4 @@ def _described(
 
 
 def _source(questions: str) -> str:
-    return str(Path(questions).resolve()) if Path(questions).exists() else questions
+    return str(real_path(questions)) if Path(questions).exists() else questions

@@ -163,6 +163,8 @@ class ImportConfig:
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """More arguments of the model's chat template, as --chat-template-kwargs.NAME VALUE: those
     that its author gave it, such as enable_thinking or reasoning_effort."""
+    revision: str | None = None
+    """Branch, tag or commit of a model from the hub."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
     """What ends a step."""
     skip_bad_lines: bool = False
@@ -178,5 +180,5 @@ class ImportConfig:
     def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide the content, flat and JSON-ready."""
         names = ["question_field", "response_field", "answer_field", "skip_bad_lines"]
-        names += ["system", "chat_template_kwargs"]
+        names += ["system", "chat_template_kwargs", "revision"]
         return {name: getattr(self, name) for name in names}

@@ -66,7 +66,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
     """
     console = console or Console(soft_wrap=True)
     source = RowSource(config.responses, _MOST_LINE_MIB)
-    identity = identify(config.model)
+    identity = identify(config.model, config.revision)
     maker = TraceMaker(config)
     settings = config.result_settings() | {
         "responses_sha256": source.sha256(),
@@ -80,6 +80,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
             "config_hash": identity.config_hash,
             "tokenizer_hash": identity.tokenizer_hash,
             "hidden_size": identity.hidden_size,
+            "revision": identity.revision,
         },
         "boundary": maker.rule.to_dict(),
         "system": config.system,
@@ -178,9 +179,9 @@ class TraceMaker:
     def __init__(self, config: ImportConfig) -> None:
         self.system = config.system
         self.template_kwargs = config.chat_template_kwargs
-        self.tokenizer = load_tokenizer(config.model)
+        self.tokenizer = load_tokenizer(config.model, config.revision)
         self.rule = config.boundary.rule(self.tokenizer)
-        self.context = context_length(config.model)
+        self.context = context_length(config.model, revision=config.revision)
         self._asked: tuple[str, list[int], bool] | None = None
 
     def trace(self, question: str, response: str) -> tuple[dict[str, Any] | None, str | None]:

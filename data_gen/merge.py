@@ -16,9 +16,10 @@ from data_gen.summary import print_summary, summarise
 from data_gen.traces.directory import TraceDirectory
 from data_gen.traces.table import TRACE_SCHEMA, write_table
 from data_gen.traces.writer import TraceWriter, part_files
+from step_infer.cli.progress import track
 from step_infer.client.grading import Grader
 from step_infer.errors import InputError
-from step_infer.storage.files import atomic_path
+from step_infer.storage.files import atomic_path, real_path
 from step_infer.storage.run_directory import first_difference
 
 _SHARD = "shard"
@@ -98,7 +99,7 @@ def read_shards(paths: Sequence[str], out: str) -> list[QuestionShard]:
             "Expected directories of step-collect --shard to merge, found none. "
             "Hint: step-collect merge DIR... --out DIR."
         )
-    if Path(out).resolve() in {Path(path).resolve() for path in paths}:
+    if real_path(out) in map(real_path, paths):
         raise InputError(
             f"Expected --out to be a new directory, found one of the shards, {out}. "
             "Hint: choose another --out."
@@ -163,19 +164,22 @@ def _dtype(shard: QuestionShard) -> str | None:
 def _write_parts(shards: Sequence[QuestionShard], out: TraceWriter) -> list[dict[str, Any]]:
     """Write the parts of all shards, numbered anew, and return what the manifest lists."""
     parts: list[dict[str, Any]] = []
-    for directory in (shard.directory for shard in shards):
-        for index, source in enumerate(directory.manifest["parts"]):
-            part_file, feature_file = part_files(len(parts))
-            directory.verify_file(source["traces"])
-            table = directory.part(index)
-            features = None
-            if source["features"] is not None:
-                table = _with_shard(table, len(parts))
-                _link(directory.shard(index).path, out.path / feature_file)
-                features = source["features"] | {"file": feature_file}
-            write_table(out.path / part_file, table)
-            listed = out.listed(part_file, len(table))
-            parts.append({"traces": listed, "features": features})
+    sources = [
+        (shard.directory, index) for shard in shards for index in range(shard.directory.num_parts)
+    ]
+    for directory, index in track(sources, len(sources), "parts", delay_s=2):
+        source = directory.manifest["parts"][index]
+        part_file, feature_file = part_files(len(parts))
+        directory.verify_file(source["traces"])
+        table = directory.part(index)
+        features = None
+        if source["features"] is not None:
+            table = _with_shard(table, len(parts))
+            _link(directory.shard(index).path, out.path / feature_file)
+            features = source["features"] | {"file": feature_file}
+        write_table(out.path / part_file, table)
+        listed = out.listed(part_file, len(table))
+        parts.append({"traces": listed, "features": features})
     return parts
 
 
@@ -189,7 +193,7 @@ def _with_shard(table: pa.Table, shard: int) -> pa.Table:
 def _link(source: Path, target: Path) -> None:
     """Give a file a second name, or copy it where it cannot have one."""
     try:
-        os.link(source.resolve(), target)
+        os.link(real_path(source), target)
     except OSError:
         with atomic_path(target) as temporary:
             shutil.copyfile(source, temporary)

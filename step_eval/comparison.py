@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from step_eval.methods.registry import METHODS
+from step_eval.methods.registry import find_method
 from step_eval.records import QuestionRecord
 from step_eval.statistics import DRAWS, Floats, Interval, bootstrap_weights, interval
 from step_eval.votes import vote_rule, vote_signal
@@ -31,11 +31,13 @@ class Outcome:
     seconds: float
     preemptions: int
     pruned: int
+    decided: int
+    """Traces that ended, or did not begin, because the vote did not need them any more."""
     peak_kv_use: float
     waiting_share: float
     """Part of all trace time spent waiting for memory."""
     trace_accuracy: float
-    """Part of the traces that were not pruned whose answer is right; no answer counts as wrong."""
+    """Part of the traces that nothing stopped whose answer is right; no answer counts as wrong."""
 
 
 METRICS: dict[str, tuple[Callable[[Outcome], float], int]] = {
@@ -44,6 +46,7 @@ METRICS: dict[str, tuple[Callable[[Outcome], float], int]] = {
     "seconds": (lambda outcome: outcome.seconds, -1),
     "preemptions": (lambda outcome: outcome.preemptions, -1),
     "pruned": (lambda outcome: outcome.pruned, 0),
+    "decided": (lambda outcome: outcome.decided, 0),
     "peak_kv_use": (lambda outcome: outcome.peak_kv_use, 0),
     "waiting_share": (lambda outcome: outcome.waiting_share, -1),
     "trace_accuracy": (lambda outcome: outcome.trace_accuracy, 0),
@@ -53,14 +56,14 @@ METRICS: dict[str, tuple[Callable[[Outcome], float], int]] = {
 
 def vote_name(method: str, vote_setting: str) -> str:
     """Return the vote rule of a method: the setting, or the method's own where that is "auto"."""
-    return METHODS[method].vote if vote_setting == "auto" else vote_setting
+    return find_method(method).vote if vote_setting == "auto" else vote_setting
 
 
 def outcome(record: QuestionRecord, vote_by: str) -> Outcome:
-    """Hold the vote by a rule of `vote_rule` and sum up one record; pruned traces do not vote."""
+    """Hold the vote by a rule of `vote_rule` and sum up one record; stopped traces do not vote."""
     index = voted_group(record, vote_by)
     answer = None if index is None else record.answers[index]
-    finished = [trace for trace in record.traces if not trace.pruned]
+    finished = [trace for trace in record.traces if trace.finished]
     busy = record.running_trace_s + record.waiting_trace_s
     return Outcome(
         record.question_id,
@@ -70,7 +73,8 @@ def outcome(record: QuestionRecord, vote_by: str) -> Outcome:
         sum(trace.tokens for trace in record.traces),
         record.seconds,
         record.preemptions,
-        len(record.traces) - len(finished),
+        sum(trace.pruned for trace in record.traces),
+        sum(trace.closed for trace in record.traces),
         record.peak_kv_use,
         record.waiting_trace_s / busy if busy > 0 else 0.0,
         sum(trace.correct is True for trace in finished) / len(finished) if finished else 0.0,
@@ -79,7 +83,7 @@ def outcome(record: QuestionRecord, vote_by: str) -> Outcome:
 
 def voted_group(record: QuestionRecord, vote_by: str) -> int | None:
     """Return the index of the group of equal answers that wins, or None where nobody votes."""
-    voters = [trace for trace in record.traces if not trace.pruned and trace.group is not None]
+    voters = [trace for trace in record.traces if trace.finished and trace.group is not None]
     signal = vote_signal(vote_by)
     values = [None if signal is None else getattr(trace, signal) for trace in voters]
     weights = vote_rule(vote_by)(values)
@@ -128,7 +132,7 @@ def summarise(records: Sequence[QuestionRecord], vote_by: str, draws: int = DRAW
         values_P = np.array([read(o) for o in outcomes], dtype=float)
         metrics[name] = interval(plain_P @ values_P, drawn_DP @ values_P, len(set(ids)))
     traces = [trace for record in records for trace in record.traces]
-    whole = [trace for trace in traces if not trace.pruned]
+    whole = [trace for trace in traces if trace.finished]
     return Summary(
         records[0].method,
         len(set(ids)),
@@ -196,7 +200,7 @@ def compare(
     for name, (read, sign) in METRICS.items():
         before_P = np.array([read(first[key]) for key in keys], dtype=float)
         after_P = np.array([read(second[key]) for key in keys], dtype=float)
-        differences[name] = _difference(name, before_P, after_P, sign, weights, len(set(ids)))
+        differences[name] = difference(name, before_P, after_P, sign, weights, len(set(ids)))
     return Comparison(
         method[0].method,
         baseline[0].method,
@@ -208,7 +212,7 @@ def compare(
     )
 
 
-def _difference(
+def difference(
     name: str,
     before_P: Floats,
     after_P: Floats,
@@ -216,18 +220,28 @@ def _difference(
     weights: tuple[Floats, Floats],
     num_questions: int,
 ) -> Difference:
+    """Return the paired difference of a figure.
+
+    Args:
+        name: of the figure.
+        before_P: it under the baseline, for each record [P].
+        after_P: it under the method [P].
+        sign: whether more is better (1), worse (-1) or neither (0).
+        weights: what `bootstrap_weights` returns for the records' questions.
+        num_questions: questions among the records.
+    """
     plain_P, drawn_DP = weights
     before, after = float(plain_P @ before_P), float(plain_P @ after_P)
-    difference = interval(after - before, drawn_DP @ (after_P - before_P), num_questions)
+    change = interval(after - before, drawn_DP @ (after_P - before_P), num_questions)
     relative = None
     before_D = drawn_DP @ before_P
     if before > 0 and before_D.min() > 0:
         ratio_D = (drawn_DP @ after_P) / before_D
         relative = interval(after / before - 1, ratio_D - 1, num_questions)
-    if not difference.excludes_zero:
+    if not change.excludes_zero:
         verdict = "no difference shown"
     elif sign == 0:
-        verdict = "more" if difference.value > 0 else "less"
+        verdict = "more" if change.value > 0 else "less"
     else:
-        verdict = "better" if difference.value * sign > 0 else "worse"
-    return Difference(name, before, after, difference, relative, verdict)
+        verdict = "better" if change.value * sign > 0 else "worse"
+    return Difference(name, before, after, change, relative, verdict)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from data_gen.questions.load import QuestionOptions, shard_part
 from step_eval.methods.deepconf import WARMUP
-from step_eval.methods.registry import METHODS, method_names
+from step_eval.methods.registry import find_method, method_names
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.votes import CONFIDENCE, vote_rule
 from step_infer.cli.options import option_name
@@ -55,7 +55,9 @@ class MethodOptions(PruningOptions):
     """Methods to compare, separated by commas: sc, step, deepconf-low, deepconf-high, slim-sc,
     single (one trace a question); and STEP with another choice of the trace that is stopped:
     random, youngest, longest, least-confident, oracle. all: every method (a replay leaves slim-sc
-    out)."""
+    out). With +decided after a name, a question ends as soon as its vote is decided; with +likely
+    as soon as that is likely (step-eval calibrate); +waveK after that runs at most K of its traces
+    at once."""
     num_traces: int = 64
     """Traces N for each question."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -162,13 +164,13 @@ class EvalConfig(MethodOptions, QuestionOptions):
                 "Expected the method oracle beside --oracle-from, found none. "
                 "Hint: add oracle to --methods, or leave --oracle-from out."
             )
-        warming = [name for name in self.method_names if "warmup" in METHODS[name].settings]
+        warming = [name for name in self.method_names if "warmup" in find_method(name).settings]
         if warming and self.warmup >= self.num_traces:
             raise InputError(
                 f"Expected --warmup below --num-traces ({self.num_traces}) for the method "
                 f"{warming[0]}, found {self.warmup}. Hint: lower --warmup or raise --num-traces."
             )
-        needing = [name for name in self.method_names if METHODS[name].needs_scorer]
+        needing = [name for name in self.method_names if find_method(name).needs_scorer]
         if needing and self.scorer is None:
             raise InputError(
                 f"Expected --scorer FILE for the method {needing[0]}, found none. "
@@ -203,7 +205,7 @@ class EvalConfig(MethodOptions, QuestionOptions):
         """
         names = ["num_traces", "seed", "system", "chat_template_kwargs"]
         names += ["kv_budget", "kv_budget_tokens"]
-        names += sorted({s for name in self.method_names for s in METHODS[name].settings})
+        names += sorted({s for name in self.method_names for s in find_method(name).settings})
         settings = self.reading_settings()
         for name in (*names, "sampling", "boundary"):
             value = getattr(self, name)

@@ -28,7 +28,7 @@ class ScoredTrace:
     scores: list[float]
     """Step scores [S]."""
     right: bool
-    pruned: bool
+    stopped: bool
 
 
 def scored_traces(
@@ -45,7 +45,7 @@ def scored_traces(
     for record in records:
         for trace in record.traces:
             end: TraceRecord | None = trace
-            if trace.pruned:
+            if not trace.finished:
                 end = whole_trace_of(trace, whole, record.key)
             if end is None:
                 continue
@@ -57,7 +57,9 @@ def scored_traces(
             if steps and (end.correct is not None or end.answer is None):
                 progress, scores = map(list, zip(*steps, strict=True))
                 found.append(
-                    ScoredTrace(record.key, progress, scores, end.correct is True, trace.pruned)
+                    ScoredTrace(
+                        record.key, progress, scores, end.correct is True, not trace.finished
+                    )
                 )
     return found
 
@@ -85,7 +87,7 @@ def auroc_by_progress(traces: Sequence[ScoredTrace], aggregator: str) -> list[Au
         rows = []
         for trace in traces:
             steps = bisect.bisect_right(trace.progress, tenth + 1e-9)
-            reached = not trace.pruned or trace.progress[-1] > tenth - 0.1
+            reached = not trace.stopped or trace.progress[-1] > tenth - 0.1
             if steps and reached:
                 score = aggregate(trace.scores[:steps])
                 rows.append((trace.right, score, numbers[trace.question]))

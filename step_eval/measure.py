@@ -4,14 +4,17 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from data_gen.questions.load import Question
 from step_eval.methods.registry import Sampler
 from step_eval.records import AnswerRecord, KvSeries, QuestionRecord, TraceRecord
 from step_infer.client.answers import vote
+from step_infer.client.deciding import FINISHED
 from step_infer.client.engine import EngineStats
 from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
+from step_infer.client.running_vote import RunningVote
 from step_infer.client.trace import Trace, TracePlan
 
 SAMPLE_S = 0.05
@@ -66,6 +69,7 @@ def measure(
     on_trace: Callable[[Trace], None] | None = None,
     on_step: Callable[[], None] | None = None,
     sampler: "Sampler | None" = None,
+    vote_open: RunningVote | None = None,
 ) -> QuestionRecord:
     """Sample one question's traces and return its record.
 
@@ -83,6 +87,7 @@ def measure(
         on_trace: called with each trace when it is finished.
         on_step: called after every engine step.
         sampler: samples the traces; None hands all plans to the engine at once.
+        vote_open: the vote that ends the traces it does not need; None lets all run to their ends.
     """
     meter = Meter(llm.stats)
 
@@ -92,12 +97,15 @@ def measure(
             on_step()
 
     traces = []
+    plans = [replace(plan, vote=vote_open) for plan in plans]
     if sampler is None:
         sampled = llm.stream(plans, max_in_flight=len(plans), on_step=after_step)
     else:
         sampled = sampler(llm, plans, after_step)
     for trace in sampled:
         traces.append(trace)
+        if vote_open is not None:
+            vote_open.add(trace)
         if on_trace is not None:
             on_trace(trace)
     meter.read()
@@ -127,6 +135,7 @@ def measure(
             for index, trace in enumerate(traces)
         ],
         series=meter.series if keep_series else None,
+        ended=(vote_open.closed if vote_open is not None else None) or FINISHED,
     )
 
 

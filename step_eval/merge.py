@@ -1,12 +1,12 @@
 """Join runs that shared the questions of one evaluation."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from step_eval.records import QuestionRecord, RecordStore
 from step_eval.results import KIND, read_run, write_results
 from step_infer.errors import InputError
+from step_infer.storage.files import real_path
 from step_infer.storage.run_directory import (
     RunDirectory,
     first_difference,
@@ -41,7 +41,7 @@ def merge(
             "Expected at least one directory of step-eval to merge, found none. "
             "Hint: step-eval merge DIR... --out DIR."
         )
-    if Path(out).resolve() in {Path(directory).resolve() for directory in runs}:
+    if real_path(out) in map(real_path, runs):
         raise InputError(
             f"Expected --out to be a new directory, found one of the runs, {out}. "
             "Hint: choose another --out."

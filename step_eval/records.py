@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from step_infer.client.trace import STOPPED
+from step_infer.client.deciding import FINISHED
+from step_infer.client.trace import CLOSED_REASONS, PRUNED_REASONS, STOPPED
 from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write, full_disk_named
 
@@ -55,8 +56,18 @@ class TraceRecord:
 
     @property
     def pruned(self) -> bool:
-        """Whether the method stopped the trace before its end."""
-        return self.finish_reason in STOPPED
+        """Whether the method stopped the trace for what it was."""
+        return self.finish_reason in PRUNED_REASONS
+
+    @property
+    def closed(self) -> bool:
+        """Whether the trace ended, or did not begin, because its question was closed."""
+        return self.finish_reason in CLOSED_REASONS
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing stopped the trace."""
+        return self.finish_reason not in STOPPED
 
 
 @dataclass
@@ -103,6 +114,8 @@ class QuestionRecord:
     answers: list[AnswerRecord]
     traces: list[TraceRecord]
     series: KvSeries | None = None
+    ended: str = FINISHED
+    """"finished" when all traces had ended, "decided" or "over_budget"."""
     schema_version: int = RECORD_SCHEMA_VERSION
 
     @property

@@ -15,11 +15,13 @@ from step_eval.comparison import (
     vote_name,
 )
 from step_eval.curves import auroc_by_progress, score_curve, scored_traces
-from step_eval.methods.registry import BASELINE, METHODS
+from step_eval.decided import against_undecided, on_records
+from step_eval.methods.registry import BASELINE, find_method, method_order
 from step_eval.records import RECORDS_FOLDER, QuestionRecord, RecordStore
 from step_eval.statistics import COVERAGE, DRAWS, INTERVAL_KIND
 from step_eval.stops import describe_stops, stop_totals, stops
 from step_eval.votes import SHOWN_VOTES, UNIFORM, has_signal
+from step_infer.client.grading import Grader
 from step_infer.errors import InputError
 from step_infer.storage.files import write_json
 from step_infer.storage.run_directory import MANIFEST_NAME, read_manifest
@@ -56,8 +58,7 @@ def read_run(out: Path | str) -> tuple[dict[str, Any], dict[str, list[QuestionRe
     found = RecordStore(out).read()
     records = {
         name: [record for record in found[name] if record.question_id in listed]
-        for name in METHODS
-        if name in found
+        for name in method_order(found)
     }
     records = {name: group for name, group in records.items() if group}
     if not records:
@@ -87,8 +88,8 @@ def build_results(
     stopping = {}
     for name, group in records.items():
         methods[name] = {
-            "label": METHODS[name].label,
-            "about": METHODS[name].about,
+            "label": find_method(name).label,
+            "about": find_method(name).about,
             "vote": votes[name],
             "vote_wanted": wanted[name],
             **dataclasses.asdict(summarise(group, votes[name], draws)),
@@ -111,6 +112,9 @@ def build_results(
             comparison = compare(records[baseline], group, votes, draws)
             if comparison is not None:
                 comparisons[name] = _described(comparison, records, votes)
+    with Grader() as grader:
+        undecided = against_undecided(records, votes, grader, draws)
+    thresholds = (card or {}).get("deciding", {})
     return {
         "schema_version": RESULTS_SCHEMA_VERSION,
         "created": manifest["created"],
@@ -134,6 +138,11 @@ def build_results(
         "comparisons": comparisons,
         "curves": curves,
         "stops": stopping,
+        "decided": undecided,
+        "stop_rules": [
+            dataclasses.asdict(found)
+            for found in on_records(records, votes, thresholds, aggregator, draws)
+        ],
         "shared": _shared(records, votes, draws),
         "latency": {
             name: [[record.question_id, record.repeat, record.seconds] for record in group]

@@ -21,16 +21,22 @@ from step_eval.config import EvalConfig
 from step_eval.inputs import EvalInputs, load_inputs
 from step_eval.manifest import earlier_manifest, make_manifest
 from step_eval.measure import measure
-from step_eval.methods.registry import BASELINE, METHODS
+from step_eval.methods.deepconf import CONSENSUS_SHARE
+from step_eval.methods.registry import BASELINE, Method, Sampler, base_name, find_method
 from step_eval.ranks import ORACLE, Ranks
 from step_eval.records import RecordStore
 from step_eval.results import KIND, write_results
+from step_eval.votes import most_weight, score_weigher, trace_weigher
 from step_infer.cli.progress import TraceProgress
+from step_infer.client.deciding import CONSENSUS, LIKELY, NEVER, StopRule, likely_rule
 from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
 from step_infer.client.prompt import dated_kwargs
-from step_infer.client.trace import Sampling, TracePlan
+from step_infer.client.running_vote import RunningVote
+from step_infer.client.trace import Sampling, TracePlan, in_waves
 from step_infer.errors import InputError
+from step_infer.scorer.aggregate import NEVER_RISE
+from step_infer.scorer.card import ScorerCard
 from step_infer.storage.run_directory import RunDirectory, write_manifest
 
 _WARM_UP_TOKENS = 16
@@ -65,6 +71,8 @@ class Evaluation:
         self.inputs = inputs or load_inputs(config, self.console.print)
         self.store = RecordStore(config.out)
         self.ranks = Ranks(self.inputs)
+        for name in config.method_names:  # a missing threshold, before any engine starts
+            stop_rule(find_method(name), vote_name(name, config.vote), config, self.inputs.card)
         self._prompt_date = datetime.now().isoformat(timespec="seconds")
 
     def run(self) -> dict[str, Any]:
@@ -80,14 +88,15 @@ class Evaluation:
             # The baseline first: the oracle takes from it which traces come out right.
             names = sorted(config.method_names, key=lambda name: name != BASELINE)
             todo = {name: self._missing(name) for name in names}
-            if ORACLE in todo:
-                todo[ORACLE] = self._known_to_oracle(todo[ORACLE], todo.get(BASELINE, []))
+            for name in (name for name in names if base_name(name) == ORACLE):
+                todo[name] = self._known_to_oracle(todo[name], todo.get(BASELINE, []))
             budget = Budget(**earlier["budget"]) if earlier else self._budget()
             if earlier is None or any(todo.values()):
                 manifest = make_manifest(self.inputs, budget, earlier, self._prompt_date)
                 write_manifest(run.path, manifest)
             self._print_plan(budget, todo)
             with Grader() as grader:
+                grader.warm_up()
                 for name, missing in todo.items():
                     if missing:
                         self._run_method(name, missing, budget, grader)
@@ -108,8 +117,8 @@ class Evaluation:
         known = self.ranks.answerable(asked, coming)
         if len(known) < len(asked):
             self.console.print(
-                f"{METHODS[ORACLE].label}: {len(asked) - len(known)} questions have no record of "
-                f"the method sc in {self.config.oracle_from}, and are left out.",
+                f"{find_method(ORACLE).label}: {len(asked) - len(known)} questions have no record "
+                f"of the method sc in {self.config.oracle_from}, and are left out.",
                 highlight=False,
             )
         return known
@@ -157,9 +166,10 @@ class Evaluation:
         grader: Grader,
     ) -> None:
         config = self.config
-        method = METHODS[name]
+        method = find_method(name)
         shown = {question.id for question in self.inputs.questions[: config.kv_series_questions]}
         vote_by = vote_name(name, config.vote)
+        sampler = _sampler(method, config)
         with device_lock(config.device_lock, alone=False):
             engine = self._engine(method.engine_options(config), budget.tokens)
         with (
@@ -183,10 +193,27 @@ class Evaluation:
                         keep_text=config.keep_text,
                         on_trace=lambda trace: progress.finished(len(trace.token_ids)),
                         on_step=progress.step,
-                        sampler=None if method.sampler is None else method.sampler(config),
+                        sampler=sampler,
+                        vote_open=self._vote(method, vote_by, grader),
                     )
                 self.store.append(record)
                 progress.question(outcome(record, vote_by).right)
+
+    def _vote(self, method: Method, vote_by: str, grader: Grader) -> RunningVote | None:
+        """Return what ends a question's traces when its vote is decided, if anything does."""
+        if method.stop_rule == NEVER:
+            return None
+        config, card = self.config, self.inputs.card
+        aggregator = config.aggregator or (None if card is None else card.aggregator)
+        return RunningVote(
+            range(method.traces or config.num_traces),
+            trace_weigher(vote_by),
+            most_weight(vote_by),
+            stop_rule(method, vote_by, config, card),
+            grader=grader,
+            expect=score_weigher(vote_by),
+            falls=aggregator in NEVER_RISE,
+        )
 
     def _engine(self, options: Mapping[str, Any], kv_budget_tokens: int | None) -> StepLLM:
         start = self._start_engine
@@ -202,8 +229,8 @@ class Evaluation:
         self, name: str, llm: StepLLM, question: Question, repeat: int
     ) -> list[TracePlan]:
         """Return the orders for a question's traces under a method."""
-        ranks = self.ranks.for_question(name, repeat, question)
-        plans = self._plans(llm, question, repeat)[: METHODS[name].traces]
+        ranks = self.ranks.for_question(base_name(name), repeat, question)
+        plans = self._plans(llm, question, repeat)[: find_method(name).traces]
         return [
             dataclasses.replace(plan, options={**plan.options, "rank": ranks[plan.trace_id]})
             if plan.trace_id in ranks
@@ -245,10 +272,32 @@ class Evaluation:
         for name, missing in todo.items():
             already = f", {total - len(missing)} done before" if len(missing) < total else ""
             self.console.print(
-                f"{METHODS[name].label}: {len(missing)} questions to ask{already}"
+                f"{find_method(name).label}: {len(missing)} questions to ask{already}"
                 + (", repeats counted" if self.config.repeats > 1 else ""),
                 highlight=False,
             )
+
+
+def stop_rule(
+    method: Method, vote_by: str, config: EvalConfig, card: ScorerCard | None
+) -> StopRule:
+    """Return a method's rule, with its threshold.
+
+    Raises:
+        InputError: the scorer card has no threshold for the rule `likely` and this vote.
+    """
+    if method.stop_rule == CONSENSUS:
+        return StopRule(CONSENSUS, CONSENSUS_SHARE, config.warmup)
+    if method.stop_rule == LIKELY:
+        return likely_rule({} if card is None else card.deciding, vote_by)
+    return StopRule(method.stop_rule)
+
+
+def _sampler(method: Method, config: EvalConfig) -> Sampler | None:
+    if method.wave is None:
+        return None if method.sampler is None else method.sampler(config)
+    wave = method.wave
+    return lambda llm, plans, on_step: llm.stream(in_waves([plans], wave), len(plans), on_step)
 
 
 def evaluate(

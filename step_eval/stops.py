@@ -76,7 +76,7 @@ def whole_traces(baseline: Sequence[QuestionRecord]) -> WholeTraces:
         (record.key, trace.trace_id): trace
         for record in baseline
         for trace in record.traces
-        if not trace.pruned
+        if trace.finished
     }
 
 
@@ -111,7 +111,7 @@ def stops(records: Sequence[QuestionRecord], baseline: Sequence[QuestionRecord])
     """
     whole = whole_traces(baseline)
     lengths = {
-        record.key: [trace.tokens for trace in record.traces if not trace.pruned]
+        record.key: [trace.tokens for trace in record.traces if trace.finished]
         for group in (records, baseline)  # the baseline's, where it has the question
         for record in group
     }

@@ -1,9 +1,11 @@
 """Vote rules by name: how much each trace of a question counts."""
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 
 from step_eval.records import TraceRecord
+from step_infer.client.trace import Trace
 from step_infer.errors import InputError
 
 Weights = Callable[[Sequence[float | None]], list[float]]
@@ -11,6 +13,12 @@ Weights = Callable[[Sequence[float | None]], list[float]]
 
 _POWER = re.compile(r"score(?:\^(\d+(?:\.\d+)?))?")
 _TOP = re.compile(r"score-top-([1-9]\d*)")
+_TRACE_FIELDS = {
+    "score": "trace_score",
+    "mean_confidence": "mean_token_confidence",
+    "lowest_confidence": "lowest_group_confidence",
+}
+"""Fields of `TraceRecord` that votes go by, as `Trace` calls them."""
 UNIFORM = "uniform"
 CONFIDENCE = "confidence"
 """Vote by the mean token confidence in the place of the score."""
@@ -86,6 +94,38 @@ def vote_rule(name: str) -> Weights:
     if match is None:
         raise InputError(f"Expected a vote out of {RULES}, found {name!r}.")
     return score_power(float(match[1] or 1))
+
+
+def most_weight(name: str) -> float:
+    """Return the most that a vote can weigh; infinity where other traces decide it, or nothing.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    vote_rule(name)
+    bounded = name == UNIFORM or _POWER.fullmatch(name) is not None  # scores are at most 1
+    return 1.0 if bounded else math.inf
+
+
+def trace_weigher(name: str) -> Callable[[Trace], float]:
+    """Return what weighs an ended trace's vote by a rule, while others still run.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    rule, signal = vote_rule(name), vote_signal(name)
+    field = None if signal is None else _TRACE_FIELDS[signal]
+    return lambda trace: rule([None if field is None else getattr(trace, field)])[0]
+
+
+def score_weigher(name: str) -> Callable[[float], float] | None:
+    """Return what weighs a trace score by a rule; None where the rule does not go by it.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    rule = vote_rule(name)
+    return (lambda score: rule([score])[0]) if vote_signal(name) == "score" else None
 
 
 def has_signal(vote_by: str, traces: Iterable[TraceRecord]) -> bool:

@@ -6,6 +6,8 @@ Plain data, no vLLM import.
 import dataclasses
 from typing import Any
 
+from step_infer.wire import DECIDED, OVER_BUDGET
+
 SUMMARY_INTERVAL_S = 10.0
 BUCKETS = 10
 
@@ -26,6 +28,10 @@ class Totals:
     """KV blocks that pruning made free; blocks that other requests share stay in use."""
     held_steps: int = 0
     """Engine steps in which waiting traces were held back for lack of memory."""
+    decided: int = 0
+    """Traces that a client ended because their question's vote was decided."""
+    over_budget: int = 0
+    """Traces that a client ended because their question's budget was spent."""
     disabled: int = 0
     """1 once scoring and pruning are off after a failure."""
 
@@ -68,6 +74,12 @@ class Counters:
         self.totals.freed_tokens += tokens
         self.totals.freed_kv_blocks += kv_blocks
 
+    def close(self, reason: str) -> None:
+        """Count a trace that its client ended for a reason: `DECIDED` or `OVER_BUDGET`."""
+        if reason in (DECIDED, OVER_BUDGET):
+            self.changed = True
+            setattr(self.totals, reason, getattr(self.totals, reason) + 1)
+
     def hold(self) -> None:
         """Count an engine step in which traces were held back."""
         self.changed = True
@@ -108,6 +120,10 @@ class Counters:
         )
         if totals.scored_steps:
             line += f", mean step score {self.score_sum / totals.scored_steps:.2f}"
+        if totals.decided:
+            line += f", {totals.decided:,} traces ended as their vote was decided"
+        if totals.over_budget:
+            line += f", {totals.over_budget:,} traces ended over their budget"
         if totals.held_steps:
             line += f", traces held back in {totals.held_steps:,} engine steps"
         if totals.dropped_scores:

@@ -37,6 +37,7 @@ class LiveTrace:
         "min_steps",
         "num_tokens",
         "positions",
+        "progress",
         "prune",
         "request_id",
         "scores",
@@ -54,6 +55,7 @@ class LiveTrace:
         self.aggregator = options.aggregator or aggregator
         self._score = RunningScore(self.aggregator)
         self.capture = options.capture and settings.capture
+        self.progress = options.progress
         self.groups: GroupConfidence | None = None
         """The sliding window, where the request asked for one."""
         if options.window is not None:
@@ -129,6 +131,8 @@ class LiveTraces:
         """Every live trace by its request id."""
         self.pending: dict[str, LiveTrace] = {}
         """Traces whose newest token ends a step that has not been scored yet."""
+        self.news: dict[str, float | None] = {}
+        """Trace scores that are new in this step, of those that asked for `progress`."""
         self.kept: dict[str, int] = {}
         """For each group with live traces: those, and its traces that finished by themselves with
         something to judge them by."""
@@ -149,6 +153,7 @@ class LiveTraces:
         by their confidence alone, unless it asked for that.
         """
         self.pending.pop(request_id, None)
+        self.news.pop(request_id, None)
         trace = self.traces.pop(request_id, None)
         if trace is None or trace.group is None:
             return
@@ -177,7 +182,7 @@ class LiveTraces:
 
     def clear(self) -> None:
         """Forget everything."""
-        for table in (self.traces, self.pending, self.kept, self._live):
+        for table in (self.traces, self.pending, self.news, self.kept, self._live):
             table.clear()  # type: ignore[attr-defined]
 
     def see_tokens(self, trace: LiveTrace, token_ids: Sequence[int]) -> None:
@@ -217,6 +222,8 @@ class LiveTraces:
                 trace.confidences.append(trace.confidence)
             score = self._score(trace, rows, row)
             trace.add_score(score)
+            if trace.progress:
+                self.news[request_id] = trace.score
             if math.isfinite(score):
                 self._counters.score(score)
             elif self._settings.scorer or (rows is not None and rows.scores_B is not None):

@@ -41,6 +41,7 @@ from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import read_card
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.wire import (
+    CALLER_KEY,
     CONFIDENCE,
     CONFIG_KEY,
     PRUNED,
@@ -48,11 +49,17 @@ from step_infer.wire import (
     UNSCORED_ATTRIBUTE,
     Refusal,
     Report,
+    ScoreSoFar,
     StepRows,
+    told_apart,
 )
 
 # In vLLM's own logger tree: its format and level apply.
 logger = init_logger(f"vllm.{__name__}")
+
+_FAILED: Refusal = {
+    "error": "Expected an engine that scores, found one whose scoring failed. Hint: see its log."
+}
 
 
 class StepScheduler(AsyncScheduler):
@@ -116,34 +123,45 @@ class StepScheduler(AsyncScheduler):
         self.following = True
 
     def add_request(self, request: Request) -> None:
-        """Take a request in; follow it as a trace if it opted in."""
+        """Take a request in; follow it as a trace if it opted in, or say why not."""
         super().add_request(request)  # first: scoring may fail, but never the request
-        if self.following and not self.disabled:
-            try:
-                self._begin(request)
-            except InputError as error:
-                self._refused[request.request_id] = {"error": f"{error!s:.300}"}
-                logger.warning("Request %.100r is not scored. %.300s", request.request_id, error)
-            except Exception:  # of this request only: one client must not stop scoring for others
-                logger.exception("Request %.100r is not scored.", request.request_id)
+        if not self.following:
+            return
+        try:
+            self._begin(request)
+        except InputError as error:
+            self._refused[request.request_id] = {"error": f"{error!s:.300}"}
+            logger.warning("Request %.100r is not scored. %.300s", request.request_id, error)
+        except Exception:  # of this request only: one client must not stop scoring for others
+            self._refused[request.request_id] = _FAILED
+            logger.exception("Request %.100r is not scored.", request.request_id)
 
     def _begin(self, request: Request) -> None:
         params = request.sampling_params
         if params is None or request.resumable:
             return  # pooling, or a session whose later turns would count as the same trace
+        if self.disabled:
+            if (params.extra_args or {}).get(CONFIG_KEY) is not None:
+                self._refused[request.request_id] = _FAILED  # the log has said so once
+            return
         options = self.options_class.from_extra_args(params.extra_args)
         if options is None:
             return
         if request.lora_request is not None:
-            logger.warning_once(
-                "Requests with a LoRA adapter are not scored: the scorer belongs to the model "
-                "without it. Merge the adapter into the model and train a scorer for that."
+            raise InputError(
+                "Expected a request without a LoRA adapter, found one with it: the scorer belongs "
+                "to the model alone. Hint: merge the adapter into the model and train a scorer for "
+                "that."
             )
-            return
-        if options.group is not None and request.cache_salt:
-            # Callers that vLLM keeps apart in the prefix cache do not share groups either.
-            owner = hashlib.sha256(request.cache_salt.encode()).hexdigest()[:16]
-            options = dataclasses.replace(options, group=f"{options.group}\0{owner}")
+        if options.group is not None:
+            caller = (params.extra_args or {}).get(CALLER_KEY)
+            if self.settings.private_groups and not caller:
+                raise InputError(
+                    f"Expected a group of a known caller, found {options.group!r:.60} of an "
+                    "unknown one. Hint: send plain JSON to step-serve, or name no group."
+                )
+            group = owned_group(options.group, caller, request.cache_salt)
+            options = dataclasses.replace(options, group=group)
         child = child_of(request.request_id)
         if options.group is None and child is not None:
             options = dataclasses.replace(options, group=IMPLICIT_GROUP + child[1])
@@ -244,19 +262,25 @@ class StepScheduler(AsyncScheduler):
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> list[Request]:
         """Finish requests from outside (aborts, errors, pruning) and forget their traces."""
+        why: dict[str, str] = {}
+        if self.following and request_ids is not None and not isinstance(request_ids, str):
+            request_ids, why = told_apart(request_ids)
         finished = super().finish_requests(request_ids, finished_status)
         try:
             for request in finished if self.following else ():
                 self._refused.pop(request.request_id, None)
-                self._forget(request.request_id)
+                self._forget(request.request_id, why.get(request.request_id))
         except Exception:
             self._disable("Scoring")
         return finished
 
-    def _forget(self, request_id: str) -> None:
+    def _forget(self, request_id: str, why: str | None) -> None:
         trace = self.live.traces.get(request_id)
+        if trace is not None and why is not None:
+            self.counters.close(why)
         if trace is not None and self.events is not None:
-            self.events.write("abort", trace, self.kv_cache_manager.usage)
+            reason = {} if why is None else {"reason": why}
+            self.events.write("abort", trace, self.kv_cache_manager.usage, **reason)
         self.live.remove(request_id, survived=False)
         self.reports.abort(request_id)
 
@@ -264,7 +288,7 @@ class StepScheduler(AsyncScheduler):
         self, outputs: dict[int, EngineCoreOutputs], rows: StepRows | None, req_ids: list[str]
     ) -> None:
         # Runs for each request and step: most tokens are only counted, without a call.
-        live, early = self.live, self.reports.early
+        live, early, news = self.live, self.reports.early, self.live.news
         traces, marks, confidences = live.traces, live.marks, None
         if live.confidence:
             confidences = live.confidence_of(rows, req_ids)
@@ -297,6 +321,9 @@ class StepScheduler(AsyncScheduler):
                     live.remove(request_id, survived=not failed)
                 elif request_id in early:
                     _attach(output, self.reports.so_far(request_id))
+                elif request_id in news:
+                    _attach(output, {"score": news[request_id]})
+        news.clear()
 
     def _tell_refusals(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         for client_outputs in outputs.values():
@@ -444,6 +471,8 @@ class StepScheduler(AsyncScheduler):
         """After a failure of ours: say so once, forget all traces, leave vLLM alone from now on."""
         self.disabled = True
         self.counters.disable()
+        running = self.live.traces.keys() & self.requests.keys()
+        self._refused |= dict.fromkeys(running, _FAILED)
         self.live.clear()
         self.reports.clear()
         self._pruned_groups.clear()
@@ -455,5 +484,16 @@ class StepScheduler(AsyncScheduler):
         )
 
 
-def _attach(output: EngineCoreOutput, report: Report | Refusal) -> None:
+def owned_group(group: str, caller: object, salt: str | None) -> str:
+    """Return a group's name with a hash of its owner, where something tells callers apart.
+
+    Callers that vLLM keeps apart in the prefix cache, by their salts, do not share groups either.
+    """
+    if not (caller or salt):
+        return group
+    owner = hashlib.sha256(f"{caller or ''}\0{salt or ''}".encode()).hexdigest()
+    return f"{group}\0{owner[:16]}"
+
+
+def _attach(output: EngineCoreOutput, report: Report | ScoreSoFar | Refusal) -> None:
     output.kv_transfer_params = {**(output.kv_transfer_params or {}), CONFIG_KEY: report}

@@ -15,10 +15,10 @@ The value is a text:
   text of any of these. `capture` is refused: hidden states are no JSON.
 
 A request with a bad option is answered, without scores; `kv_transfer_params["step"]["error"]` of
-the response and the server's log say why. A group's name has at most 256 characters. Whoever knows
-it can join the group, so give each caller a `cache_salt` of its own, or use names that nobody can
-guess (a UUID), where clients do not trust each other. docs/observability.md says more of that, of
-the metrics and of the event log.
+the response and the server's log say why. A group's name has at most 256 characters, and belongs to
+the API key that the request came with: another key's group of that name is another group, unless
+`--share-groups` is given. docs/observability.md says more of that, of the metrics and of the event
+log.
 
 What comes back, as `kv_transfer_params["step"]` of the response (in the openai client
 `response.kv_transfer_params`):
@@ -48,27 +48,21 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from step_infer.cli.command import run
-from step_infer.client.engine import (
-    CPU_BATCH_TOKENS,
-    CPU_BLOCK_SIZE,
-    CPU_KV_BYTES,
-    cpu_dtype,
-)
-from step_infer.client.prompt import context_length
 from step_infer.client.weights import check_weights
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.scorer.card import read_card
 from step_infer.scorer.identity import identify
+from step_infer.server.callers import MIDDLEWARE
+from step_infer.server.flags import ADDITIONAL_CONFIG, cpu_flags, flag_values, take_config
 from step_infer.settings import StepSettings
 from step_infer.wire import CONFIG_KEY
 
 _OURS = ("scheduler-cls", "worker-cls")
-_CONFIG = "additional-config"
 _REFUSED = {
     "speculative-config": "speculative decoding",
     "enable-batch-sharded-sampling": "batch-sharded sampling",
@@ -93,7 +87,7 @@ def _main(argv: Sequence[str] | None = None) -> int:
     read_card(own.scorer)  # before torch, which takes seconds: a wrong path is told at once
     from step_infer.scorer.network import load_scorer
 
-    values = _values(flags)
+    values = flag_values(flags)
     identity = identify(own.model, values.get("revision"))
     load_scorer(own.scorer, identity, settings.allow_mismatch)
     if "load-format" not in values:
@@ -149,6 +143,11 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "(default: %(default)s)",
     )
     add(
+        "--share-groups",
+        action="store_true",
+        help="let requests with different API keys join one group (default: false)",
+    )
+    add(
         "--event-log",
         metavar="FILE",
         help="append a JSON line for each scored trace that ends; step-eval events draws it "
@@ -186,7 +185,7 @@ def _hyphenated(argument: str) -> str:
     name, equals, value = argument.partition("=")
     hyphens = name.replace("_", "-")
     ours = {f"--{field.name}".replace("_", "-") for field in dataclasses.fields(StepSettings)}
-    ours |= {"--no-prune", "--print-command"}
+    ours |= {"--no-prune", "--share-groups", "--print-command"}
     return f"{hyphens if hyphens in ours else name}{equals}{value}"
 
 
@@ -199,6 +198,7 @@ def _settings(own: argparse.Namespace) -> StepSettings:
         aggregator=own.aggregator,
         resume_free=own.resume_free,
         max_held_steps=own.max_held_steps,
+        private_groups=not own.share_groups,
         event_log=None if own.event_log is None else event_log_path(own.event_log),
         allow_mismatch=tuple(own.allow_mismatch),
     )
@@ -219,14 +219,14 @@ def server_command(
     """
     if importlib.util.find_spec("vllm") is None:
         raise InputError("Expected vLLM in this environment, found none. Hint: make setup.")
-    flags, config = _take_config(flags)
+    flags, config = take_config(flags)
     if CONFIG_KEY in config:
         raise InputError(
-            f"Expected --{_CONFIG} without {CONFIG_KEY!r}, which step-serve fills in, found "
-            f"{config[CONFIG_KEY]!r:.60}. Hint: use step-serve's own options."
+            f"Expected --{ADDITIONAL_CONFIG} without {CONFIG_KEY!r}, which step-serve fills in, "
+            f"found {config[CONFIG_KEY]!r:.60}. Hint: use step-serve's own options."
         )
-    values = _values(flags)
-    for name in (*_OURS, _CONFIG):
+    values = flag_values(flags)
+    for name in (*_OURS, ADDITIONAL_CONFIG):
         if name in values:
             raise InputError(
                 f"Expected no {name} in vLLM's flags, found {values[name]!r:.60}: step-serve fills "
@@ -241,15 +241,18 @@ def server_command(
     ours = {
         "scheduler-cls": "step_infer.scheduler.StepScheduler",
         "worker-cls": "step_infer.worker.StepWorker",
-        _CONFIG: json.dumps({**config, CONFIG_KEY: settings.to_dict()}),
+        ADDITIONAL_CONFIG: json.dumps({**config, CONFIG_KEY: settings.to_dict()}),
     }
-    command = [*_server(model), *flags]
+    command = _server(model)
+    if settings.private_groups:
+        command += ["--middleware", MIDDLEWARE]  # the first is the innermost: after the user's own
+    command += flags
     for name, value in ours.items():
         command += [f"--{name}", value]
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu():
-        return {}, command + _cpu_flags(model, values)
+        return {}, command + cpu_flags(model, values)
     # FlashInfer's sampler is compiled at the first start, for minutes; vLLM's own is not.
     return {"VLLM_USE_FLASHINFER_SAMPLER": "0"}, command
 
@@ -266,104 +269,6 @@ def _server(model: str) -> list[str]:
     if script is not None:
         return [script, "serve", model]
     return [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model]
-
-
-def _take_config(flags: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Take the user's --additional-config out of the flags; return the rest and its value."""
-    rest: list[str] = []
-    config: dict[str, Any] = {}
-    remaining = iter(flags)
-    for flag in remaining:
-        name, equals, value = flag.partition("=")
-        name = name.replace("_", "-")
-        if name.startswith(f"--{_CONFIG}."):
-            raise InputError(
-                f"Expected --{_CONFIG} as one JSON object, found {flag}. "
-                f"Hint: --{_CONFIG} '{{\"NAME\": VALUE}}'."
-            )
-        if name != f"--{_CONFIG}":
-            rest.append(flag)
-            continue
-        text = value if equals else next(remaining, "")
-        try:
-            found = json.loads(text)
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise InputError(
-                f"Expected a JSON object after --{_CONFIG}, found {text!r:.60}. "
-                f"Hint: --{_CONFIG} '{{\"NAME\": VALUE}}'."
-            )
-        config = found
-    return rest, config
-
-
-def _values(flags: Sequence[str]) -> dict[str, str]:
-    """Return the long flags, named as vLLM's parser names them, with what follows each.
-
-    Those of a `--config FILE` (YAML) are among them. vLLM's own parser is not asked: to import it
-    takes some ten seconds, which a mistake would have to wait for.
-    """
-    values: dict[str, str] = {}
-    for flag, following in zip(flags, [*flags[1:], ""], strict=False):
-        if flag.startswith("--"):
-            name, equals, value = flag[2:].partition("=")
-            values[_flag_name(name)] = value if equals else following
-    return _config_values(values["config"]) | values if "config" in values else values
-
-
-def _flag_name(name: str) -> str:
-    return name.partition(".")[0].replace("_", "-")
-
-
-def _config_values(path: str) -> dict[str, str]:
-    """Return the flags of vLLM's configuration file; one that is false is its --no-NAME."""
-    import yaml
-
-    try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"Expected a YAML file after --config, found: {reason}. "
-            "Hint: check the path and what the file holds."
-        ) from error
-    if not isinstance(found, dict):
-        raise InputError(
-            f"Expected a YAML file of flags and values after --config, found {found!r:.60} in "
-            f"{path}. Hint: write one flag a line, as NAME: VALUE."
-        )
-    names = {name: _flag_name(str(name)) for name in found}
-    return {
-        f"no-{names[name]}" if value is False else names[name]: str(value)
-        for name, value in found.items()
-    }
-
-
-def _cpu_flags(model: str, values: dict[str, str]) -> list[str]:
-    """Return what a CPU engine needs and the user did not set; as StepLLM does it."""
-    defaults = {"block-size": str(CPU_BLOCK_SIZE), "kv-cache-memory-bytes": str(CPU_KV_BYTES)}
-    dtype = cpu_dtype()
-    if dtype is not None:
-        defaults["dtype"] = dtype
-    added = [
-        text
-        for name, value in defaults.items()
-        if name not in values
-        for text in (f"--{name}", value)
-    ]
-    if not values.keys() & {"enforce-eager", "no-enforce-eager"}:
-        added.append("--enforce-eager")
-    if "enable-chunked-prefill" in values:
-        return added
-    if "no-enable-chunked-prefill" not in values:
-        added.append("--no-enable-chunked-prefill")
-    if "max-num-batched-tokens" not in values:
-        given = values.get("max-model-len", "")
-        longest = int(given) if given.isdigit() else 0
-        longest = longest or context_length(model, revision=values.get("revision")) or 0
-        added += ["--max-num-batched-tokens", str(max(CPU_BATCH_TOKENS, longest))]
-    return added
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ class StepSettings:
     max_held_steps: int | None = 256
     """Engine steps after which a group that waits for this is held back no longer, so that groups
     share the cache; None: no limit, for an engine whose groups are all of one owner."""
+    private_groups: bool = False
+    """Only traces of one caller share a group, and one whose caller is unknown cannot name a group;
+    `step_infer.server.callers` makes callers known."""
     capture: bool = False
     """Return the hidden states at the boundaries of requests that ask for them (offline only)."""
     confidence: bool = False
@@ -137,6 +140,8 @@ class RequestOptions:
     (`step_infer.confidence`); the engine must record confidences."""
     stop_below: float | None = None
     """Stop the trace as soon as a group confidence is lower than this."""
+    progress: bool = False
+    """Send the trace score with the outputs on the way, whenever it is new."""
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> Self | None:
@@ -203,7 +208,7 @@ class RequestOptions:
         _check("option stop_below", self.stop_below, good, "a finite number")
         if self.stop_below is not None and self.window is None:
             raise InputError("Expected step option window beside stop_below, found none.")
-        for name in ("prune", "capture"):
+        for name in ("prune", "capture", "progress"):
             flag = getattr(self, name)
             _check(f"option {name}", flag, flag is None or isinstance(flag, bool), "true or false")
         if self.aggregator is not None and self.aggregator not in list(AGGREGATORS):

@@ -19,6 +19,8 @@ from step_infer.wire import CONFIG_KEY
 
 _COUNTERS = {
     "pruned": "Traces stopped for their score.",
+    "decided": "Traces ended because the vote of their question was decided.",
+    "over_budget": "Traces ended because the budget of their question was spent.",
     "scored_steps": "Steps scored.",
     "freed_tokens": "Tokens of pruned traces, prompt included.",
     "freed_kv_blocks": "KV blocks that pruning made free.",

@@ -9,6 +9,7 @@ trace's report to vLLM's `EngineCoreOutput`, as `kv_transfer_params["step"]`, wh
 Plain data: neither torch nor vLLM is loaded here.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -16,6 +17,8 @@ import numpy as np
 
 CONFIG_KEY = "step"
 """Key in the engine's `additional_config`, in a request's `extra_args`, and in what comes back."""
+CALLER_KEY = "step_caller"
+"""Key in a request's `extra_args` of the mark of who sent it (`step_infer.server.callers`)."""
 
 ROWS_ATTRIBUTE = "step_rows"
 """Attribute of a `ModelRunnerOutput` that carries its `StepRows`."""
@@ -28,6 +31,33 @@ PRUNED = "pruned"
 """`stop_reason` of a trace that was stopped for want of memory; its `finish_reason` is "abort"."""
 CONFIDENCE = "confidence"
 """`stop_reason` of one whose group confidence fell below the request's `stop_below`."""
+
+DECIDED = "decided"
+"""Why a client ends a trace: the vote of its question is decided without it."""
+OVER_BUDGET = "over_budget"
+"""Why a client ends a trace: its question has used up its budget."""
+_WHY = "\0step:"
+
+
+def because(reason: str, request_ids: Iterable[str]) -> list[str]:
+    """Return request ids as an abort that says why carries them, between two marks.
+
+    vLLM's aborts are lists of ids, which it may join; an id that it does not know it passes over.
+    """
+    return [_WHY + reason, *request_ids, _WHY]
+
+
+def told_apart(request_ids: Iterable[str]) -> tuple[list[str], dict[str, str]]:
+    """Return the ids of an abort without its marks, and why, for those of which that is said."""
+    ids, why, reason = [], {}, ""
+    for request_id in request_ids:
+        if request_id.startswith(_WHY):
+            reason = request_id.removeprefix(_WHY)
+            continue
+        ids.append(request_id)
+        if reason:
+            why[request_id] = reason
+    return ids, why
 
 
 @dataclass
@@ -97,6 +127,13 @@ class Report(TypedDict):
     """With n > 1: the number of the choice that ended last, whose report this is."""
     choices: NotRequired[list[ChoiceReport]]
     """With n > 1: a report of every choice, in their order."""
+
+
+class ScoreSoFar(TypedDict):
+    """With the option `progress`: what an output on the way carries after a new step score."""
+
+    score: float | None
+    """The trace score as of now."""
 
 
 class Refusal(TypedDict):

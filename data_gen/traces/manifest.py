@@ -1,10 +1,10 @@
 """The manifest of a traces directory, without what its tables and states need to be read."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 from step_infer.errors import InputError
+from step_infer.storage.files import real_path
 from step_infer.storage.run_directory import MANIFEST_NAME, read_manifest
 
 KIND = "traces"
@@ -40,9 +40,9 @@ def _check_part(directory: Path, index: int, part: Any) -> None:
             f"{index} of {directory / MANIFEST_NAME}, found {part!r:.60}. Hint: restore the "
             "manifest, or make the directory again."
         )
-    inside = os.path.realpath(directory)
+    inside = real_path(directory)
     for listed in filter(None, files):
-        if not Path(os.path.realpath(directory / listed["file"])).is_relative_to(inside):
+        if not real_path(directory / listed["file"]).is_relative_to(inside):
             raise InputError(
                 f"Expected part {index} of {directory / MANIFEST_NAME} inside its directory, "
                 f"found {listed['file']!r:.60}, which leads out of it. Hint: copy the file into "

@@ -3,8 +3,8 @@
 The first traces of a question run to their ends and give the threshold, a percentile of their
 lowest group confidences; the others are stopped by the scheduler when a group falls below it.
 Traces below it do not vote, warm-up traces included, as in the authors' code; the others vote by
-their lowest group confidence. The number of traces is fixed: the paper's adaptive sampling, which
-ends a question early when its votes agree, is left out.
+their lowest group confidence. The number of traces is fixed; with the suffix `+decided` a question
+ends early when its votes agree, as in the paper's adaptive sampling.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,6 +19,8 @@ from step_infer.errors import InputError
 
 WARMUP = 16
 """Warm-up traces in the paper."""
+CONSENSUS_SHARE = 0.95
+"""Part of the weight that the leading answer has when the votes agree, as in the paper."""
 LOW, HIGH = 90.0, 10.0
 """Percentiles of DeepConf-low, which keeps the top 10 %, and DeepConf-high: the top 90 %."""
 

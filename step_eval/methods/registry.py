@@ -1,13 +1,15 @@
 """The methods that can be compared: each is a way to start the engine and a way to vote."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol
 
-from step_eval.methods.deepconf import HIGH, LOW, DeepConf
+from step_eval.methods.deepconf import CONSENSUS_SHARE, HIGH, LOW, DeepConf
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.methods.victims import ABLATIONS, VICTIM_SCHEDULER
+from step_infer.client.deciding import CONSENSUS, LIKELY, NEVER, UNBEATABLE
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
 from step_infer.errors import InputError
@@ -63,6 +65,12 @@ class Method:
     """Whether it goes by token confidences: then a replay needs recorded ones."""
     traces: int | None = None
     """Traces of a question, the first ones of `num_traces`; None takes all."""
+    decided_by: str = UNBEATABLE
+    """The stop rule of the suffix `+decided`."""
+    stop_rule: str = NEVER
+    """When a question's vote is decided, and its other traces end."""
+    wave: int | None = None
+    """Traces of a question that run at once; None: all."""
 
 
 def _stock(config: MethodSettings) -> dict[str, Any]:
@@ -128,6 +136,7 @@ METHODS: dict[str, Method] = {
         "lowest-confidence",
         _confidence,
         sampler=_deepconf(LOW),
+        decided_by=CONSENSUS,
         needs_confidence=True,
         settings=("min_keep", "warmup", "window"),
     ),
@@ -137,6 +146,7 @@ METHODS: dict[str, Method] = {
         "lowest-confidence",
         _confidence,
         sampler=_deepconf(HIGH),
+        decided_by=CONSENSUS,
         needs_confidence=True,
         settings=("min_keep", "warmup", "window"),
     ),
@@ -178,6 +188,58 @@ ALL = "all"
 """Stands for every method."""
 
 
+DECIDED_SUFFIX, LIKELY_SUFFIX = "+decided", "+likely"
+_SUFFIXES = re.compile(r"(?P<rule>\+decided|\+likely)(?P<wave>\+wave[1-9]\d*)?")
+_RULE_WORDS = {
+    UNBEATABLE: "no other answer can win any more",
+    LIKELY: "it is improbable that another answer wins",
+    CONSENSUS: f"one answer has {CONSENSUS_SHARE:.0%} of the weight",
+}
+
+
+def base_name(name: str) -> str:
+    """Return the name of the method that another one is with a suffix; of the others their own."""
+    return name.partition("+")[0]
+
+
+def find_method(name: str) -> Method:
+    """Return the method of a name of `METHODS`, perhaps with suffixes.
+
+    `+decided` ends a question as soon as its vote is decided, `+likely` as soon as that is likely;
+    after one of them, `+waveK` runs at most K traces of a question at once.
+
+    Raises:
+        KeyError: there is no such method.
+    """
+    base = METHODS[base_name(name)]
+    suffixes = name.removeprefix(base_name(name))
+    if not suffixes:
+        return base
+    found = _SUFFIXES.fullmatch(suffixes)
+    if found is None:
+        raise KeyError(name)
+    likely = found["rule"] == LIKELY_SUFFIX
+    rule = LIKELY if likely else base.decided_by
+    wave = int(found["wave"].removeprefix("+wave")) if found["wave"] else None
+    about = f"{base.about}; a question ends as soon as {_RULE_WORDS[rule]}"
+    if wave is not None:
+        about += f"; at most {wave} of its traces run at once"
+    return replace(
+        base,
+        label=base.label + suffixes,
+        about=about,
+        needs_scorer=base.needs_scorer or likely,
+        stop_rule=rule,
+        wave=wave,
+    )
+
+
+def method_order(names: Iterable[str]) -> list[str]:
+    """Return names of methods in the registry's order, each before those with its suffixes."""
+    order = list(METHODS)
+    return sorted(names, key=lambda name: (order.index(base_name(name)), name))
+
+
 def method_names(text: str) -> list[str]:
     """Split "sc,step" into names of methods; "all" is every one.
 
@@ -191,8 +253,18 @@ def method_names(text: str) -> list[str]:
     if not names:
         raise InputError(f"Expected --methods out of {known}, found none.")
     for name in names:
-        if name not in METHODS:
-            raise InputError(f"Expected --methods out of {known}, found {name!r}.")
+        try:
+            method = find_method(name)
+        except KeyError:
+            raise InputError(
+                f"Expected --methods out of {known}, found {name!r}. Hint: {DECIDED_SUFFIX} or "
+                f"{LIKELY_SUFFIX} may follow a name, and +waveK one of them."
+            ) from None
+        if method.wave is not None and method.sampler is not None:
+            raise InputError(
+                f"Expected a method that starts its traces all at once before +wave, found "
+                f"{base_name(name)}. Hint: sc and step do."
+            )
     if len(set(names)) < len(names):
         raise InputError(f"Expected each method once in --methods, found {text!r}.")
     return names

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from step_eval.config import EvalConfig, MethodOptions
-from step_eval.methods.registry import ALL, METHODS, method_names
+from step_eval.methods.registry import ALL, find_method, method_names
 from step_infer.errors import InputError
 
 
@@ -37,7 +37,8 @@ class ReplayConfig(MethodOptions):
     a config.json."""
     scorer: str | None = None
     """Scorer file whose size the worker's scorer takes; none given, one of random weights with 512
-    units. Its scores are computed and then replaced by the recorded ones."""
+    units. Its scores are computed and then replaced by the recorded ones; the methods +likely take
+    their threshold from it."""
     limit: int | None = None
     """Use only so many questions from the start."""
     length_scale: float = 1.0
@@ -52,7 +53,7 @@ class ReplayConfig(MethodOptions):
 
     def __post_init__(self) -> None:
         for name in self.method_names:
-            if METHODS[name].needs_text:
+            if find_method(name).needs_text:
                 raise InputError(
                     f"Expected methods that do not look at the text of traces, found {name!r}: "
                     "a replay has no text. Hint: leave it out of --methods."
@@ -72,7 +73,7 @@ class ReplayConfig(MethodOptions):
         """The methods to run; "all" leaves out those that need text."""
         names = method_names(self.methods)
         if self.methods.strip() == ALL:
-            names = [name for name in names if not METHODS[name].needs_text]
+            names = [name for name in names if not find_method(name).needs_text]
         return names
 
     def evaluation(

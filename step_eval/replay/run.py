@@ -12,7 +12,7 @@ from rich.console import Console
 
 from data_gen.questions.load import Question, QuestionSet
 from step_eval.inputs import EvalInputs
-from step_eval.methods.registry import METHODS
+from step_eval.methods.registry import find_method
 from step_eval.recorded.files import read_pool
 from step_eval.recorded.traces import PoolQuestion, TracePool
 from step_eval.replay.config import ReplayConfig
@@ -69,13 +69,13 @@ def read_traces(config: ReplayConfig) -> tuple[TracePool, float]:
             f"{without[0]}. Hint: collect traces of questions that have answers."
         )
     pool = replace(pool, questions=tuple(as_answered(question) for question in pool.questions))
-    needing = [name for name in config.method_names if METHODS[name].needs_scorer]
+    needing = [name for name in config.method_names if find_method(name).needs_scorer]
     if needing and not pool.scored:
         raise InputError(
             f"Expected recorded step scores in {config.traces} for the method {needing[0]}, found "
             "none. Hint: collect the traces with step-collect --scorer."
         )
-    unsure = [name for name in config.method_names if METHODS[name].needs_confidence]
+    unsure = [name for name in config.method_names if find_method(name).needs_confidence]
     if unsure and not pool.confident:
         raise InputError(
             f"Expected recorded confidences in {config.traces} for the method {unsure[0]}, found "

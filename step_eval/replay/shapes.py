@@ -122,10 +122,10 @@ def write_scorer(
     """
     identity = identify(str(model))
     torch.manual_seed(0)
-    net, width, depth = StepScorer(identity.hidden_size), 512, 1
+    net, width, depth, deciding = StepScorer(identity.hidden_size), 512, 1, {}
     if like is not None:
         net, card = load_scorer(like)
-        width, depth = card.width, card.depth
+        width, depth, deciding = card.width, card.depth, card.deciding
         if card.hidden_size != identity.hidden_size:
             raise InputError(
                 f"Expected a scorer of states of width {identity.hidden_size} ({name}), found "
@@ -140,5 +140,6 @@ def write_scorer(
         width=width,
         depth=depth,
         aggregator=aggregator,
+        deciding=deciding,
     )
     save_scorer(path, net, card)

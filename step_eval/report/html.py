@@ -23,6 +23,7 @@ from step_eval.report.words import (
     bin_rows,
     change,
     cost_words,
+    decided_rows,
     in_text,
     lost_words,
     number,
@@ -31,6 +32,7 @@ from step_eval.report.words import (
     seconds_words,
     sentence,
     shared_rows,
+    stop_rule_rows,
     unfinished,
     unknown_words,
     vote_words,
@@ -79,6 +81,8 @@ def render_report(
         vote_words=vote_words,
         headlines=[_headline(results, name) for name in results["comparisons"]],
         worse=[_worse(results, name) for name in results["comparisons"]],
+        decided=decided_rows(results),
+        stop_rules=stop_rule_rows(results),
         curves=[
             {
                 "label": methods[name]["label"],

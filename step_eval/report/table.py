@@ -10,8 +10,10 @@ from rich.table import Table
 from step_eval.report.words import (
     HEADINGS,
     change,
+    decided_rows,
     number,
     number_range,
+    stop_rule_rows,
     unfinished,
     vote_words,
 )
@@ -37,6 +39,7 @@ def print_results(results: dict[str, Any], console: Console) -> None:
             f"Fewer than {FEW_QUESTIONS} questions: the intervals are rough, and may be too narrow."
         )
     _print_counts(results, console)
+    _print_decided(results, console)
 
 
 def tables_that_fit(
@@ -181,6 +184,21 @@ def _print_counts(results: dict[str, Any], console: Console) -> None:
                 f"{base} with the same start: {totals['would_be_right']:,} of those would have "
                 "been right."
             )
+
+
+def _print_decided(results: dict[str, Any], console: Console) -> None:
+    for row in decided_rows(results):
+        console.print(
+            f"{row['label']} against {row['base']}, on {row['questions']} questions: "
+            f"{row['changed']}; {row['seconds']}; {row['tokens']}; {row['accuracy']}.",
+            highlight=False,
+        )
+    for row in stop_rule_rows(results):
+        console.print(
+            f"Had {row['label']} stopped when {row['rule']}, on its own records: {row['changed']}; "
+            f"{row['seconds']}; {row['accuracy']}.",
+            highlight=False,
+        )
 
 
 def _some(names: list[str]) -> str:

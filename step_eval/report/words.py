@@ -137,13 +137,52 @@ def bin_rows(bins: Sequence[Mapping[str, float]], kind: str) -> list[dict[str, A
     return rows
 
 
+def decided_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what each method that ends questions early changed, against the one that does not."""
+    return [
+        {
+            "label": results["methods"][name]["label"],
+            "base": results["methods"][found["baseline"]]["label"],
+            "questions": found["questions"],
+            "changed": _changed_words(len(found["changed"]), found["pairs"]),
+            **{
+                metric: sentence(metric, found["differences"][metric])
+                for metric in ("seconds", "tokens", "accuracy")
+            },
+        }
+        for name, found in results["decided"].items()
+    ]
+
+
+def stop_rule_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what each stop rule would have changed on the records of methods without one."""
+    return [
+        {
+            "label": results["methods"][found["method"]]["label"],
+            "rule": found["rule"]
+            if found["threshold"] is None
+            else f"{found['rule']} ({found['threshold']:.4g})",
+            "questions": found["questions"],
+            "changed": _changed_words(
+                len(found["changed"]), len(results["latency"][found["method"]])
+            ),
+            **{metric: sentence(metric, found[metric]) for metric in ("seconds", "accuracy")},
+        }
+        for found in results["stop_rules"]
+    ]
+
+
+def _changed_words(changed: int, pairs: int) -> str:
+    return f"{changed} of {pairs} answers changed"
+
+
 MINUS = "\N{MINUS SIGN}"
 TO = "\N{EN DASH}"
 PERCENT_SIGN = "\N{NO-BREAK SPACE}%"
 NO_INTERVAL = "no interval"
 """Of one question alone."""
 
-PERCENT = frozenset({"accuracy", "peak_kv_use", "waiting_share", "trace_accuracy"})
+PERCENT = frozenset({"accuracy", "peak_kv_use", "waiting_share", "trace_accuracy", "changed"})
 """Figures that are parts of a whole, shown in percent; their differences in points."""
 RELATIVE = frozenset({"tokens", "seconds"})
 """Figures whose difference is shown as a part of the baseline's."""
@@ -154,6 +193,7 @@ HEADINGS = {
     "seconds": "Seconds",
     "preemptions": "Preemptions",
     "pruned": "Pruned traces",
+    "decided": "Not needed",
     "peak_kv_use": "Peak KV use",
     "waiting_share": "Waiting time",
     "trace_accuracy": "Right traces",
@@ -166,9 +206,10 @@ EXPLAINED = {
     "seconds": "from a question's submission to its last trace",
     "preemptions": "traces put back by the engine for want of memory, to be computed again",
     "pruned": "traces stopped for good",
+    "decided": "traces that ended or did not begin because the vote was decided without them",
     "peak_kv_use": "highest reading of the KV cache in use, mean over questions",
     "waiting_share": "part of all trace time spent waiting for memory",
-    "trace_accuracy": "traces with the right answer, of those not pruned; no answer is wrong",
+    "trace_accuracy": "right ones of the traces that nothing stopped; no answer is wrong",
 }
 """What each figure is, for the reader of a report."""
 

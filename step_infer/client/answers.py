@@ -82,7 +82,8 @@ def group_forms(counts: Mapping[str, int], equal: Callable[[str, str], bool]) ->
     """Return groups of equal forms, which depend on neither their order nor that of their voters.
 
     Equality is not transitive where a form leaves something out: "5" equals "5 cm" and "5 m", which
-    are not equal. Such a form joins the neighbour of most voters, then the first one as text.
+    are not equal. Such a form joins the neighbour of most voters, then the first one as text. Forms
+    that are equal to each other and to the same others are in one group.
 
     Args:
         counts: how many voters wrote each form.
@@ -111,7 +112,8 @@ def group_forms(counts: Mapping[str, int], equal: Callable[[str, str], bool]) ->
         if choices:
             joins.append((form, max(choices, key=lambda group: size[id(group)])))
         else:
-            groups[frozenset([form])] = [form]
+            # Twins have the same neighbours; nothing tears them apart.
+            groups.setdefault(frozenset(near[form]), []).append(form)
     for form, group in joins:
         group.append(form)
     return list(groups.values())

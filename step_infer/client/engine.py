@@ -16,7 +16,7 @@ from step_infer.client.prompt import context_length
 from step_infer.client.weights import check_weights
 from step_infer.errors import InputError
 from step_infer.settings import AdapterConfig, StepSettings
-from step_infer.wire import CONFIG_KEY
+from step_infer.wire import CONFIG_KEY, because
 
 CPU_BLOCK_SIZE = 32
 CUDA_BLOCK_SIZE = 16
@@ -239,6 +239,29 @@ def _vllm_log_level_kept() -> Iterator[None]:
             for handler in logger.handlers:
                 if handler not in handlers:
                     handler.setLevel(level)
+
+
+def abort_because(engine: Any, names: Iterable[str], reason: str) -> dict[str, list[int]]:
+    """Abort requests, and tell the scheduler why.
+
+    Args:
+        engine: vLLM's `LLMEngine`.
+        names: the requests, as they were named when they were added.
+        reason: counted, and written into the event log.
+
+    Returns:
+        The tokens that each of them had generated, which vLLM hands to nobody.
+    """
+    processor = engine.output_processor
+    tokens = {}
+    for name in names:
+        for number in processor.external_req_ids.get(name, ()):
+            detokenizer = processor.request_states[number].detokenizer
+            tokens[name] = list(detokenizer.output_token_ids)
+    ids = processor.abort_requests(tokens, internal=False)
+    if ids:
+        engine.engine_core.abort_requests(because(reason, ids))
+    return tokens
 
 
 _SCRIPT = 'read -r _; kill "$@"; sleep 2; kill -9 "$@"'

@@ -1,16 +1,26 @@
 """The offline client: sample, score, prune and vote with a few lines of Python."""
 
+import math
 import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from step_infer.client.answers import Vote, vote
+from step_infer.client.deciding import (
+    FINISHED,
+    LIKELY,
+    UNBEATABLE,
+    Budget,
+    StopRule,
+    likely_rule,
+)
 from step_infer.client.engine import (
     EngineStats,
+    abort_because,
     engine_arguments,
     engine_revision,
     engine_stats,
@@ -21,13 +31,25 @@ from step_infer.client.engine import (
 )
 from step_infer.client.grading import Grader
 from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer, system_note
-from step_infer.client.requests import ended_trace, request_id, sampling_params
-from step_infer.client.trace import Sampling, Trace, TraceKey, TracePlan, trace_seed, trace_weight
+from step_infer.client.requests import ended_trace, report_of, request_id, sampling_params
+from step_infer.client.running_vote import RunningVote
+from step_infer.client.trace import (
+    SIMILAR,
+    Sampling,
+    Trace,
+    TraceKey,
+    TracePlan,
+    in_waves,
+    trace_seed,
+    trace_weight,
+)
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
+from step_infer.scorer.aggregate import NEVER_RISE
 from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import identify
-from step_infer.settings import StepSettings
+from step_infer.settings import RequestOptions, StepSettings
 
 Sampler = Callable[["StepLLM", Sequence[TracePlan]], Iterator[Trace]]
 """Samples the traces of one question."""
@@ -46,6 +68,11 @@ class Result:
     """All traces, in the order of their numbers."""
     seconds: float
     """From the question's submission to its last trace."""
+    ended: str = FINISHED
+    """"finished" when all traces had ended, "decided" when the vote did not need the others, or
+    "over_budget"."""
+    why: str | None = None
+    """The stop rule that decided, or the limit that was reached: "seconds" or "tokens"."""
 
 
 class StepLLM:
@@ -103,11 +130,12 @@ class StepLLM:
                 f"{scorer}, capture {capture} and confidence {confidence}. "
                 "Hint: leave out plain, or these three."
             )
-        card = None
+        card: ScorerCard | None = None
         if scorer is not None:
             from step_infer.scorer.network import load_scorer
 
             card = load_scorer(scorer, identity, allow_mismatch)[1]
+        self.card = card
         self.model = model
         self.identity = identity
         self.plain = plain or (scorer is None and not capture and not confidence)
@@ -124,8 +152,12 @@ class StepLLM:
             if card is not None
             else boundary or BoundaryRule.for_tokenizer(self.tokenizer)
         )
+        # A scheduler of its own may know more options.
+        self._checks_options = "scheduler_cls" not in engine_args
+        self._told: set[str] = set()
         arguments = engine_arguments(model, engine_args, kv_budget_tokens)
         self._takes_seeds = takes_seeds(arguments)
+        self._falls = self.card is not None and (aggregator or self.card.aggregator) in NEVER_RISE
         if not self.plain:
             settings = StepSettings(
                 scorer=None if scorer is None else os.path.realpath(scorer),
@@ -233,15 +265,22 @@ class StepLLM:
 
     def stream(
         self,
-        plans: Iterable[TracePlan],
+        plans: Iterable[TracePlan | None],
         max_in_flight: int = 1024,
         on_step: Callable[[], None] | None = None,
         stop: Callable[[Mapping[TraceKey, Sequence[int]]], Iterable[TraceKey]] | None = None,
     ) -> Iterator[Trace]:
         """Sample traces and yield each as it finishes.
 
+        When an order's vote closes, its running traces end within a step or two, and those that
+        have not begun do not begin: they are yielded without tokens.
+
+        What the engine does not score, as after a failure of its scoring, comes without scores; a
+        warning says why, once for each reason.
+
         Args:
-            plans: the orders; read only as far as `max_in_flight` allows.
+            plans: the orders; read only as far as `max_in_flight` allows. None among them stands
+                for no further order before the next engine step.
             max_in_flight: traces handed to the engine at once; its own limit of running traces is
                 `max_num_seqs`.
             on_step: called after every engine step.
@@ -249,7 +288,8 @@ class StepLLM:
                 trace; returns the traces that end there, as "similar".
 
         Raises:
-            InputError: the engine was closed, or cannot do what an order wants.
+            InputError: the engine was closed, cannot do what an order wants, or an order has a bad
+                option.
         """
         if self._closed:
             raise InputError(
@@ -257,40 +297,60 @@ class StepLLM:
                 "with block."
             )
         orders = iter(plans)
-        in_flight: dict[str, tuple[TracePlan, float]] = {}
-        tokens: dict[str, list[int]] = {}
+        in_flight: dict[str, _Running] = {}
         more = True
         try:
             while True:
                 while more and len(in_flight) < max_in_flight:
-                    order = next(orders, None)
-                    if order is None:
+                    try:
+                        order = next(orders)
+                    except StopIteration:
                         more = False
                         break
-                    name = self._submit(order, by_delta=stop is not None)
-                    in_flight[name] = (order, time.monotonic())
-                    tokens[name] = []
+                    if order is None:
+                        break
+                    if order.vote is not None and order.vote.closed is not None:
+                        yield self._trace(_Running(order), None, order.vote.closed)
+                    else:
+                        running = _Running(order, by_delta=stop is not None or _watched(order))
+                        in_flight[self._submit(running)] = running
                 if not in_flight:
                     return
                 outputs = self._engine.step()
                 if on_step is not None:
                     on_step()
                 for output in outputs:
-                    name = output.request_id
-                    tokens[name] += output.outputs[0].token_ids
+                    running = in_flight[output.request_id]
+                    running.take(output)
                     if output.finished:
-                        order, submitted_s = in_flight.pop(name)
-                        yield self._trace(order, tokens.pop(name), output, submitted_s)
+                        del in_flight[output.request_id]
+                        yield self._trace(running, output)
+                yield from self._end_closed(in_flight)
                 if stop is not None:
-                    running = {in_flight[name][0].key: tokens[name] for name in in_flight}
-                    names = [request_id(key) for key in stop(running)]
-                    self._engine.abort_request(names)
-                    for name in names:
-                        order, submitted_s = in_flight.pop(name)
-                        yield self._trace(order, tokens.pop(name), None, submitted_s)
+                    keys = stop({r.order.key: r.token_ids for r in in_flight.values()})
+                    yield from self._end([request_id(key) for key in keys], in_flight, SIMILAR)
         finally:
             if in_flight and not self._closed:  # the reader stopped early, or an error
                 self._engine.abort_request(list(in_flight))
+
+    def _end_closed(self, in_flight: dict[str, "_Running"]) -> Iterator[Trace]:
+        """End the running traces whose vote has closed."""
+        now_s = time.monotonic()
+        votes = {id(r.order.vote): r.order.vote for r in in_flight.values()}
+        for vote_ in votes.values():
+            if vote_ is not None and (reason := vote_.check(now_s)) is not None:
+                names = [name for name, r in in_flight.items() if r.order.vote is vote_]
+                yield from self._end(names, in_flight, reason)
+
+    def _end(
+        self, names: Sequence[str], in_flight: dict[str, "_Running"], reason: str
+    ) -> Iterator[Trace]:
+        """Stop running traces for a reason of the client's."""
+        tokens = abort_because(self._engine, names, reason)
+        ended = [(name, in_flight.pop(name)) for name in names]
+        for name, running in ended:
+            running.token_ids = tokens.get(name, running.token_ids)
+            yield self._trace(running, None, reason)
 
     def generate(
         self,
@@ -302,11 +362,15 @@ class StepLLM:
         progress: bool = True,
         sampler: Sampler | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        stop_rule: str = UNBEATABLE,
+        budget: Budget | None = None,
+        wave: int | None = None,
     ) -> list[Result]:
-        """Answer questions one after the other, each by a vote of `n` traces.
+        """Answer questions one after the other, each by a vote of at most `n` traces.
 
         A trace that was stopped or filtered does not vote; the others vote by `trace_weight`.
-        Equal answers are grouped by mathematical equality.
+        Equal answers are grouped by mathematical equality. When the vote of a question is decided,
+        or its budget is spent, its other traces are stopped, and `Result.ended` says so.
 
         Args:
             questions: what to ask.
@@ -318,49 +382,93 @@ class StepLLM:
             sampler: samples a question's traces, such as `DeepConf().stream` or `SlimSC().stream`;
                 None hands all of them to the engine at once.
             chat_template_kwargs: more arguments of the model's chat template.
+            stop_rule: when a vote is decided: "unbeatable", as soon as no other answer can win any
+                more; "likely", as soon as that is improbable, by the threshold that `step-eval
+                calibrate` has written into the scorer file; or "never".
+            budget: what each question may cost.
+            wave: traces of a question that run at once; as one ends and the vote is still open, the
+                next begins, and other questions fill the room up to `n`. None starts all at once.
 
         Raises:
             InputError: no questions, or one that cannot be asked (nothing has been sampled then);
-                a bad `n` or `sampling`.
+                a bad `n`, `sampling`, `stop_rule` or `wave`.
         """
-        from rich.progress import track
+        from rich.progress import Progress
 
         if isinstance(questions, str) or not questions:
             raise InputError(
                 f"Expected a list of questions, found {questions!r:.60}. "
                 "Hint: for one question, generate([question])."
             )
-
-        def plans_of(number: int, question: str) -> list[TracePlan]:
-            name = str(number)
-            return self.plan(
-                name, question, n, sampling, seed, system, chat_template_kwargs=chat_template_kwargs
+        if wave is not None and (not isinstance(wave, int) or wave < 1 or sampler is not None):
+            raise InputError(
+                f"Expected a wave of at least 1 trace, and no sampler with it, found {wave!r:.60}. "
+                "Hint: leave wave out to start all traces at once."
             )
-
+        rule = self._stop_rule(stop_rule)
+        # Weights are scores up to 1, but a sampler may have traces weigh by their confidences.
+        most = math.inf if sampler is not None and self.confidence else 1.0
         # All before the first is sampled: a bad one must not cost the answers of the others.
         orders = [
-            (question, plans_of(number, question)) for number, question in enumerate(questions)
+            self.plan(
+                str(number),
+                question,
+                n,
+                sampling,
+                seed,
+                system,
+                chat_template_kwargs=chat_template_kwargs,
+            )
+            for number, question in enumerate(questions)
         ]
         note = system_note(self.tokenizer, questions[0], system, chat_template_kwargs)
         if note is not None:
             warnings.warn(note, stacklevel=2)
-        results = []
-        with Grader() as grader:
-            for question, plans in track(orders, "questions", disable=not progress):
-                started = time.monotonic()
-                sampled = self.stream(plans) if sampler is None else sampler(self, plans)
-                traces = sorted(sampled, key=lambda trace: trace.trace_id)
-                outcome = vote(
-                    [None if trace.filtered else trace.answer for trace in traces],
-                    [trace_weight(trace) for trace in traces],
-                    grader.same(trace.answer for trace in traces if not trace.filtered),
+        with Grader() as grader, Progress(disable=not progress) as bar:
+            grader.warm_up()
+            runs = [
+                _Question(
+                    question,
+                    plans,
+                    RunningVote(
+                        range(n), trace_weight, most, rule, budget, grader, float, self._falls
+                    ),
                 )
-                seconds = max(trace.finished_s for trace in traces) - started
-                name = plans[0].question_id
-                results.append(Result(name, question, outcome.answer, outcome, traces, seconds))
-        return results
+                for question, plans in zip(questions, orders, strict=True)
+            ]
+            by_id = {run.plans[0].question_id: run for run in runs}
+            task = bar.add_task("questions", total=len(runs))
+            for trace in self._sampled(runs, n, wave, sampler):
+                run = by_id[trace.question_id]
+                run.take(trace)
+                if len(run.traces) == n:
+                    bar.advance(task)
+            return [run.result(grader) for run in runs]
 
-    def _submit(self, order: TracePlan, by_delta: bool) -> str:
+    def _sampled(
+        self, runs: Sequence["_Question"], n: int, wave: int | None, sampler: Sampler | None
+    ) -> Iterator[Trace]:
+        if wave is not None:
+            yield from self.stream(in_waves([run.plans for run in runs], wave), max_in_flight=n)
+            return
+        for run in runs:
+            if sampler is None:
+                yield from self.stream(run.plans, max_in_flight=n)
+            else:
+                yield from sampler(self, run.plans)
+
+    def _stop_rule(self, name: str) -> StopRule:
+        if name != LIKELY:
+            return StopRule(name)
+        if self.card is None:
+            raise InputError(
+                "Expected a scorer for the stop rule likely, whose threshold stands in its file, "
+                "found none. Hint: give scorer=FILE, or take the rule unbeatable."
+            )
+        return likely_rule(self.card.deciding, "score")
+
+    def _submit(self, running: "_Running") -> str:
+        order = running.order
         if order.seed is not None and not self._takes_seeds:
             raise InputError(
                 "Expected traces without a seed on a CPU engine with chunked prefill (vLLM's CPU "
@@ -372,17 +480,87 @@ class StepLLM:
                 "one without. Hint: start StepLLM with it, or leave window out."
             )
         room = self.max_model_len - len(order.prompt_token_ids)
-        options = None if self.plain else {"capture": self.capture}
-        params = sampling_params(order, options, room, by_delta)
+        options = None
+        if not self.plain:
+            options = {"capture": self.capture, "progress": _watched(order)}
+        params = sampling_params(order, options, room, running.by_delta)
+        if self._checks_options:
+            RequestOptions.from_extra_args(params.extra_args)
         name = request_id(order.key)
         prompt = {"prompt_token_ids": list(order.prompt_token_ids)}
+        running.submitted_s = time.monotonic()
+        if order.vote is not None:
+            order.vote.begin(order.trace_id, running.submitted_s)
         self._engine.add_request(name, prompt, params)  # type: ignore[arg-type]
         return name
 
-    def _trace(
-        self, order: TracePlan, token_ids: list[int], output: Any, submitted_s: float
-    ) -> Trace:
-        hidden_size = self.identity.hidden_size
+    def _trace(self, running: "_Running", output: Any, stopped: str | None = None) -> Trace:
+        error = report_of(output).get("error")
+        if error is not None and error not in self._told:
+            self._told.add(error)
+            name = request_id(running.order.key)
+            warnings.warn(f"Trace {name} has no scores. {error}", stacklevel=3)
         return ended_trace(
-            order, token_ids, output, submitted_s, self.tokenizer, self.rule, hidden_size
+            running.order,
+            running.token_ids,
+            output,
+            running.submitted_s or time.monotonic(),
+            self.tokenizer,
+            self.rule,
+            self.identity.hidden_size,
+            stopped,
         )
+
+
+class _Question:
+    """A question of `StepLLM.generate`, with what has come of it."""
+
+    def __init__(self, question: str, plans: Sequence[TracePlan], vote: RunningVote) -> None:
+        self.question = question
+        self.plans = [replace(plan, vote=vote) for plan in plans]
+        self.vote = vote
+        self.traces: list[Trace] = []
+
+    def take(self, trace: Trace) -> None:
+        self.traces.append(trace)
+        self.vote.add(trace)
+
+    def result(self, grader: Grader) -> Result:
+        traces = sorted(self.traces, key=lambda trace: trace.trace_id)
+        outcome = vote(
+            [None if trace.filtered else trace.answer for trace in traces],
+            [trace_weight(trace) for trace in traces],
+            grader.same(trace.answer for trace in traces if not trace.filtered),
+        )
+        return Result(
+            self.plans[0].question_id,
+            self.question,
+            outcome.answer,
+            outcome,
+            traces,
+            max(trace.finished_s for trace in traces) - (self.vote.began_s or 0.0),
+            self.vote.closed or FINISHED,
+            self.vote.why,
+        )
+
+
+@dataclass
+class _Running:
+    """A trace that the engine has."""
+
+    order: TracePlan
+    token_ids: list[int] = field(default_factory=list)
+    by_delta: bool = False
+    submitted_s: float = 0.0
+
+    def take(self, output: Any) -> None:
+        """Take in one of the engine's outputs."""
+        self.token_ids += output.outputs[0].token_ids
+        if _watched(self.order):
+            assert self.order.vote is not None
+            score = report_of(output).get("score")
+            self.order.vote.see(self.order.trace_id, len(self.token_ids), score)
+
+
+def _watched(order: TracePlan) -> bool:
+    return order.vote is not None and order.vote.watches

@@ -61,6 +61,15 @@ def sampling_params(
     )
 
 
+def report_of(output: Any) -> dict[str, Any]:
+    """Return the adapter's report in vLLM's `RequestOutput` of a trace; empty without one.
+
+    That of a trace that the engine refuses to score has an "error".
+    """
+    found = None if output is None else output.kv_transfer_params
+    return (found or {}).get(CONFIG_KEY, {})
+
+
 def ended_trace(
     order: TracePlan,
     token_ids: list[int],
@@ -69,6 +78,7 @@ def ended_trace(
     tokenizer: Any,
     rule: BoundaryRule,
     hidden_size: int,
+    stopped: str | None = None,
 ) -> Trace:
     """Return a trace that ends now.
 
@@ -80,11 +90,11 @@ def ended_trace(
         tokenizer: the model's.
         rule: where steps end, for a trace that the engine did not look at.
         hidden_size: width H of the hidden states that may come with it.
+        stopped: why the client stopped it, if it did.
     """
-    reason, report = "similar", {}
+    reason, report = stopped or "", report_of(output)
     if output is not None:
         completion = output.outputs[0]
-        report = (output.kv_transfer_params or {}).get(CONFIG_KEY, {})
         why = completion.stop_reason
         reason = why if why in STOPPED else completion.finish_reason
     # The token that ends the turn is no part of the text.

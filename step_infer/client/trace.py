@@ -1,11 +1,14 @@
 """One sampled response, the order for one, and how it is sampled."""
 
 import hashlib
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from step_infer.client.running_vote import RunningVote
 from step_infer.errors import InputError
+from step_infer.wire import CONFIDENCE, DECIDED, OVER_BUDGET, PRUNED
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +49,14 @@ class Sampling:
 
 TraceKey = tuple[str, int]
 """A question's id and the number of one of its traces."""
-STOPPED = ("pruned", "confidence", "similar")
-"""The finish reasons of traces that a method stopped."""
+SIMILAR = "similar"
+"""The finish reason of a trace whose thoughts another one had."""
+PRUNED_REASONS = (PRUNED, CONFIDENCE, SIMILAR)
+"""The finish reasons of traces that a method stopped for what they were."""
+CLOSED_REASONS = (DECIDED, OVER_BUDGET)
+"""The finish reasons of traces that ended because their question did."""
+STOPPED = (*PRUNED_REASONS, *CLOSED_REASONS)
+"""The finish reasons of all traces that were stopped."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class TracePlan:
     options: Mapping[str, Any] = field(default_factory=dict)
     """What else its request asks of the adapter (`step_infer.settings.RequestOptions`), such as
     `window` and `stop_below`; stock vLLM gets none of it."""
+    vote: RunningVote | None = field(default=None, compare=False, repr=False)
+    """Its question's vote, which may end the trace, or keep it from beginning."""
 
     @property
     def key(self) -> TraceKey:
@@ -87,7 +98,9 @@ class Trace:
     """Their text, special tokens included."""
     finish_reason: str
     """"stop", "length", "abort", or, if it was stopped: "pruned" for want of memory, "confidence"
-    for a window of low confidence, "similar" for thoughts that another trace had."""
+    for a window of low confidence, "similar" for thoughts that another trace had, "decided" when
+    the vote did not need it any more, "over_budget" when its question's budget was spent. Of the
+    last two some never began: they have no tokens."""
     answer: str | None = None
     r"""Content of the last \boxed{}; None for a trace that was stopped."""
     boundary_positions: list[int] = field(default_factory=list)
@@ -139,3 +152,32 @@ def trace_weight(trace: Trace) -> float:
     if trace.lowest_group_confidence is not None:
         return trace.lowest_group_confidence
     return 1.0 if trace.trace_score is None else trace.trace_score
+
+
+def in_waves(questions: Iterable[Sequence[TracePlan]], wave: int) -> Iterator[TracePlan | None]:
+    """Order the traces of several questions so that at most `wave` of each run at once.
+
+    A question's next trace comes when fewer run and its vote is open; while all running questions
+    are full, the next question begins. None stands for nothing just now (`StepLLM.stream`).
+
+    Args:
+        questions: the orders of each question, which have a vote.
+        wave: traces of a question that run at once.
+    """
+    coming = iter(questions)
+    begun: list[deque[TracePlan]] = []
+    while True:
+        begun = [plans for plans in begun if plans]
+        ready = next((plans for plans in begun if _may_begin(plans[0], wave)), None)
+        if ready is not None:
+            yield ready.popleft()
+        elif (following := next(coming, None)) is not None:
+            begun.append(deque(following))
+        elif begun:
+            yield None
+        else:
+            return
+
+
+def _may_begin(order: TracePlan, wave: int) -> bool:
+    return order.vote is None or order.vote.closed is not None or order.vote.running < wave

@@ -29,6 +29,8 @@ class DoctorConfig:
     """Model folder or hub id; the default is the demo model of the checkout."""
     scorer: str | None = None
     """Scorer file of that model."""
+    revision: str | None = None
+    """Branch, tag or commit of a model from the hub."""
     live: bool = True
     """Start an engine on them and compare its scores with a direct forward pass (a minute)."""
 
@@ -55,7 +57,7 @@ def doctor(config: DoctorConfig) -> int:
     for point in COUPLING_POINTS:
         mark = f"MISSING ({missing[point]})" if point in missing else "ok"
         print(f"{mark:8} {point.name}: {point.reason}")
-    identity = identify(model) if model is not None else None
+    identity = identify(model, config.revision) if model is not None else None
     if scorer is not None:
         from step_infer.scorer.network import load_scorer  # torch: not for --help
 
@@ -70,7 +72,7 @@ def doctor(config: DoctorConfig) -> int:
         from step_infer.doctor.live_check import live_checks  # torch: not for --help
 
         failed = 0
-        for passed, text in live_checks(model, scorer):
+        for passed, text in live_checks(model, scorer, config.revision):
             print(f"{'ok' if passed else 'FAILED':8} {text}", flush=True)
             failed += not passed
         if failed:

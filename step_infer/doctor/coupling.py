@@ -144,6 +144,13 @@ def _all(*checks: Callable[[], object]) -> Callable[[], object]:
     return check
 
 
+def _takes_middleware() -> None:
+    try:
+        has_fields("vllm.entrypoints.launchers.cli_args", "FrontendArgs", "middleware")()
+    except ImportError:  # older versions have the server's flags elsewhere
+        has_fields("vllm.entrypoints.openai.cli_args", "FrontendArgs", "middleware")()
+
+
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
 
 COUPLING_POINTS = (
@@ -235,6 +242,19 @@ COUPLING_POINTS = (
         "finds features that must be refused, and its place among several engines",
     ),
     CouplingPoint(
+        "OutputProcessor.abort_requests, external_req_ids and request_states",
+        _all(
+            has("vllm.v1.engine.output_processor", "OutputProcessor.abort_requests"),
+            has("vllm.v1.engine.detokenizer", "IncrementalDetokenizer.output_token_ids"),
+            mentions(
+                "vllm.v1.engine.output_processor",
+                "OutputProcessor.__init__",
+                *("self.external_req_ids", "self.request_states"),
+            ),
+        ),
+        "ends the traces that a decided vote does not need, with the tokens they have",
+    ),
+    CouplingPoint(
         "EngineCoreOutput.kv_transfer_params and stop_reason",
         has_fields("vllm.v1.engine", "EngineCoreOutput", "kv_transfer_params", "stop_reason"),
         "brings scores and the pruned mark back to the client",
@@ -279,6 +299,22 @@ COUPLING_POINTS = (
             "Worker.compile_or_warm_up_model",
         ),
         "the worker is a subclass that scores between them",
+    ),
+    CouplingPoint(
+        "--middleware of the server, vllm_xargs of its requests",
+        _all(
+            _takes_middleware,
+            *(
+                mentions(f"vllm.entrypoints.openai.{kind}.protocol", name, "vllm_xargs")
+                for kind, name in (
+                    ("chat_completion", "ChatCompletionRequest"),
+                    ("completion", "CompletionRequest"),
+                    ("responses", "ResponsesRequest"),
+                )
+            ),
+        ),
+        "groups belong to their callers behind step-serve; with plain vllm serve they do with "
+        "--middleware step_infer.server.callers.CallerMiddleware, else to all who know their names",
     ),
     CouplingPoint(
         "V1 runner: compute_logits of one row a request",

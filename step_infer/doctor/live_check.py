@@ -31,14 +31,24 @@ class Check(NamedTuple):
     text: str
 
 
-def live_checks(model: str, scorer: str) -> Iterator[Check]:
+def live_checks(model: str, scorer: str, revision: str | None = None) -> Iterator[Check]:
     """Sample a few traces with a short KV cache; yield what was checked, one by one.
+
+    Args:
+        model: folder or hub id.
+        scorer: scorer file of that model.
+        revision: branch, tag or commit of a hub id; None is the main one.
 
     Raises:
         InputError: the model or the scorer cannot be used, or the engine refused them.
     """
     with StepLLM(
-        model, scorer, kv_budget_tokens=CONTEXT, max_model_len=CONTEXT, max_num_seqs=NUM_TRACES
+        model,
+        scorer,
+        kv_budget_tokens=CONTEXT,
+        max_model_len=CONTEXT,
+        max_num_seqs=NUM_TRACES,
+        revision=revision,
     ) as llm:
         yield Check(True, "an engine starts with the adapter")
         sampling = Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=MAX_TOKENS)
@@ -46,7 +56,8 @@ def live_checks(model: str, scorer: str) -> Iterator[Check]:
         traces = list(llm.stream(plans))
         preemptions = llm.stats().preemptions
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    forward = DirectForward(model, *load_scorer(scorer, identify(model)), device=device)
+    identity = identify(model, revision)
+    forward = DirectForward(model, *load_scorer(scorer, identity), device=device, revision=revision)
     count, misplaced, largest = 0, 0, 0.0
     for trace in traces:
         direct = forward.score(trace.prompt_token_ids, trace.token_ids)
@@ -95,11 +106,14 @@ class DirectForward:
         card: ScorerCard,
         device: str = "cpu",
         dtype: str = "auto",
+        revision: str | None = None,
     ) -> None:
         """Load the model in a number format; "auto" is the one that its configuration names."""
         from transformers import AutoModelForCausalLM
 
-        causal: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        causal: Any = AutoModelForCausalLM.from_pretrained(
+            model, dtype=dtype, revision=revision or "main"
+        )
         self._body = causal.eval().base_model.to(device)
         self._scorer = scorer.to(device)
         self._device = device

@@ -60,6 +60,8 @@ class ScorerCard:
     """Held-out metrics, overall and within question, by trace progress."""
     calibration: dict[str, Any] = field(default_factory=dict)
     """How far scores are probabilities; folded into the weights where a temperature was fitted."""
+    deciding: dict[str, Any] = field(default_factory=dict)
+    """For each vote rule the threshold of the stop rule `likely`, and how it was found."""
     versions: dict[str, str] = field(default_factory=dict)
     """Library versions at export."""
     schema_version: int = CARD_SCHEMA_VERSION

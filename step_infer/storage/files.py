@@ -15,6 +15,14 @@ from typing import IO, Any, get_args, get_origin, get_type_hints
 from step_infer.errors import InputError
 
 
+def real_path(path: Path | str) -> Path:
+    """Return the absolute path without links; one in a loop of links stays as it is.
+
+    Path.resolve raises on a loop, before Python 3.13 a RuntimeError.
+    """
+    return Path(os.path.realpath(path))
+
+
 def check_output(path: Path | str, *inputs: Path | str | None) -> None:
     """Refuse an output file that cannot be, or that would take the place of what is read.
 
@@ -29,13 +37,13 @@ def check_output(path: Path | str, *inputs: Path | str | None) -> None:
     Raises:
         InputError: `path` is a folder, an input, or in an input folder.
     """
-    target = Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
+    target = real_path(path)
     if target.is_dir():
         raise InputError(f"Expected a file to write, found the folder {path}. Hint: name a file.")
     for given in inputs:
         if given is None or not Path(given).exists():
             continue
-        source = Path(os.path.realpath(given))
+        source = real_path(given)
         if target.is_relative_to(source):
             raise InputError(
                 f"Expected an output file apart from what is read, found {path}, which is "

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from step_infer.cli.progress import Progress
+from step_infer.errors import InputError
 from step_infer.storage.run_directory import (
     RunDirectory,
     require_same_settings,
@@ -24,6 +25,7 @@ from step_infer.storage.run_directory import (
 from step_train.demo_model.config import LedgerLMConfig
 from step_train.demo_model.export import export_model, new_model
 from step_train.demo_model.module import LedgerData, LedgerLM
+from step_train.fit.run_directory import load_plain
 from step_train.fit.trainer import AtomicCheckpoints, lightning_run
 
 
@@ -74,12 +76,22 @@ def _newest_checkpoint(config: LedgerLMConfig) -> Path | None:
     """Return the checkpoint to go on from, or None.
 
     Raises:
-        InputError: it belongs to a run with other settings.
+        InputError: it is damaged, or belongs to a run with other settings.
     """
-    found = sorted((config.out / "checkpoints").glob("step-*.ckpt"))
+    found = sorted((config.out / "checkpoints").glob(f"step-{'[0-9]' * 7}.ckpt"))
     if not found:
         return None
-    saved = torch.load(found[-1], map_location="cpu", weights_only=True)["config"]
+    try:
+        content = load_plain(found[-1], "a checkpoint")
+    except InputError:
+        content = None
+    saved = content.get("config") if isinstance(content, dict) else None
+    if not isinstance(saved, dict):
+        raise InputError(
+            f"Expected a whole checkpoint of step-train demo-model at {found[-1]}, found a damaged "
+            "one. Hint: remove it and give the same command again; training goes on from the one "
+            "before, or starts anew where there is none."
+        )
     settings = config.result_settings()
     require_same_settings({name: saved.get(name) for name in settings}, settings, config.out)
     return found[-1]
@@ -89,8 +101,8 @@ def train_ledger_lm(config: LedgerLMConfig) -> Path:
     """Train the demo model and return the folder of the finished Hugging Face model.
 
     Raises:
-        InputError: a setting is out of range, or the run directory is in use or belongs to another
-            run.
+        InputError: a setting is out of range, the run directory is in use or belongs to another
+            run, or its checkpoint is damaged.
     """
     config = config.check()
     with RunDirectory(config.out, kind=None) as run:

@@ -38,6 +38,8 @@ class ExportConfig:
     Linear(H, width), ReLU, Linear(width, 1), or a dict that holds one as model_state_dict."""
     model: str | None = None
     """With --from-pt: folder or hub id of the model that the scorer was trained for."""
+    revision: str | None = None
+    """With --from-pt: branch, tag or commit of a model from the hub."""
     aggregator: Literal["mean", "last", "min", "ema"] = "mean"
     """With --from-pt: trace aggregator for the card."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
@@ -63,6 +65,7 @@ class ExportConfig:
                 "Hint: a run of step-train fit knows its own, a published file does not."
             )
         for option, value, default in (
+            ("--revision", self.revision, None),
             ("--aggregator", self.aggregator, ExportConfig.aggregator),
             ("--boundary.kind", self.boundary.kind, BoundaryOptions.kind),
         ):
@@ -107,6 +110,7 @@ def _import(config: ExportConfig, console: "Console") -> None:
         config.from_pt,
         config.out,
         config.model,
+        revision=config.revision,
         boundary=config.boundary,
         aggregator=config.aggregator,
     )

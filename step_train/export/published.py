@@ -27,6 +27,7 @@ def import_scorer(
     out: Path | str,
     model: str,
     *,
+    revision: str | None = None,
     boundary: BoundaryOptions = BoundaryOptions(),  # noqa: B008 - frozen
     aggregator: Literal["mean", "last", "min", "ema"] = "mean",
 ) -> ScorerCard:
@@ -36,6 +37,7 @@ def import_scorer(
         path: a dict with `model_state_dict`, or that state dict itself.
         out: the file to write, atomically.
         model: folder or hub id of the model whose states the scorer reads.
+        revision: branch, tag or commit of a hub id; None is the main one.
         boundary: the boundary rule that it was trained with.
         aggregator: trace aggregator for the card.
 
@@ -49,7 +51,7 @@ def import_scorer(
     check_output(out, path)
     tensors, taken = read_network(Path(path))
     width, hidden_size = tensors["net.0.weight"].shape
-    identity = identify(model)
+    identity = identify(model, revision)
     if identity.hidden_size != hidden_size:
         raise InputError(
             f"Expected hidden_size {identity.hidden_size} (model {model}), found {hidden_size} in "
@@ -60,7 +62,7 @@ def import_scorer(
         model_config_hash=identity.config_hash,
         tokenizer_hash=identity.tokenizer_hash,
         hidden_size=hidden_size,
-        boundary=boundary.rule(load_tokenizer(model)).to_dict(),
+        boundary=boundary.rule(load_tokenizer(model, revision)).to_dict(),
         width=width,
         aggregator=aggregator,
         training={IMPORTED: {"file": str(path), "sha256": sha256_file(path), "tensors": taken}},

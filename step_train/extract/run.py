@@ -25,6 +25,7 @@ from step_infer.client.prompt import load_tokenizer
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import NO_BOUNDARY, BoundaryRule
 from step_infer.scorer.identity import ModelIdentity, identify
+from step_infer.storage.files import real_path
 from step_train.extract.batches import PartBatches, TraceBatch, with_positions
 from step_train.extract.config import KEEP, ExtractConfig
 from step_train.fit.trainer import lightning_run, make_trainer
@@ -47,7 +48,7 @@ def extract(config: ExtractConfig) -> TraceDirectory:
         raise InputError(
             f"Expected traces in {config.traces}, found none. Hint: make them with step-collect."
         )
-    if config.out.resolve() == config.traces.resolve():
+    if real_path(config.out) == real_path(config.traces):
         raise InputError(
             "Expected another directory as --out than as --traces, found the same. "
             "Hint: choose another --out."
@@ -116,7 +117,7 @@ def _writer(
             "revision": identity.revision,
         },
         boundary=rule.to_dict(),
-        source=str(config.traces.resolve()),
+        source=str(real_path(config.traces)),
         **kept,
     )
 

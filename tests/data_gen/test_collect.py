@@ -3,21 +3,22 @@
 import dataclasses
 import io
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import pyarrow as pa
 import pytest
 import torch
 from collect_engine import CollectEngine, assert_whole
 from command_harness import Finished, run_command
 from fake_engine import made_up_model, made_up_scorer
+from hub_cache import run_beside_two_revisions
 from rich.console import Console
 
 from data_gen import collection
@@ -287,13 +288,6 @@ def test_a_system_text_without_a_turn_of_its_own_is_told_once(
 def test_the_revision_of_a_hub_model_is_that_of_its_tokenizer_and_prompts(
     config: CollectConfig, tmp_path: Path
 ) -> None:
-    """A hub cache with two revisions; the process that reads it has no network."""
-    hub = tmp_path / "hub" / "models--org--name"
-    for number, (name, head) in enumerate((("main", "new"), ("v1", "old"))):
-        commit = f"{number}" * 40
-        (hub / "refs").mkdir(parents=True, exist_ok=True)
-        (hub / "refs" / name).write_text(commit)
-        with_template(config, hub / "snapshots" / commit, head)
     code = f"""
 import sys
 sys.path[:0] = {[str(Path(__file__).parent), *sys.path]!r}
@@ -305,16 +299,9 @@ found = TraceDirectory(sys.argv[1])
 text = load_tokenizer({config.model!r}).decode(found.part(0).to_pylist()[0]["prompt_token_ids"])
 print(text[:3], found.manifest["identity"]["revision"])
 """
-    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
     for name, printed in (("v1", "old v1"), ("main", "new None")):
-        done = subprocess.run(
-            [sys.executable, "-c", code, name],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.stdout.splitlines()[-1:] == [printed], done.stderr
+        output = run_beside_two_revisions(tmp_path, config.model, "-c", code, name)
+        assert output.splitlines()[-1:] == [printed]
 
 
 def test_changed_questions_are_noticed(config: CollectConfig) -> None:
@@ -324,6 +311,30 @@ def test_changed_questions_are_noticed(config: CollectConfig) -> None:
         file.write('{"question": "new", "answer": "1"}\n')
     with pytest.raises(InputError, match="Expected questions_sha256"):
         run(config, CollectEngine())
+
+
+class NoSteps(CollectEngine):
+    """An engine in whose run no verdict is taken in before somebody waits for it."""
+
+    def stream(
+        self, plans: Iterable[TracePlan], max_in_flight: int, on_step: Callable[[], None]
+    ) -> Iterator[Trace]:
+        return super().stream(plans, max_in_flight, lambda: None)
+
+
+@pytest.mark.parametrize(("part_traces", "parts"), [(4, [6]), (3, [6]), (2, [4, 2])])
+def test_sampling_waits_for_no_verdict_until_a_second_part_is_due(
+    config: CollectConfig, part_traces: int, parts: list[int]
+) -> None:
+    question = {"id": "open", "question": "?", "answer": r"\int_0^1 2t\,dt"}
+    Path(config.questions).write_text(json.dumps(question) + "\n")
+    run(dataclasses.replace(config, part_traces=part_traces), NoSteps())
+    found = TraceDirectory(config.out)
+    tables = [found.part(index, ["extracted_answer", "is_correct"]) for index in range(len(parts))]
+    assert [len(table) for table in tables] == parts
+    for row in pa.concat_tables(tables).to_pylist():
+        answer = row["extracted_answer"]
+        assert row["is_correct"] is (None if answer is None else answer == "1")
 
 
 def test_parts_are_also_written_when_time_has_passed(

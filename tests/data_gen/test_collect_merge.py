@@ -280,6 +280,9 @@ def test_a_directory_with_other_content_is_left_alone(
     join([run(whole, shard="0/1", out=str(tmp_path / "all"))], tmp_path / "joined")
     with pytest.raises(InputError, match=r"Expected shard 0/3 None \(the run started in"):
         join(shards, tmp_path / "joined")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match=r"writable output directory at .*loop, found: File exist"):
+        join(shards, tmp_path / "loop")
 
 
 def test_an_empty_shard_is_refused_before_the_engine_starts(

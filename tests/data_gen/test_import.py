@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from command_harness import run_command
+from hub_cache import run_beside_two_revisions
 from places import CHECKPOINT
 from rich.console import Console
 from transformers import AutoModel
@@ -281,3 +282,26 @@ def test_an_unknown_subcommand_is_named() -> None:
     result = run_command(commands.main, "imports")
     assert result.returncode == 2
     assert "a subcommand out of import, merge, found 'imports'" in result.stderr
+
+
+def test_the_revision_of_a_hub_model_is_that_of_its_tokenizer_and_prompts(
+    config: ImportConfig, tmp_path: Path
+) -> None:
+    """The process has a hub cache with two revisions, and no network."""
+    code = f"""
+import sys
+from data_gen.config import ImportConfig
+from data_gen.importer import import_traces
+from data_gen.traces.directory import TraceDirectory
+from step_infer.client.prompt import load_tokenizer
+revision = sys.argv[1] if sys.argv[1] == "v1" else None
+import_traces(ImportConfig({config.responses!r}, "org/name", sys.argv[1], revision=revision))
+found = TraceDirectory(sys.argv[1])
+text = load_tokenizer({config.model!r}).decode(found.part(0).to_pylist()[0]["prompt_token_ids"])
+print(text[:3], found.manifest["identity"]["revision"])
+"""
+    for name, printed in (("v1", "old v1"), ("main", "new None")):
+        output = run_beside_two_revisions(tmp_path, config.model, "-c", code, name)
+        assert output.splitlines()[-1:] == [printed]
+    with pytest.raises(InputError, match="reachable hub id, found 'org/name' at revision 'v2'"):
+        run(dataclasses.replace(config, model="org/name", revision="v2"))

@@ -1,8 +1,8 @@
 """An engine for tests that only pretends: traces of random length in a small KV cache.
 
-It has the surface of `StepLLM`. Its clock is its own: one step is 10 ms. When the
-cache is full it puts the newest trace back (plain), or stops the one of the lowest score, or
-whatever victim is asked for.
+It has the surface of `StepLLM`. Its clock is its own: one step is 10 ms. When the cache is full it
+puts the newest trace back (plain), or stops the one of the lowest score, or whatever victim is
+asked for. A closed vote ends all traces after the step.
 """
 
 import json
@@ -79,6 +79,7 @@ class FakeEngine:
 
     def stream(self, plans, max_in_flight, on_step=None):
         self.waiting = [FakeRun(plan, fate_of(plan)) for plan in plans]
+        vote = plans[0].vote
         while self.waiting or self.running:
             while self.waiting and self._held() + 60 < self.kv_capacity_tokens:
                 self.running.append(self.waiting.pop(0))
@@ -89,6 +90,10 @@ class FakeEngine:
                 if run.done == run.fate.length:
                     self.running.remove(run)
                     yield self._trace(run, "stop")
+            if vote is not None and vote.check(self.time_s) is not None:
+                ended, self.running, self.waiting = [*self.running, *self.waiting], [], []
+                for run in ended:
+                    yield self._trace(run, vote.closed)
             if on_step is not None:
                 on_step()
 
@@ -130,7 +135,7 @@ class FakeEngine:
             run.fate.tokens[: run.done],
             "text",
             reason,
-            None if reason == "pruned" else answer,
+            answer if reason == "stop" else None,
             positions,
             scores[: len(positions)],
             sum(scores) / len(scores) if scores else None,

@@ -1,6 +1,7 @@
 """A real step-serve on the CPU, in a process of its own, and an openai client of it."""
 
 import contextlib
+import copy
 import os
 import signal
 import socket
@@ -33,6 +34,12 @@ class Server:
         self.client = openai.OpenAI(
             base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120
         )
+
+    def caller(self, key: str) -> "Server":
+        """Return the same server as a client with another API key sees it."""
+        other = copy.copy(self)
+        other.client = self.client.with_options(api_key=key)
+        return other
 
     def wait(self) -> None:
         deadline = time.monotonic() + START_S

@@ -300,6 +300,9 @@ def test_runs_that_do_not_belong_together_are_not_joined(run, config, tmp_path):
         InputError, match=f"Expected --out to be empty or an earlier join, found a run in {whole}"
     ):
         merge([str(other)], whole)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(InputError, match=r"writable output directory at .*loop, found: File exist"):
+        merge([str(other)], str(tmp_path / "loop"))
 
 
 def test_records_without_times_give_no_costs_of_a_step(run, tmp_path):

@@ -8,6 +8,7 @@ prefix cache on, as vLLM has it by default. Without seeds: the CPU engine cannot
 import dataclasses
 import logging
 import os
+import warnings
 
 import pytest
 import torch
@@ -243,6 +244,33 @@ def test_generate_votes_over_the_survivors(llm):
     assert result.answer == result.vote.groups[0][0]
     weights = [t.trace_score for t in result.traces if t.answer == result.answer]
     assert result.vote.groups[0][1] == pytest.approx(sum(weights))
+
+
+def asking(llm, **options):
+    """Return the order for one short trace with other options."""
+    sampling = dataclasses.replace(SAMPLING, max_tokens=8)
+    (order,) = llm.plan("asking", QUESTIONS[0], 1, sampling, seed=None, system="")
+    return dataclasses.replace(order, options=options)
+
+
+def test_an_order_with_an_option_that_is_none_is_refused_before_it_is_sampled(llm):
+    before = llm.stats().generated_tokens
+    with pytest.raises(InputError, match="Expected a step option out of .*, found 'windw'"):
+        list(llm.stream([asking(llm, windw=5)]))
+    with pytest.raises(InputError, match="min_keep a whole number >= 1, found 0"):
+        list(llm.stream([asking(llm, min_keep=0)]))
+    assert llm.stats().generated_tokens == before
+
+
+def test_a_trace_that_the_engine_does_not_score_is_told_of_once(llm, monkeypatch):
+    monkeypatch.setattr(llm, "_checks_options", False)  # as with a scheduler of the user's own
+    orders = [dataclasses.replace(asking(llm, windw=5), trace_id=n) for n in range(3)]
+    with pytest.warns(UserWarning, match="Trace asking/. has no scores. Expected a step option"):
+        traces = list(llm.stream(orders))
+    assert [trace.step_scores for trace in traces] == [[], [], []]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(list(llm.stream(orders))) == 3
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 from command_harness import run_command
+from hub_cache import run_beside_two_revisions
 from places import CHECKPOINT, SCORER
 
 from step_infer.doctor import command as doctor
@@ -119,6 +120,17 @@ def test_a_missing_scorer_is_refused_in_one_line(tmp_path):
 def test_a_missing_model_is_refused_in_one_line_without_a_scorer_too(tmp_path):
     with pytest.raises(InputError, match="Expected a model folder or a hub id, found no folder"):
         doctor.doctor(DoctorConfig(model=str(tmp_path / "none"), live=False))
+
+
+def test_a_hub_model_is_looked_at_in_the_revision_that_is_named(tmp_path):
+    """The process has a hub cache with two revisions, and no network."""
+    arguments = ["-m", "step_infer.doctor.command", "--model", "org/name", "--live", "false"]
+    arguments += ["--scorer", SCORER, "--revision", "v1"]
+    output = run_beside_two_revisions(tmp_path, CHECKPOINT, *arguments)
+    assert f"ok       scorer {SCORER}: for" in output
+    config = DoctorConfig(model="org/name", scorer=str(SCORER), revision="v2", live=False)
+    with pytest.raises(InputError, match="reachable hub id, found 'org/name' at revision 'v2'"):
+        doctor.doctor(config)
 
 
 @pytest.mark.engine

@@ -234,9 +234,12 @@ def test_groups_are_told_apart_and_counted():
 
 def test_group_names_are_shown_and_leave_the_figures_beside_them_room():
     base = {"time": 1.0, "steps": 1, "tokens": 5, "kv_use": 0.5, "event": "prune", "score": 0.1}
-    names = ["a" * 5000, "\u200b", "é😀"]
+    names = ["a" * 5000, "\u200b", "é😀", "q1\x0055ccf11ff9dc9938", "\x00chatcmpl-1"]
     rows = group_rows([{**base, "request": "r", "group": name} for name in names])
-    assert [row["name"] for row in rows] == ["a" * 40 + "…" + "a" * 19, r"'\u200b'", "é😀"]
+    assert [row["name"] for row in rows] == [
+        *("a" * 40 + "…" + "a" * 19, r"'\u200b'", "é😀"),
+        *("q1 (caller 55ccf11f)", "chatcmpl-1"),
+    ]
 
 
 def test_the_page_does_not_take_the_place_of_its_log(tmp_path):

@@ -32,6 +32,7 @@ from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.scorer.card import ScorerCard, read_card
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer, save_scorer
+from step_infer.server.flags import take_config
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.storage.files import atomic_path, check_output, full_disk_named, read_json
 from step_infer.storage.run_directory import (
@@ -136,7 +137,7 @@ def test_settings_and_options_as_a_whole(refused, text):
         lambda: planned(question=["x"] * 100_000),
         lambda: planned(sampling="x" * 100_000),
         lambda: engineless().generate("x" * 100_000),
-        lambda: serve._take_config(["--additional-config", "x" * 100_000]),
+        lambda: take_config(["--additional-config", "x" * 100_000]),
     ],
 )
 def test_a_long_value_is_cut(refused):

@@ -112,5 +112,8 @@ def test_a_request_with_a_lora_adapter_is_not_scored_and_never_pruned():
     engine.scheduler.add_request(request)
     assert not engine.scheduler.live.traces
     engine.run()
-    assert engine.ended["a"].kv_transfer_params is None
+    assert engine.report("a") == {
+        "error": "Expected a request without a LoRA adapter, found one with it: the scorer belongs "
+        "to the model alone. Hint: merge the adapter into the model and train a scorer for that."
+    }
     check_empty(engine.scheduler)

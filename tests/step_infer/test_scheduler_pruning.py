@@ -25,6 +25,9 @@ from step_infer.settings import RequestOptions
 pytestmark = pytest.mark.oldest
 
 STEP = (WORD, WORD, WORD, BOUNDARY)
+FAILED = {
+    "error": "Expected an engine that scores, found one whose scoring failed. Hint: see its log."
+}
 
 
 def trace(name, group, steps=10, prompt=(WORD,) * 3, **options):
@@ -347,11 +350,16 @@ def check_disabled_once(engine_, caplog, cause):
     (record,) = [r for r in caplog.records if "off from now on" in r.getMessage()]
     assert record.levelname == "ERROR"
     assert (cause in record.exc_text) if cause else not record.exc_info
-    # Nobody who asks later is scored or stopped.
+    # Nobody who asks later is scored or stopped, but each hears of it.
     engine_.add(trace("later", "g"))
+    engine_.add(trace("not scored", None))
     assert not engine_.scheduler.live.traces
     engine_.run()
-    assert engine_.tokens.pop("later") == engine_.runner.scripts.pop("later").generated()
+    assert engine_.report("later") == FAILED
+    assert engine_.ended["not scored"].kv_transfer_params is None
+    for name in ("later", "not scored"):
+        assert engine_.tokens.pop(name) == engine_.runner.scripts.pop(name).generated()
+    assert not engine_.scheduler._refused
 
 
 def test_a_score_that_raises_switches_scoring_off_and_generation_goes_on(caplog):
@@ -387,7 +395,7 @@ def test_options_that_raise_cost_their_own_request_its_scores_only(monkeypatch, 
     for name in ("first", "second"):
         engine_.add(trace(name, "g"))
     engine_.run()
-    assert engine_.ended["first"].kv_transfer_params is None
+    assert engine_.report("first") == FAILED
     assert engine_.report("second")["scores"]
     assert "Request 'first' is not scored." in caplog.text
     check_empty(engine_.scheduler)
@@ -449,7 +457,7 @@ def test_scoring_that_fails_in_the_worker_stops_pruning_too(caplog):
     assert engine_.preemptions > 0
     for name, script in engine_.runner.scripts.items():
         assert engine_.tokens[name] == script.generated()
-        assert engine_.ended[name].kv_transfer_params is None
+        assert engine_.report(name) == FAILED
     assert not engine_.scheduler.live.traces
 
 
@@ -544,24 +552,66 @@ def test_min_keep_holds_for_traces_that_wait_too():
     check_empty(engine_.scheduler)
 
 
-def test_callers_with_cache_salts_of_their_own_do_not_share_a_group():
-    engine_ = engine(40)
+def groups_of(owners, **settings):
+    """Return the group of each trace of "g", by the caller and the cache salt that it came with."""
+    engine_ = engine(40, **settings)
     add = engine_.scheduler.add_request
-    salts = iter(["mine", "mine", "yours", None])
+    marks = iter(owners)
 
-    def salted(request):
-        request.cache_salt = next(salts)
+    def owned(request):
+        caller, request.cache_salt = next(marks)
+        if caller is not None:
+            request.sampling_params.extra_args["step_caller"] = caller
         add(request)
 
-    engine_.scheduler.add_request = salted
-    for n in range(4):
+    engine_.scheduler.add_request = owned
+    for n in range(len(owners)):
         engine_.add(trace(f"t{n}", "g", steps=2))
-    groups = [engine_.scheduler.live.traces[f"t{n}"].group for n in range(4)]
+    traces = engine_.scheduler.live.traces
+    groups = [traces[f"t{n}"].group for n in range(len(owners)) if f"t{n}" in traces]
+    del engine_.scheduler.add_request
+    engine_.run()
+    check_empty(engine_.scheduler)
+    return groups, engine_
+
+
+@pytest.mark.parametrize("place", [0, 1], ids=["caller", "salt"])
+def test_callers_who_are_told_apart_do_not_share_a_group(place):
+    owners = [(name, None)[:: 1 - 2 * place] for name in ("mine", "mine", "yours", None)]
+    groups, _ = groups_of(owners)
     assert groups[0] == groups[1]
     assert len(set(groups)) == 3
     assert groups[3] == "g"
-    assert "mine" not in groups[0], "the salt is a secret"
-    del engine_.scheduler.add_request
+    assert "mine" not in groups[0], "what tells callers apart is a secret"
+
+
+def test_one_callers_salts_do_not_share_a_group_either():
+    owners = [("mine", "a"), ("mine", "b"), ("mine", None), (None, "mine"), ("minea", None)]
+    groups, _ = groups_of(owners)
+    assert len(set(groups)) == len(owners)
+
+
+def test_with_private_groups_an_unknown_caller_cannot_name_one():
+    owners = [("mine", None), (None, None), ("", "salt"), ("mine", None)]
+    groups, engine_ = groups_of(owners, private_groups=True)
+    assert len(groups) == 2
+    assert len(set(groups)) == 1
+    for name in ("t1", "t2"):
+        assert engine_.report(name) == {
+            "error": "Expected a group of a known caller, found 'g' of an unknown one. "
+            "Hint: send plain JSON to step-serve, or name no group."
+        }
+        assert engine_.ended[name].finish_reason == FinishReason.STOP
+
+
+def test_with_private_groups_the_choices_of_one_request_are_a_group_of_their_own():
+    engine_ = engine(40, private_groups=True)
+    for n in range(2):
+        engine_.add(Script(f"{n}_parent", (WORD,) * 3, (*STEP * 2, EOS), options={}))
+    engine_.add(Script("alone", (WORD,) * 3, (*STEP * 2, EOS), options="{}"))
+    traces = engine_.scheduler.live.traces
+    assert traces["0_parent"].group == traces["1_parent"].group == "\0parent"
+    assert traces["alone"].group is None
     engine_.run()
     check_empty(engine_.scheduler)
 

@@ -13,19 +13,24 @@ import pytest
 from places import SCORER
 from server_harness import PROMPT, QUESTION, Server, serve
 from settled_events import read_settled_events
+from two_callers import (
+    KEYS,
+    KV_BLOCKS,
+    groups_of_every_route,
+    pruned_beside_a_caller_who_keeps_all,
+)
 
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.scorer.network import read_card
 
+openai = pytest.importorskip("openai")
 pytestmark = pytest.mark.engine
-
-KV_BLOCKS = 97  # one is vLLM's own: 3,072 tokens, less than three long traces
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("server"), KV_BLOCKS) as running:
-        yield running
+    with serve(tmp_path_factory.mktemp("server"), KV_BLOCKS, "--api-key", *KEYS) as running:
+        yield running.caller(KEYS[0])
 
 
 def report(response: Any) -> dict[str, Any]:
@@ -220,6 +225,44 @@ def test_a_client_that_goes_away_frees_its_traces(server):
     assert server.gauge("num_requests_waiting") == 0
     assert server.gauge("kv_cache_usage_perc") == 0
     assert report(server.chat("{}"))["scores"]
+
+
+def test_the_same_group_of_two_keys_is_two_groups_on_every_route(server):
+    groups = groups_of_every_route(server)
+    assert sorted(groups.values()) == [7, 7]
+
+
+def test_a_min_keep_of_another_key_protects_none_and_its_traces_are_never_compared(server):
+    for _ in range(8):  # clients that are slow to send leave nothing to compete for: once more
+        stopped, other_stopped = pruned_beside_a_caller_who_keeps_all(server)
+        assert not other_stopped, "the only trace of its group"
+        if stopped:
+            assert stopped == 1
+            return
+    pytest.fail("memory was never short")
+
+
+def test_a_key_that_vllm_does_not_know_is_refused_as_before(server):
+    with pytest.raises(openai.AuthenticationError):
+        server.caller("theirs").chat("q3")
+
+
+def test_a_group_whose_caller_cannot_be_told_is_refused_and_says_so(server):
+    body = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 20,
+        "vllm_xargs": {"step": "q3"},
+    }
+    hidden = json.dumps(body).replace("xargs", "\\u0078args").encode()
+    answer = server.caller("mine").client.post(
+        "/chat/completions",
+        cast_to=object,
+        content=hidden,
+        options={"headers": {"Content-Type": "application/json"}},
+    )
+    error = answer["kv_transfer_params"]["step"]["error"]
+    assert error.startswith("Expected a group of a known caller, found 'q3' of an unknown one.")
 
 
 def test_several_prompts_return_the_first_ones_scores(server):

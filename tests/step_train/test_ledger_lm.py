@@ -3,12 +3,14 @@
 import csv
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from places import ROOT
+from refusals import refusal
 from safetensors.torch import load_file
 
 from data_gen.ledger.stream import TraceStream
@@ -96,6 +98,25 @@ def test_a_finished_run_is_not_trained_again(finished):
     after = load_file(weights)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert [row["step"] for row in rows(finished)] == [row["step"] for row in logged]
+
+
+@pytest.mark.parametrize("damage", ["cut", "other"])
+def test_a_damaged_checkpoint_is_named_and_removing_it_is_enough(finished, tmp_path, damage):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    if damage == "cut":
+        checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    else:
+        torch.save([1, 2], checkpoint)
+    found = refusal(lambda tmp: train_ledger_lm(tiny(tmp / "run")), tmp_path)
+    assert found == (
+        f"Expected a whole checkpoint of step-train demo-model at TMP/run/checkpoints/"
+        f"{checkpoint.name}, found a damaged one. Hint: remove it and give the same command "
+        "again; training goes on from the one before, or starts anew where there is none."
+    )
+    checkpoint.unlink()
+    assert (train_ledger_lm(tiny(tmp_path / "run")) / "model.safetensors").is_file()
 
 
 def test_other_settings_name_the_field(finished):

@@ -45,6 +45,13 @@ def command(monkeypatch, capsys, tmp_path):
     return call
 
 
+def test_a_hub_model_is_read_at_the_revision_that_is_named(command):
+    state = network().state_dict()
+    status, _, errors = command(state, "--model", "org/name", "--revision", "v2")
+    assert status == 2
+    assert "reachable hub id, found 'org/name' at revision 'v2'" in errors
+
+
 def test_the_import_does_not_take_the_place_of_its_source(tmp_path):
     path = tmp_path / "scorer.pt"
     torch.save(network().state_dict(), path)
@@ -158,6 +165,7 @@ def test_a_damaged_safetensors_file_is_refused_as_well(tmp_path):
             ["run", "--out", "s", "--boundary.kind", "newline"],
             "--boundary.kind with --from-pt only",
         ),
+        (["run", "--out", "s", "--revision", "v1"], "--revision with --from-pt only"),
         (["run", "--out", "s", "--model", "m"], "--model with --from-pt and only there"),
         (["--from-pt", "f", "--out", "s"], "--model with --from-pt and only there"),
         (["run", "--from-pt", "f", "--out", "s"], "found 2 of them"),

@@ -233,6 +233,11 @@ def changed(folder, **fields):
     return TraceDirectory(directory.path)
 
 
+def loop(folder):
+    (folder / "loop").symlink_to(folder / "loop")
+    return folder / "loop"
+
+
 def unlabelled(folder):
     """Make a traces directory of two traces without an answer."""
     changes = {0: {"extracted_answer": None}, 1: {"extracted_answer": None}}
@@ -365,6 +370,13 @@ WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
             lambda tmp: extract(ExtractConfig("m", changed(tmp).path, tmp)),
             "another directory as --out than as --traces, found the same. "
             "Hint: choose another --out.",
+        ),
+        (
+            lambda tmp: extract(
+                ExtractConfig(str(CHECKPOINT), changed(tmp / "traces", identity={}).path, loop(tmp))
+            ),
+            "a writable output directory at TMP/loop, found: File exists. "
+            "Hint: choose another path or change its permissions.",
         ),
         (
             lambda tmp: extract(

@@ -2,7 +2,7 @@
 
 from step_infer.client.canonical.answer import LONGEST_ANSWER, canonical
 from step_infer.client.canonical.fallback import is_explosive, math_verify_reads
-from step_infer.client.canonical.form import Canonical, equal
+from step_infer.client.canonical.form import Canonical, equal, identity
 from step_infer.client.canonical.markup import boxed, mend_escapes
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "boxed",
     "canonical",
     "equal",
+    "identity",
     "is_explosive",
     "math_verify_reads",
     "mend_escapes",

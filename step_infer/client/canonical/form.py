@@ -46,6 +46,15 @@ class Canonical:
     """It holds numbers too large to write out; no other library should be given it."""
 
 
+def identity(form: Canonical) -> Hashable:
+    """Return a key of all that a form says, its parts' units and names too.
+
+    Forms of one identity are equal, to each other and to the same others.
+    """
+    items = [identity(item) for item in form.items]
+    return (form, tuple(sorted(items, key=repr) if form.kind == "list" else items))
+
+
 def equal(a: Canonical, b: Canonical) -> bool | None:
     """Return whether two answers are the same; None where only another library may know.
 

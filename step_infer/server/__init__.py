@@ -1,0 +1,1 @@
+"""What runs inside vLLM's OpenAI server, beside its own routes."""

@@ -1,0 +1,60 @@
+"""Two callers of one server, with an API key each, who name the same group."""
+
+import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+from server_harness import QUESTION, Server
+from settled_events import read_settled_events
+
+from step_infer.server.callers import caller_of
+
+KEYS = ("mine", "yours")
+KV_BLOCKS = 97
+"""One is vLLM's own: 3,072 tokens, less than three long traces; a request alone always fits."""
+
+
+def responses(caller: Server, step: str, **options):
+    defaults = {"max_output_tokens": 40, "extra_body": {"vllm_xargs": {"step": step}}}
+    return caller.client.responses.create(model="demo", input=QUESTION, **defaults | options)
+
+
+def groups_of_every_route(server: Server) -> Counter[str]:
+    """Return how many traces each group got of two callers who name the same one on every route."""
+    group = "q1"
+    step = json.dumps({"group": group})
+    forged = {"step": step, "step_caller": caller_of(b"Bearer mine")}
+    for key in KEYS:
+        caller = server.caller(key)
+        for stream in (False, True):
+            for kind in (caller.chat, caller.completion):
+                answer = kind(step, max_tokens=40, stream=stream)
+                list(answer) if stream else None
+            answer = responses(caller, step, stream=stream)
+            list(answer) if stream else None
+        caller.chat(None, max_tokens=40, extra_body={"vllm_xargs": forged})
+    events, _ = read_settled_events([server.events])
+    names = [event["group"] for event in events if event["group"].partition("\0")[0] == group]
+    return Counter(names)
+
+
+def pruned_beside_a_caller_who_keeps_all(server: Server) -> tuple[int, bool]:
+    """Return how many traces of one caller are stopped, and whether the other's is.
+
+    The other has one trace in a group of the same name, of which it wants to keep all. It ends
+    last, and only while it runs is there too little memory for all three.
+    """
+    mine, yours = server.caller("mine"), server.caller("yours")
+    extra = {"ignore_eos": True, "vllm_xargs": {"step": '{"group": "q2", "min_keep": 100}'}}
+    with ThreadPoolExecutor(3) as pool:
+        other = pool.submit(yours.chat, None, max_tokens=1450, extra_body=extra)
+        while server.gauge("num_requests_running") < 1 and not other.done():
+            time.sleep(0.05)
+        extra = {"ignore_eos": True, "vllm_xargs": {"step": '{"group": "q2"}'}}
+        traces = [
+            pool.submit(mine.chat, None, max_tokens=1000, seed=seed, extra_body=extra)
+            for seed in (1, 2)
+        ]
+        marks = [t.result().kv_transfer_params["step"]["pruned"] for t in [other, *traces]]
+    return sum(marks[1:]), marks[0]
