@@ -73,15 +73,17 @@ def collect(
         "scorer_sha256": None if config.scorer is None else sha256_file(config.scorer),
         "boundary": rule.to_dict(),
     }
-    with TraceWriter(config.out, settings, **_described(config, identity, rule, found)) as out:
+    with (
+        TraceWriter(config.out, settings, **_described(config, identity, rule, found)) as out,
+        Grader(config.grading_workers) as grader,
+    ):
         collection = Collection(config, identity, questions, out, console)
         collection.print_start(context)
         if collection.missing:
             if start_engine is None:
                 start_engine = StepLLM
-            collection.run(start_engine, rule)
-        with Grader(config.grading_workers) as grader:
-            summary = summarise(out.read(), grader)
+            collection.run(start_engine, rule, grader)
+        summary = summarise(out.read(), grader)
         summary["skipped_lines"] = len(found.skipped)
         out.finish(summary=summary)
     print_summary(summary, console)

@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -62,6 +62,8 @@ class Collection:
         self.dtype = FEATURE_DTYPES.get(config.feature_dtype, torch.bfloat16)
         self.waiting: list[Trace] = []
         self.waiting_bytes = 0
+        self.answers: dict[str, set[str]] = defaultdict(set)
+        """The answers to each question that has a truth, of this run."""
 
     def print_start(self, context: int | None = None) -> None:
         """Say how much there is to do and how much room it needs, and check that there is room.
@@ -100,8 +102,9 @@ class Collection:
         )
         return table + states, free
 
-    def run(self, start_engine: Callable[..., StepLLM], rule: BoundaryRule) -> None:
+    def run(self, start_engine: Callable[..., StepLLM], rule: BoundaryRule, grader: Grader) -> None:
         """Sample what is missing and write it, part by part."""
+        self.grader = grader
         config = self.config
         self.console.print("Starting the engine …")
         engine = start_engine(
@@ -119,13 +122,15 @@ class Collection:
             self._check_prompts(engine)
             with (
                 sigterm_as_interrupt(),
-                Grader(config.grading_workers) as self.grader,
                 TraceProgress(self.total, len(self.done)) as progress,
             ):
+
+                def on_step() -> None:
+                    grader.poll()
+                    progress.step(lambda: engine.stats().generated_tokens)
+
                 traces = engine.stream(
-                    self._plans(engine),
-                    max_in_flight=config.max_in_flight,
-                    on_step=lambda: progress.step(lambda: engine.stats().generated_tokens),
+                    self._plans(engine), max_in_flight=config.max_in_flight, on_step=on_step
                 )
                 try:
                     for trace in traces:
@@ -186,11 +191,9 @@ class Collection:
         self.waiting.append(trace)
         if trace.hidden_SH is not None:
             self.waiting_bytes += trace.hidden_SH.nbytes
-        if (
-            len(self.waiting) >= self.config.part_traces
-            or self.waiting_bytes >= _PART_BYTES
-            or time.monotonic() - self.written >= PART_SECONDS
-        ):
+        self._begin_grading(trace)
+        # Sampling does not wait for a verdict, unless for one that takes as long as a part.
+        if self._is_due(2) or (self._is_due(1) and self._are_graded()):
             first = not self.out.manifest["parts"]
             steps = sum(len(t.boundary_positions) for t in self.waiting) / len(self.waiting)
             tokens = sum(len(t.token_ids) for t in self.waiting) / len(self.waiting)
@@ -204,6 +207,25 @@ class Collection:
                             "[bold]warning:[/] the disk will be full before the end; what is "
                             "written stays, and the same command goes on once there is room"
                         )
+
+    def _is_due(self, parts: int) -> bool:
+        return (
+            len(self.waiting) >= parts * self.config.part_traces
+            or self.waiting_bytes >= parts * _PART_BYTES
+            or time.monotonic() - self.written >= parts * PART_SECONDS
+        )
+
+    def _begin_grading(self, trace: Trace) -> None:
+        """Have an answer compared with the truth and the question's other ones, beside sampling."""
+        truth, answers = self.questions[trace.question_id].answer, self.answers[trace.question_id]
+        if truth is None or trace.answer is None or trace.answer in answers:
+            return
+        self.grader.submit(trace.answer, [truth, *answers])
+        answers.add(trace.answer)
+
+    def _are_graded(self) -> bool:
+        graded = ((self.questions[t.question_id].answer, t.answer) for t in self.waiting)
+        return not any(self.grader.pending([text for text in pair if text]) for pair in graded)
 
     def _flush(self) -> None:
         """Grade and write the finished traces as one part."""

@@ -16,6 +16,7 @@ from data_gen.summary import print_summary, summarise
 from data_gen.traces.directory import TraceDirectory
 from data_gen.traces.table import TRACE_SCHEMA, write_table
 from data_gen.traces.writer import TraceWriter, part_files
+from step_infer.cli.progress import track
 from step_infer.client.grading import Grader
 from step_infer.errors import InputError
 from step_infer.storage.files import atomic_path, real_path
@@ -163,19 +164,22 @@ def _dtype(shard: QuestionShard) -> str | None:
 def _write_parts(shards: Sequence[QuestionShard], out: TraceWriter) -> list[dict[str, Any]]:
     """Write the parts of all shards, numbered anew, and return what the manifest lists."""
     parts: list[dict[str, Any]] = []
-    for directory in (shard.directory for shard in shards):
-        for index, source in enumerate(directory.manifest["parts"]):
-            part_file, feature_file = part_files(len(parts))
-            directory.verify_file(source["traces"])
-            table = directory.part(index)
-            features = None
-            if source["features"] is not None:
-                table = _with_shard(table, len(parts))
-                _link(directory.shard(index).path, out.path / feature_file)
-                features = source["features"] | {"file": feature_file}
-            write_table(out.path / part_file, table)
-            listed = out.listed(part_file, len(table))
-            parts.append({"traces": listed, "features": features})
+    sources = [
+        (shard.directory, index) for shard in shards for index in range(shard.directory.num_parts)
+    ]
+    for directory, index in track(sources, len(sources), "parts", delay_s=2):
+        source = directory.manifest["parts"][index]
+        part_file, feature_file = part_files(len(parts))
+        directory.verify_file(source["traces"])
+        table = directory.part(index)
+        features = None
+        if source["features"] is not None:
+            table = _with_shard(table, len(parts))
+            _link(directory.shard(index).path, out.path / feature_file)
+            features = source["features"] | {"file": feature_file}
+        write_table(out.path / part_file, table)
+        listed = out.listed(part_file, len(table))
+        parts.append({"traces": listed, "features": features})
     return parts
 
 

@@ -1,6 +1,7 @@
 """What a traces directory holds, in numbers."""
 
 from collections import defaultdict
+from itertools import combinations
 from typing import Any
 
 import pyarrow.compute as pc
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_gen.traces.directory import TraceDirectory
+from step_infer.cli.progress import track
 from step_infer.client.answers import vote
 from step_infer.client.grading import Grader
 
@@ -47,7 +49,13 @@ def summarise(directory: TraceDirectory, grader: Grader) -> dict[str, Any]:
     right = [row for row in known if row["is_correct"] is True]
     wrong = [row for row in known if row["is_correct"] is False]
     judged = [traces for traces in by_question.values() if traces[0]["ground_truth"] is not None]
-    won = [_majority_is_right(traces, grader) for traces in judged]
+    # All at once, so that the grader's processes share the work.
+    for traces in judged:
+        answers = {row["extracted_answer"] for row in traces} - {None}
+        for first, second in combinations(sorted(answers), 2):
+            grader.submit(first, [second])
+    questions = track(judged, len(judged), "questions grouped", delay_s=2)
+    won = [_majority_is_right(traces, grader) for traces in questions]
     tokens = sum(row["tokens"] for row in rows)
     seconds = directory.manifest.get("seconds", 0.0)
     return {

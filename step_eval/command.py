@@ -1,4 +1,4 @@
-"""The command line of `step-eval`: run, merge, report, simulate, replay, record."""
+"""The command line of `step-eval`: run, merge, report, simulate, calibrate, replay, record."""
 
 import sys
 from collections.abc import Sequence
@@ -15,6 +15,8 @@ DESCRIPTION = (
     '"step-eval merge DIR... --out DIR" joins runs that shared the questions (--shard); '
     '"step-eval report DIR" makes results.json and report.html again from the records; '
     '"step-eval simulate --out DIR" predicts time and accuracy without an engine; '
+    '"step-eval calibrate --traces DIR --scorer FILE --out FILE" finds when a vote is likely '
+    "decided; "
     '"step-eval events FILE... --out FILE" draws the event log of a server or an engine; '
     '"step-eval replay --traces FILE --out DIR" measures time at real size without weights, on '
     'recorded traces that "step-eval record --traces DIR --out FILE" keeps without their text.'
@@ -36,6 +38,11 @@ MERGE = (
 )
 REPORT = "Make results.json and report.html of a directory of step-eval again from its records."
 EVENTS = "Draw the event log of a server or an engine (--event-log) as one HTML file."
+CALIBRATE = (
+    "Find the threshold of the stop rule likely for a scorer and its model, on recorded traces of "
+    "questions that the scorer never saw, and write it into the scorer's card: at most a stated "
+    "share of answers changes because a question stops early."
+)
 RECORD = "Keep recorded traces without their text in one small Parquet file."
 
 
@@ -142,6 +149,16 @@ def simulate_command(argv: Sequence[str]) -> None:
     simulate_all(config, _console())
 
 
+def calibrate_command(argv: Sequence[str]) -> None:
+    """Run `step-eval calibrate`."""
+    from step_eval.calibration.config import CalibrateConfig
+
+    config = parse_config(CalibrateConfig, argv, "step-eval calibrate", CALIBRATE)
+    from step_eval.calibration.run import calibrate
+
+    calibrate(config, _console())
+
+
 def merge_command(argv: Sequence[str]) -> None:
     """Run `step-eval merge`."""
     config = parse_config(MergeConfig, argv, "step-eval merge", MERGE)
@@ -181,6 +198,7 @@ SUBCOMMANDS = {
     "merge": merge_command,
     "report": report_command,
     "simulate": simulate_command,
+    "calibrate": calibrate_command,
     "replay": replay_command,
     "record": record_command,
 }

@@ -35,6 +35,7 @@ from step_infer.client.prompt import dated_kwargs
 from step_infer.client.running_vote import RunningVote
 from step_infer.client.trace import Sampling, TracePlan, in_waves
 from step_infer.errors import InputError
+from step_infer.scorer.aggregate import NEVER_RISE
 from step_infer.scorer.card import ScorerCard
 from step_infer.storage.run_directory import RunDirectory, write_manifest
 
@@ -202,14 +203,16 @@ class Evaluation:
         """Return what ends a question's traces when its vote is decided, if anything does."""
         if method.stop_rule == NEVER:
             return None
-        config = self.config
+        config, card = self.config, self.inputs.card
+        aggregator = config.aggregator or (None if card is None else card.aggregator)
         return RunningVote(
             range(method.traces or config.num_traces),
             trace_weigher(vote_by),
             most_weight(vote_by),
-            stop_rule(method, vote_by, config, self.inputs.card),
+            stop_rule(method, vote_by, config, card),
             grader=grader,
             expect=score_weigher(vote_by),
+            falls=aggregator in NEVER_RISE,
         )
 
     def _engine(self, options: Mapping[str, Any], kv_budget_tokens: int | None) -> StepLLM:

@@ -4,11 +4,11 @@
      "steps": 12, "tokens": 431, "kv_use": 0.97, "freed_kv_blocks": 14}
 
 `event` is "prune", "finish" (with `reason`: "stop", "length", …) or "abort" (by the client, or at a
-stop string). `time` is in seconds since 1970, `score` the trace score (null before the first step
-score), `steps` the number of its finite step scores, `tokens` of generated tokens, `kv_use` the
-part of the KV cache in use once the trace has gone, `group` null for a trace of its own; behind a
-server a NUL and a hash of the caller follow its name. Of a request's name the first 256 characters
-stand there.
+stop string; with `reason` "decided" or "over_budget" where the client gave one). `time` is in
+seconds since 1970, `score` the trace score (null before the first step score), `steps` the number
+of its finite step scores, `tokens` of generated tokens, `kv_use` the part of the KV cache in use
+once the trace has gone, `group` null for a trace of its own; behind a server a NUL and a hash of
+the caller follow its name. Of a request's name the first 256 characters stand there.
 
 The scheduler only puts a line into a queue; a thread writes it. Where the disk is so slow that the
 queue is full, lines are left out and counted. A file that has grown to its limit becomes NAME.old,

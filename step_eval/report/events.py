@@ -1,7 +1,7 @@
 """The page of an event log: KV use over time with the prunes, scores, what pruning freed."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from step_eval.report.page import render_page
 from step_infer.errors import InputError
 from step_infer.replies import IMPLICIT_GROUP
 from step_infer.storage.files import atomic_write, check_output
+from step_infer.wire import DECIDED, OVER_BUDGET
 
 _TEMPLATE = "events.html.j2"
 _MOST_GROUPS = 50
+_CLOSED = (DECIDED, OVER_BUDGET)
+"""Why clients end traces, where they say so."""
 _NAME_LENGTH = 60
 
 Events = Sequence[dict[str, Any]]
@@ -47,7 +50,7 @@ def render_event_report(events: Events, left_out: int, names: Sequence[str]) -> 
         left_out: lines that could not be read.
         names: of the logs.
     """
-    kinds = Counter(event["event"] for event in events)
+    kinds = Counter(_kind(event) for event in events)
     pruned = [event for event in events if event["event"] == "prune"]
     return render_page(
         _TEMPLATE,
@@ -69,6 +72,12 @@ def render_event_report(events: Events, left_out: int, names: Sequence[str]) -> 
     )
 
 
+def _kind(event: Mapping[str, Any]) -> str:
+    """Return what became of a trace; one that its client ended may be told apart by the reason."""
+    reason = event.get("reason")
+    return str(reason) if event["event"] == "abort" and reason in _CLOSED else str(event["event"])
+
+
 def group_rows(events: Events) -> list[dict[str, Any]]:
     """Return what became of each group, those with most pruned traces first."""
     groups: dict[str | None, list[dict[str, Any]]] = defaultdict(list)
@@ -76,7 +85,7 @@ def group_rows(events: Events) -> list[dict[str, Any]]:
         groups[event["group"]].append(event)
     rows = []
     for name, found in groups.items():
-        kinds = Counter(event["event"] for event in found)
+        kinds = Counter(_kind(event) for event in found)
         scores = {
             kind: [e["score"] for e in found if e["event"] == kind and e["score"] is not None]
             for kind in ("prune", "finish")
@@ -85,7 +94,7 @@ def group_rows(events: Events) -> list[dict[str, Any]]:
             {
                 "name": "no group" if name is None else _shown(name),
                 "traces": len(found),
-                **{kind: kinds[kind] for kind in ("prune", "finish", "abort")},
+                **{kind: kinds[kind] for kind in ("prune", "finish", "abort", *_CLOSED)},
                 "pruned_score": float(np.mean(scores["prune"])) if scores["prune"] else None,
                 "finished_score": float(np.mean(scores["finish"])) if scores["finish"] else None,
             }

@@ -182,7 +182,7 @@ PERCENT_SIGN = "\N{NO-BREAK SPACE}%"
 NO_INTERVAL = "no interval"
 """Of one question alone."""
 
-PERCENT = frozenset({"accuracy", "peak_kv_use", "waiting_share", "trace_accuracy"})
+PERCENT = frozenset({"accuracy", "peak_kv_use", "waiting_share", "trace_accuracy", "changed"})
 """Figures that are parts of a whole, shown in percent; their differences in points."""
 RELATIVE = frozenset({"tokens", "seconds"})
 """Figures whose difference is shown as a part of the baseline's."""

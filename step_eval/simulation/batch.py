@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Sequence
 
 from step_eval.simulation.blocks import BlockPool, SharedBlockPool
-from step_eval.simulation.schedule import EngineShape, SimulatedTrace
+from step_eval.simulation.schedule import EngineShape, Moment, Schedule, SimulatedTrace, Work
 
 
 class Batch:
@@ -154,6 +154,26 @@ class Batch:
             self.grows[(self.filled[trace] + 1 - length) % self.size] -= 1
         self.pool.release(trace, self.prompt[trace], -(-computed // self.size), hashed)
         self.filled[trace] = 0
+
+    def moment(self, result: Schedule, work: Work, outputs: int) -> Moment:
+        """Return how the engine stands.
+
+        Args:
+            result: the schedule so far.
+            work: all work so far.
+            outputs: of this step that the scheduler has: 0 while it is scheduled, 1 after it.
+        """
+        return Moment(
+            self.step - self.shape.in_flight - 1 + outputs,
+            list(self.known),
+            list(self.filled),
+            len(result.pruned),
+            len(result.preempted),
+            work,
+            tuple(result.running),
+            tuple(result.waiting),
+            result.peak_kv_use,
+        )
 
     def note_texts(self) -> None:
         """Cache the blocks that running traces have filled, in the order in which they did."""

@@ -8,7 +8,7 @@ import numpy as np
 from step_eval.comparison import outcome, vote_name
 from step_eval.recorded.traces import TracePool
 from step_eval.results import read_run
-from step_eval.simulation.question import FIGURES, Setting, figures, run_question
+from step_eval.simulation.question import MEASURED, Setting, figures, run_question
 from step_eval.simulation.schedule import Pruning
 from step_eval.simulation.timing import Timing, engine_shape
 from step_infer.errors import InputError
@@ -50,7 +50,7 @@ def check(path: Path | str, pool: TracePool, timing: Timing) -> dict[str, Any]:
             predicted = figures(schedule, setting, question.traces, timing)
             measured = outcome(record, vote_name(method, "auto"))
             rows.append(
-                [(predicted[name], float(getattr(measured, _of(name)))) for name in FIGURES]
+                [(predicted[name], float(getattr(measured, _of(name)))) for name in MEASURED]
             )
             lost = {index for index, trace in enumerate(record.traces) if trace.pruned}
             same += lost == set(schedule.pruned)
@@ -69,7 +69,7 @@ def check(path: Path | str, pool: TracePool, timing: Timing) -> dict[str, Any]:
                     "error": _relative(*means_FP[index]),
                     "median_error": float(np.median(errors_QF[:, index])),
                 }
-                for index, name in enumerate(FIGURES)
+                for index, name in enumerate(MEASURED)
             },
         }
     if not methods:

@@ -5,10 +5,20 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from step_eval.config import PruningOptions
+from step_eval.methods.registry import DECIDED_SUFFIX, LIKELY_SUFFIX, base_name
 from step_eval.methods.victims import ABLATIONS
 from step_eval.simulation.drawn import DrawnTraces
-from step_eval.votes import vote_signal
+from step_eval.votes import UNIFORM, vote_signal
+from step_infer.client.deciding import (
+    LEAST_VOTES,
+    LIKELY,
+    NEVER,
+    UNBEATABLE,
+    StopRule,
+    likely_rule,
+)
 from step_infer.errors import InputError
+from step_infer.scorer.card import read_card
 
 AUROC_AT = 0.5
 """Part of a trace at which a made-up scorer has the AUROC asked for."""
@@ -23,6 +33,12 @@ METHODS = {
     },
 }
 """What can be simulated: label, and what it does."""
+
+
+def method_label(name: str) -> str:
+    """Return a method's name for tables."""
+    base = base_name(name)
+    return METHODS[base][0] + name.removeprefix(base)
 
 
 @dataclass(frozen=True)
@@ -57,7 +73,8 @@ class SimulateConfig(PruningOptions):
     methods: str = "sc,sc-score,step"
     """Methods, separated by commas: sc; sc-score, which only votes by score; step; and as victims
     of STEP's trigger: random, youngest, longest, least-confident (needs recorded confidences),
-    oracle."""
+    oracle. With +decided after a name, a question ends as soon as its vote is decided; with +likely
+    as soon as that is likely (--likely-threshold)."""
     num_traces: list[int] = field(default_factory=lambda: [64])
     """Traces N for each question, one or more sizes."""
     kv_budget: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])
@@ -71,6 +88,9 @@ class SimulateConfig(PruningOptions):
     vote: str = "score"
     """How traces vote under every method but sc: uniform, score, score^POWER, score-top-K or
     best."""
+    likely_threshold: float | None = None
+    """Chance that the leading answer wins at which methods with +likely stop; none given, the one
+    that step-eval calibrate wrote into the card of --scorer."""
     block_size: int = 16
     """Tokens of a KV block; vLLM's own is 16 on CUDA, 32 with StepLLM on CPU."""
     max_num_seqs: int = 256
@@ -104,8 +124,15 @@ class SimulateConfig(PruningOptions):
                 found = bad[0] if bad else "none"
                 raise InputError(f"Expected {_option(name)} in [{low}, {high}], found {found}.")
         for name in self.method_names:
-            if name not in METHODS:
-                raise InputError(f"Expected --methods out of {', '.join(METHODS)}, found {name!r}.")
+            base = base_name(name)
+            suffix = name.removeprefix(base)
+            if base not in METHODS or suffix not in ("", DECIDED_SUFFIX, LIKELY_SUFFIX):
+                raise InputError(
+                    f"Expected --methods out of {', '.join(METHODS)}, found {name!r}. "
+                    f"Hint: {DECIDED_SUFFIX} or {LIKELY_SUFFIX} may follow a name."
+                )
+        if self.likely_threshold is not None:
+            StopRule(LIKELY, self.likely_threshold)
         if vote_signal(self.vote) not in (None, "score"):
             raise InputError(
                 f"Expected a --vote that goes by scores or is uniform, found {self.vote!r}: "
@@ -127,6 +154,22 @@ class SimulateConfig(PruningOptions):
         """The methods, sc first: the others are compared with it."""
         names = [name.strip() for name in self.methods.split(",") if name.strip()]
         return ["sc", *(name for name in dict.fromkeys(names) if name != "sc")]
+
+    def stop_rule(self, method: str) -> StopRule:
+        """Return when a method's traces end because the vote is decided.
+
+        Raises:
+            InputError: there is no threshold for +likely, or the scorer file cannot be read.
+        """
+        if method.endswith(DECIDED_SUFFIX):
+            return StopRule(UNBEATABLE)
+        if not method.endswith(LIKELY_SUFFIX):
+            return StopRule(NEVER)
+        if self.likely_threshold is not None:
+            return StopRule(LIKELY, self.likely_threshold, LEAST_VOTES)
+        card = None if self.scorer is None else read_card(self.scorer)
+        vote_by = UNIFORM if base_name(method) == "sc" else self.vote
+        return likely_rule({} if card is None else card.deciding, vote_by)
 
 
 def _option(name: str) -> str:

@@ -55,7 +55,7 @@ class _Run:
         self.pool = self.batch.pool
         self.waiting = deque(range(count))
         self.watermark = int(shape.watermark * (shape.kv_blocks + 1))
-        self.result = Schedule([0] * count, [0] * count)
+        self.result = Schedule([0] * count)
         self.pruner = None if pruning is None else Pruner(self.batch, pruning, self.result)
         self.blocked = False  # whether nobody can be admitted before the next event
         self.total = [0.0] * 4
@@ -252,8 +252,7 @@ class _Run:
 
     def _end(self, trace: int) -> None:
         work = self.earlier if self.shape.in_flight else self._work()
-        self.result.end(trace, self.traces[trace].tokens, work)
-        self.result.scored[trace] = len(self.traces[trace].positions)
+        self.result.end(trace, self.traces[trace].tokens, self.batch.moment(self.result, work, 1))
         if self.pruner is not None:
             self.pruner.finished(trace)
 

@@ -6,7 +6,7 @@ from math import isfinite
 
 from step_eval.methods.victims import victim_rank
 from step_eval.simulation.batch import Batch
-from step_eval.simulation.schedule import Pruning, Schedule, Work
+from step_eval.simulation.schedule import Pruning, Schedule, Work, steps_seen
 from step_infer import policy
 from step_infer.scorer.aggregate import AGGREGATORS
 
@@ -111,14 +111,8 @@ class Pruner:
         ]
 
     def _scored(self, trace: int) -> int:
-        """Return its step scores so far: a boundary's comes with the token after it."""
-        seen = self.batch.tokens(trace) - 1
-        positions = self.batch.traces[trace].positions
-        count = self.result.scored[trace]
-        while count < len(positions) and positions[count] < seen:
-            count += 1
-        self.result.scored[trace] = count
-        return count
+        batch = self.batch
+        return steps_seen(batch.traces[trace].positions, batch.tokens(trace))
 
     def _rank(self, trace: int) -> float | None:
         """Return the number whose lowest is stopped; None before the first step score."""
@@ -150,4 +144,4 @@ class Pruner:
         self.kept[group] -= 1
         self.pruned_groups.add(group)
         self.result.pruned.append(trace)
-        self.result.end(trace, tokens, work)
+        self.result.end(trace, tokens, batch.moment(self.result, work, 0))

@@ -6,16 +6,21 @@ from dataclasses import dataclass, replace
 from step_eval.methods.victims import ABLATIONS, oracle_ranks, random_ranks
 from step_eval.recorded.traces import PoolTrace
 from step_eval.replay.signals import RecordedSteps, signals
+from step_eval.report.words import HEADINGS
+from step_eval.simulation.deciding import Voting
 from step_eval.simulation.engine import simulate
 from step_eval.simulation.schedule import EngineShape, Pruning, Schedule
 from step_eval.simulation.timing import Timing
 from step_eval.simulation.traces import block_contents, simulated_traces
-from step_eval.votes import vote_rule
-from step_infer.client.answers import vote
-from step_infer.scorer.aggregate import AGGREGATORS
+from step_eval.votes import UNIFORM
+from step_infer.client.deciding import NEVER, StopRule
 
-FIGURES = ("accuracy", "seconds", "tokens", "preemptions", "pruned", "waiting_share")
-"""Figures of a question; names as in `report.words.HEADINGS`."""
+MEASURED = ("accuracy", "seconds", "tokens", "preemptions", "pruned", "waiting_share")
+"""Figures of a question that an engine's records have, too; names as in `report.words.HEADINGS`."""
+DECIDING = {"decided": HEADINGS["decided"], "changed": "Answers changed"}
+"""Figures beside them of methods that stop when the vote is decided, and their headings: traces
+that ended for it, and whether the answer is another one than the same traces' without it."""
+FIGURES = (*MEASURED, *DECIDING)
 
 STOCK = ("sc", "sc-score")
 """Methods that never stop a trace."""
@@ -32,6 +37,18 @@ class Setting:
     """Ignored by sc."""
     vote: str = "score"
     """Vote rule of every method but sc."""
+    stop: StopRule = StopRule(NEVER)
+    """When all traces end because the vote is decided."""
+
+    @property
+    def schedule(self) -> str:
+        """The method whose schedule it has, but for the stop."""
+        return "sc" if self.method in STOCK else self.method
+
+    @property
+    def own_vote(self) -> str:
+        """The method's vote rule."""
+        return UNIFORM if self.method == "sc" else self.vote
 
 
 def run_question(
@@ -40,7 +57,7 @@ def run_question(
     prompt_tokens: int,
     scores: Sequence[Sequence[float | None]] | None = None,
 ) -> Schedule:
-    """Return the schedule of a question's traces under a method.
+    """Return the schedule of a question's traces under a method, where nothing is decided.
 
     Args:
         setting: engine and method.
@@ -87,25 +104,35 @@ def figures(
     timing: Timing,
     scores: Sequence[Sequence[float | None]] | None = None,
 ) -> dict[str, float]:
-    """Return a question's figures by the names of `FIGURES`; pruned traces do not vote."""
-    pruned = set(schedule.pruned)
-    voters = [index for index in range(len(traces)) if index not in pruned]
-    weights = [1.0] * len(voters)
-    if setting.method != "sc":
-        aggregate = AGGREGATORS[setting.pruning.aggregator]
-        found: list[float | None] = []
-        for index in voters:
-            own = traces[index].scores if scores is None else scores[index]
-            finite = [score for score in own if score is not None]
-            found.append(aggregate(finite) if finite else None)
-        weights = vote_rule(setting.vote)(found)
-    winner = vote([traces[index].answer for index in voters], weights).answer
+    """Return a question's figures by the names of `FIGURES`; only traces that finish vote.
+
+    Args:
+        schedule: what `run_question` returned for the setting.
+        setting: engine and method.
+        traces: the question's traces.
+        timing: cost of a step.
+        scores: step scores that stand for the traces' own.
+    """
+    voting = Voting(traces, setting.own_vote, setting.pruning.aggregator, scores)
+    winner = undecided = voting.winner(finished(schedule))
+    stop = next(voting.decisions(schedule, setting.stop), None)
+    if stop is not None:
+        schedule = schedule.decided_at(stop[0])
+        winner = voting.winner(finished(schedule))
     running, waiting = timing.seconds(schedule.running), timing.seconds(schedule.waiting)
     return {
         "accuracy": float(any(t.right and t.answer == winner for t in traces)),
         "seconds": max(timing.seconds(work) for work in schedule.ended_after.values()),
         "tokens": float(sum(schedule.tokens)),
         "preemptions": float(len(schedule.preempted)),
-        "pruned": float(len(pruned)),
+        "pruned": float(len(schedule.pruned)),
         "waiting_share": waiting / (running + waiting) if running + waiting > 0 else 0.0,
+        "decided": float(len(schedule.decided)),
+        "changed": float(winner != undecided),
     }
+
+
+def finished(schedule: Schedule) -> list[int]:
+    """Return the traces that ran to their ends."""
+    stopped = {*schedule.pruned, *schedule.decided}
+    return [trace for trace in schedule.order if trace not in stopped]

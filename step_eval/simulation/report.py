@@ -8,11 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from step_eval.methods.registry import base_name
 from step_eval.report.figures import MARKERS, MUTED, SERIES, draw, drawn_ends, legend_above
 from step_eval.report.page import render_page
 from step_eval.report.words import HEADINGS, TO, number, number_range, signed
-from step_eval.simulation.config import AUROC_AT, METHODS
-from step_eval.simulation.question import FIGURES
+from step_eval.simulation.config import AUROC_AT, METHODS, method_label
+from step_eval.simulation.question import DECIDING, MEASURED
 from step_eval.simulation.sweep import RECORDED
 from step_infer.storage.files import atomic_write
 
@@ -29,9 +30,7 @@ def render_simulation_report(results: Mapping[str, Any]) -> str:
     """Return the report's HTML."""
     rows = results["cells"]
     unit = results["timing"]["unit"]
-    headings = {name: HEADINGS[name] for name in FIGURES}
-    if unit != "seconds":
-        headings["seconds"] = "Engine steps"
+    headings = shown_headings(rows, unit)
     check = results["check"]
     return render_page(
         _TEMPLATE,
@@ -49,12 +48,26 @@ def render_simulation_report(results: Mapping[str, Any]) -> str:
         check_rows=[] if check is None else check_rows(check),
         check_words=[] if check is None else check_words(check),
         rows=rows,
-        labels={name: words[0] for name, words in METHODS.items()},
+        label=method_label,
         headings=headings,
         number=number,
         number_range=number_range,
         settings=[(name, str(value)) for name, value in results["settings"].items()],
     )
+
+
+def shown_headings(rows: Sequence[Mapping[str, Any]], unit: str) -> dict[str, str]:
+    """Return the figures to be shown, and their headings.
+
+    Args:
+        rows: what `sweep.summaries` returns.
+        unit: of time: "seconds" or "steps".
+    """
+    headings = {name: HEADINGS[name] for name in MEASURED}
+    if unit != "seconds":
+        headings["seconds"] = "Engine steps"
+    stops = any(row["method"] != base_name(row["method"]) for row in rows)
+    return headings | DECIDING if stops else headings
 
 
 def break_even_words(row: Mapping[str, Any]) -> dict[str, str]:
@@ -90,7 +103,7 @@ def needed_words(rows: Sequence[Mapping[str, Any]]) -> str:
 def check_rows(check: Mapping[str, Any]) -> list[dict[str, str]]:
     """Return predicted against measured, as words, figure by figure."""
     rows = []
-    for name in FIGURES:
+    for name in MEASURED:
         for method, found in check["methods"].items():
             pair = found["figures"][name]
             error = "none" if pair["predicted"] == pair["measured"] else "no ratio"

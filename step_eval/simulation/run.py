@@ -1,24 +1,25 @@
 """`step-eval simulate`: from settings to simulation.json, simulation.html and a table."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from step_eval.methods.registry import base_name
 from step_eval.recorded.files import read_pool
 from step_eval.report.table import tables_that_fit
-from step_eval.report.words import HEADINGS, number, number_range
+from step_eval.report.words import number, number_range
 from step_eval.simulation.check import check
-from step_eval.simulation.config import METHODS, SimulateConfig
+from step_eval.simulation.config import SimulateConfig, method_label
 from step_eval.simulation.drawn import draw_pool
-from step_eval.simulation.question import FIGURES
 from step_eval.simulation.report import (
     break_even_words,
     check_rows,
     check_words,
+    shown_headings,
     write_simulation_report,
 )
 from step_eval.simulation.sweep import break_even, summaries, sweep
@@ -46,7 +47,9 @@ def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict
         count = _DRAWN_QUESTIONS if config.limit is None else config.limit
         size = max(config.num_traces) * config.repeats
         pool = draw_pool(config.drawn, count, size, config.seed)
-    if "least-confident" in config.method_names and not pool.confident:
+    for method in config.method_names:
+        config.stop_rule(method)  # refused before anything runs
+    if "least-confident" in map(base_name, config.method_names) and not pool.confident:
         raise InputError(
             "Expected recorded traces with confidences (--traces) for the method least-confident, "
             f"found none in {pool.source}. Hint: leave the method out, or choose other --traces."
@@ -83,11 +86,12 @@ def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict
 def _print(results: dict[str, Any], console: Console) -> None:
     console.print(results["source"], highlight=False)
     shown = results["cells"][:_MOST_ROWS]
+    headings = shown_headings(shown, results["timing"]["unit"])
 
     def make(figures: Sequence[str]) -> Table:
-        return _means(shown, figures, results["timing"]["unit"] == "seconds")
+        return _means(shown, {name: headings[name] for name in figures})
 
-    for table in tables_that_fit(console, FIGURES, make):
+    for table in tables_that_fit(console, list(headings), make):
         console.print(table)
     if len(shown) < len(results["cells"]):
         console.print(f"{len(results['cells']) - len(shown)} more rows in the report.")
@@ -109,18 +113,17 @@ def _print(results: dict[str, Any], console: Console) -> None:
             console.print(sentence, highlight=False)
 
 
-def _means(cells: Sequence[dict[str, Any]], figures: Sequence[str], in_seconds: bool) -> Table:
-    """Return the table of some figures, a row for each cell of the sweep."""
+def _means(cells: Sequence[dict[str, Any]], headings: Mapping[str, str]) -> Table:
+    """Return the table of some figures by their headings, a row for each cell of the sweep."""
     table = Table(title="Means per question, simulated", title_justify="left")
     for heading in ("Method", "Scorer", "N", "KV"):
         table.add_column(heading)
-    for name in figures:
-        heading = HEADINGS[name] if in_seconds or name != "seconds" else "Engine steps"
+    for heading in headings.values():
         table.add_column(heading.replace(" ", "\n", 1), justify="right")
     for cell in cells:
-        row = [METHODS[cell["method"]][0], cell["label"], f"{cell['num_traces']}{_length(cell)}"]
+        row = [method_label(cell["method"]), cell["label"], f"{cell['num_traces']}{_length(cell)}"]
         row.append(f"{cell['kv_budget']:g}")
-        for name in figures:
+        for name in headings:
             found = cell["figures"][name]
             value = number(name, found["value"])
             if name == "accuracy":

@@ -1,5 +1,6 @@
 """What goes into a simulated schedule and what comes out: engine, traces, pruning, `Schedule`."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -65,18 +66,47 @@ class Pruning:
     victim: str = "score"
 
 
+@dataclass(frozen=True)
+class Moment:
+    """A simulated engine when one of its traces ended."""
+
+    step: int
+    """The last step whose output the scheduler has."""
+    known: Sequence[int]
+    """Tokens of each trace when it was last admitted [N]."""
+    filled: Sequence[int]
+    """Step that made the first token after that [N]; 0 where a trace does not decode."""
+    pruned: int
+    """Pruned traces so far."""
+    preempted: int
+    """Preemptions so far."""
+    work: Work
+    """All work so far."""
+    running: Sequence[float]
+    """As `Schedule.running`, so far."""
+    waiting: Sequence[float]
+    """As `Schedule.waiting`, so far."""
+    peak_kv_use: float
+    """As `Schedule.peak_kv_use`, so far."""
+
+    def tokens(self, trace: int) -> int:
+        """Return the generated tokens of a trace that has not ended."""
+        filled = self.filled[trace]
+        return self.known[trace] + (max(0, self.step + 1 - filled) if filled else 0)
+
+
 @dataclass
 class Schedule:
     """What came of N traces."""
 
     tokens: list[int]
     """Generated tokens of each trace [N], of a pruned one those that its client got."""
-    scored: list[int]
-    """Step scores of each trace that the scheduler has seen [N]."""
     order: list[int] = field(default_factory=list)
     """Traces in the order in which they ended."""
     pruned: list[int] = field(default_factory=list)
     """Pruned traces in the order in which they were stopped."""
+    decided: list[int] = field(default_factory=list)
+    """Traces that ended because the vote was decided."""
     preempted: list[int] = field(default_factory=list)
     """Preempted traces, once for each time."""
     work: Work = (0.0, 0.0, 0.0, 0.0)
@@ -89,12 +119,48 @@ class Schedule:
     """Work weighted with the traces that waited meanwhile."""
     peak_kv_use: float = 0.0
     """Largest part of the blocks in use at the end of a step."""
+    moments: list[Moment] = field(default_factory=list)
+    """The engine at each end of a trace, in the order of `order`."""
 
-    def end(self, trace: int, tokens: int, work: Work) -> None:
-        """Note a trace's end, with its generated tokens and all work up to it."""
+    def end(self, trace: int, tokens: int, moment: Moment) -> None:
+        """Note a trace's end, with its generated tokens and how the engine stood."""
         self.tokens[trace] = tokens
         self.order.append(trace)
-        self.ended_after[trace] = work
+        self.ended_after[trace] = moment.work
+        self.moments.append(moment)
+
+    def tokens_at(self, place: int) -> list[int]:
+        """Return each trace's generated tokens [N] when the trace `order[place]` ended."""
+        moment, ended = self.moments[place], set(self.order[: place + 1])
+        return [
+            # Of two traces that end in one step the second has its last token, too.
+            whole if trace in ended else min(whole, moment.tokens(trace))
+            for trace, whole in enumerate(self.tokens)
+        ]
+
+    def decided_at(self, place: int) -> "Schedule":
+        """Return what comes of the traces if the vote is decided when `order[place]` ends."""
+        moment, ended = self.moments[place], self.order[: place + 1]
+        others = sorted(set(self.order) - set(ended))
+        return Schedule(
+            self.tokens_at(place),
+            [*ended, *others],
+            self.pruned[: moment.pruned],
+            others,
+            self.preempted[: moment.preempted],
+            moment.work,
+            {trace: self.ended_after[trace] for trace in ended}
+            | dict.fromkeys(others, moment.work),
+            list(moment.running),
+            list(moment.waiting),
+            moment.peak_kv_use,
+            self.moments[: place + 1],
+        )
+
+
+def steps_seen(positions: Sequence[int], tokens: int) -> int:
+    """Return a running trace's step scores so far: a boundary's comes with the token after it."""
+    return bisect_left(positions, tokens - 1)
 
 
 def check_fit(shape: EngineShape, traces: Sequence[SimulatedTrace]) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from step_eval.recorded.traces import TracePool, pick
+from step_eval.methods.registry import base_name
+from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool, pick
 from step_eval.simulation.config import AUROC_AT, SimulateConfig
 from step_eval.simulation.question import FIGURES, Setting, figures, run_question
-from step_eval.simulation.schedule import EngineShape, Pruning
+from step_eval.simulation.schedule import EngineShape, Pruning, Schedule
 from step_eval.simulation.scores import tuned_scores, within_auroc
 from step_eval.simulation.timing import Timing
 from step_eval.statistics import bootstrap_weights, interval, interval_ends
@@ -100,38 +101,54 @@ def run_task(config: SimulateConfig, pool: TracePool, timing: Timing, task: Task
     elif scorer == RECORDED:
         recorded = [[trace.scores for trace in q.traces] for q in pool.questions]
         reached = within_auroc(pool, recorded.__getitem__, AUROC_AT, aggregator)
-    methods = ["sc"] if scorer is None else config.method_names[1:]
+    methods = [
+        name for name in config.method_names if (base_name(name) == "sc") == (scorer is None)
+    ]
     cells = []
     for count, budget in itertools.product(config.num_traces, config.kv_budget):
         shape = engine_shape(config, pool, count, budget)
-        for method in methods:
-            setting = Setting(
-                method,
-                shape,
-                Pruning(aggregator, config.min_keep, config.min_steps),
-                config.vote,
+        pruning = Pruning(aggregator, config.min_keep, config.min_steps)
+        settings = {
+            method: Setting(
+                base_name(method), shape, pruning, config.vote, config.stop_rule(method)
             )
-            found: dict[str, list[float]] = {name: [] for name in FIGURES}
-            for number, repeat in itertools.product(
-                range(len(pool.questions)), range(config.repeats)
-            ):
-                question = pool.questions[number]
-                chosen = pick(question, count, repeat, [config.seed, 3, number])
-                traces = _distinct([question.traces[index] for index in chosen], chosen)
-                own = None if scores is None else [scores[number][index] for index in chosen]
-                schedule = run_question(setting, traces, question.prompt_tokens, own)
+            for method in methods
+        }
+        found: dict[str, dict[str, list[float]]]
+        found = {method: {name: [] for name in FIGURES} for method in methods}
+        for number, repeat in itertools.product(range(len(pool.questions)), range(config.repeats)):
+            question = pool.questions[number]
+            traces, chosen = drawn_traces(question, count, repeat, [config.seed, 3, number])
+            own = None if scores is None else [scores[number][index] for index in chosen]
+            schedules: dict[str, Schedule] = {}
+            for method, setting in settings.items():
+                if setting.schedule not in schedules:
+                    schedules[setting.schedule] = run_question(
+                        setting, traces, question.prompt_tokens, own
+                    )
+                schedule = schedules[setting.schedule]
                 for name, value in figures(schedule, setting, traces, timing, own).items():
-                    found[name].append(value)
-            tokens = shape.kv_blocks * shape.block_size
-            cells.append(Cell(method, scorer, reached, count, budget, scale, tokens, found))
+                    found[method][name].append(value)
+        tokens = shape.kv_blocks * shape.block_size
+        cells += [
+            Cell(method, scorer, reached, count, budget, scale, tokens, found[method])
+            for method in methods
+        ]
     return cells
 
 
-def _distinct(traces: list[Any], chosen: Sequence[int]) -> list[Any]:
-    """Take the texts away where a trace was drawn twice: its copies stand for other traces."""
-    if len(set(chosen)) == len(chosen):
-        return traces
-    return [dataclasses.replace(trace, text=None) for trace in traces]
+def drawn_traces(
+    question: PoolQuestion, count: int, repeat: int, seed: Sequence[int]
+) -> tuple[list[PoolTrace], list[int]]:
+    """Return the traces that `pick` chooses, and their indices in the question's pool.
+
+    Where one was drawn twice, none has its text: the copies stand for other traces.
+    """
+    chosen = pick(question, count, repeat, seed)
+    traces = [question.traces[index] for index in chosen]
+    if len(set(chosen)) < len(chosen):
+        traces = [dataclasses.replace(trace, text=None) for trace in traces]
+    return traces, chosen
 
 
 def engine_shape(config: SimulateConfig, pool: TracePool, count: int, budget: float) -> EngineShape:

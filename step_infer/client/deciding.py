@@ -219,14 +219,15 @@ def _is_unbeatable(
 ) -> bool:
     # A group of `vote` holds only answers that are all equal to each other; but one that leaves
     # something out ("5" beside "5 cm") may go to another group when more answers come. Sure is
-    # what stays together. A rival could gather all that is equal to some answer outside of it.
+    # what stays with the answer that is returned: where "5" alone outweighs all, "5 m", which it is
+    # with now, may lose it to "5 cm". A rival could gather all that is equal to some other answer.
+    assert outcome.answer is not None
     key_of = binding if binding is not None else _itself
     leader = outcome.groups[0][2]
-    weights: dict[Hashable, list[float]] = {}
-    for voter in leader:
-        weights.setdefault(key_of(ballots[voter].answer), []).append(ballots[voter].weight)
-    sure_key = max(weights, key=lambda key: math.fsum(weights[key]))
-    sure = math.fsum(weights[sure_key])
+    sure_key = key_of(outcome.answer)
+    sure = math.fsum(
+        ballots[voter].weight for voter in leader if key_of(ballots[voter].answer) == sure_key
+    )
     by_form: dict[str, list[Ballot]] = {}
     for ballot in ballots:
         if ballot.settled and key_of(ballot.answer) != sure_key:

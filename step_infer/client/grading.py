@@ -28,6 +28,8 @@ DEFAULT_TIMEOUT_S = 10.0
 _WORKER = "step_infer.client.grading_worker"
 _NEVER = float("inf")
 _Pair = tuple[str, str]
+_Key = frozenset[Hashable]
+"""The bindings of a pair: what math-verify says of one holds for all pairs that say the same."""
 
 
 class _Open(Enum):
@@ -40,7 +42,7 @@ class _Open(Enum):
 class _Worker:
     process: "subprocess.Popen[bytes]"
     ready: bool = False
-    pair: _Pair | None = None
+    job: _Key | None = None
     deadline: float = _NEVER
     unsent: bytes = b""
     received: bytes = b""
@@ -76,9 +78,9 @@ class Grader:
         self._timeout_s = timeout_s
         self._workers: list[_Worker] = []
         self._killed: list[subprocess.Popen[bytes]] = []
-        self._known: dict[_Pair, bool | None] = {}
-        self._open: set[_Pair] = set()
-        self._waiting: deque[_Pair] = deque()
+        self._known: dict[_Key, bool | None] = {}
+        self._open: dict[_Key, _Pair] = {}
+        self._waiting: deque[_Key] = deque()
 
     def __enter__(self) -> "Grader":
         return self
@@ -124,18 +126,21 @@ class Grader:
         """Compare pairs of answers side by side; every distinct pair is compared once."""
         cleaned = [_pair(*pair) for pair in pairs]
         verdicts: dict[_Pair, bool | None] = {}
-        awaited: set[_Pair] = set()
+        awaited: dict[_Pair, _Key] = {}
         for pair in dict.fromkeys(cleaned):
             verdict = self._begin(pair)
             if isinstance(verdict, _Open):
-                awaited.add(pair)
+                awaited[pair] = self._key(pair)
             else:
                 verdicts[pair] = verdict
+        if awaited:  # first of all that waits
+            first = set(awaited.values())
+            self._waiting = deque(sorted(self._waiting, key=lambda key: key not in first))
         self._hand_out()
-        while not self._open.isdisjoint(awaited):
+        while not self._open.keys().isdisjoint(awaited.values()):
             self._wait()
             self.poll()
-        verdicts |= {pair: self._known[pair] for pair in awaited}
+        verdicts |= {pair: self._known[key] for pair, key in awaited.items()}
         return [verdicts[pair] for pair in cleaned]
 
     def same(self, answers: Iterable[str | None]) -> Callable[[str, str], bool]:
@@ -145,15 +150,17 @@ class Grader:
             Whether two of them are known to be equal, for `vote`. Answers of one binding are equal
             to the same ones.
         """
-        forms = sorted({answer for answer in answers if answer is not None})
-        numbers: dict[Hashable, int] = {}
-        of = {form: numbers.setdefault(self.binding(form), len(numbers)) for form in forms}
-        pairs = list(combinations(forms, 2))
-        equal = {(number, number) for number in numbers.values()}
-        for (first, second), verdict in zip(pairs, self.equal_many(pairs), strict=True):
-            if verdict:
-                equal |= {(of[first], of[second]), (of[second], of[first])}
-        return lambda first, second: (of[first], of[second]) in equal
+        shortest: dict[Hashable, str] = {}
+        of: dict[str, str] = {}
+        given = {answer for answer in answers if answer is not None}
+        for answer in sorted(given, key=lambda answer: (len(answer), answer)):
+            of[answer] = shortest.setdefault(self.binding(answer), answer)
+        pairs = list(combinations(shortest.values(), 2))
+        verdicts = zip(pairs, self.equal_many(pairs), strict=True)
+        equal = {frozenset(pair) for pair, verdict in verdicts if verdict}
+        return lambda first, second: (
+            of[first] == of[second] or frozenset((of[first], of[second])) in equal
+        )
 
     def binding(self, answer: str) -> Hashable:
         """Return a key of an answer: those of equal keys are in one group of any vote.
@@ -196,21 +203,26 @@ class Grader:
             return set()
         bindings = {self.binding(answer) for answer in answers}
         found: set[Hashable] = set()
-        for pair in self._open:
-            both = {self.binding(answer) for answer in pair}
-            if both <= bindings:
-                found |= both
+        for key in self._open:
+            if key <= bindings:
+                found |= key
         return {answer for answer in answers if self.binding(answer) in found}
 
     def _begin(self, pair: _Pair) -> bool | None | _Open:
         """Return the verdict on a pair; where only math-verify has one, see that it is asked."""
-        if pair in self._known:
-            return self._known[pair]
         verdict = self._compare(*pair)
-        if verdict is _Open.OPEN and pair not in self._open:
-            self._open.add(pair)
-            self._waiting.append(pair)
+        if not isinstance(verdict, _Open):
+            return verdict
+        key = self._key(pair)
+        if key in self._known:
+            return self._known[key]
+        if key not in self._open:
+            self._open[key] = pair
+            self._waiting.append(key)
         return verdict
+
+    def _key(self, pair: _Pair) -> _Key:
+        return frozenset(map(self.binding, pair))
 
     def _compare(self, first: str, second: str) -> bool | None | _Open:
         """Return the verdict on a pair as far as it is to be had without math-verify."""
@@ -236,14 +248,14 @@ class Grader:
         while len(self._workers) < min(self._size, len(self._open)):
             self._workers.append(self._start())
         for worker in list(self._workers):
-            if not worker.ready or worker.pair is not None or not self._waiting:
+            if not worker.ready or worker.job is not None or not self._waiting:
                 continue
             if worker.process.poll() is not None:  # killed while idle
                 self._replace(worker)
                 continue
-            worker.pair = self._waiting.popleft()
+            worker.job = self._waiting.popleft()
             worker.deadline = time.monotonic() + self._timeout_s
-            worker.unsent = json.dumps(worker.pair).encode() + b"\n"
+            worker.unsent = json.dumps(self._open[worker.job]).encode() + b"\n"
             _send(worker)
 
     def _receive(self, worker: _Worker) -> None:
@@ -259,7 +271,7 @@ class Grader:
                 raise RuntimeError(
                     "A grading process ended at its start; is math-verify installed?"
                 )
-            # It died, on its pair or while idle.
+            # It died, at work or while idle.
             self._settle(worker, None)
             self._replace(worker)
             return
@@ -270,10 +282,10 @@ class Grader:
             worker.ready = True
 
     def _settle(self, worker: _Worker, verdict: bool | None) -> None:
-        if worker.pair is not None:
-            self._known[worker.pair] = verdict
-            self._open.remove(worker.pair)
-        worker.pair, worker.deadline, worker.unsent = None, _NEVER, b""
+        if worker.job is not None:
+            self._known[worker.job] = verdict
+            del self._open[worker.job]
+        worker.job, worker.deadline, worker.unsent = None, _NEVER, b""
 
     def _wait(self) -> None:
         """Wait until a process writes or has room to read, or is over the time limit."""

@@ -45,6 +45,7 @@ from step_infer.client.trace import (
 )
 from step_infer.errors import InputError
 from step_infer.event_log import event_log_path
+from step_infer.scorer.aggregate import NEVER_RISE
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import identify
@@ -156,6 +157,7 @@ class StepLLM:
         self._told: set[str] = set()
         arguments = engine_arguments(model, engine_args, kv_budget_tokens)
         self._takes_seeds = takes_seeds(arguments)
+        self._falls = self.card is not None and (aggregator or self.card.aggregator) in NEVER_RISE
         if not self.plain:
             settings = StepSettings(
                 scorer=None if scorer is None else os.path.realpath(scorer),
@@ -428,7 +430,9 @@ class StepLLM:
                 _Question(
                     question,
                     plans,
-                    RunningVote(range(n), trace_weight, most, rule, budget, grader, float),
+                    RunningVote(
+                        range(n), trace_weight, most, rule, budget, grader, float, self._falls
+                    ),
                 )
                 for question, plans in zip(questions, orders, strict=True)
             ]

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from step_infer.client.deciding import (
     LIKELY,
     NEVER,
+    UNBEATABLE,
     Ballot,
     Budget,
     Decision,
@@ -44,6 +45,7 @@ class RunningVote:
         budget: Budget | None = None,
         grader: Grader | None = None,
         expect: Callable[[float], float] | None = None,
+        falls: bool = False,
     ) -> None:
         """Begin with no votes.
 
@@ -57,11 +59,13 @@ class RunningVote:
             grader: compares answers, beside the engine; None takes equal text for equal answers.
             expect: the weight that a running trace's vote would have by its trace score so far;
                 None where votes do not go by scores.
+            falls: whether a trace score never rises (`NEVER_RISE`): a running trace's vote then
+                weighs at most what it would by its score so far.
         """
         self._trace_ids = tuple(trace_ids)
         self._weigh, self._most = weigh, most
         self._rule, self._budget = rule or StopRule(), budget or Budget()
-        self._grader, self._expect = grader, expect
+        self._grader, self._expect, self._falls = grader, expect, falls
         self._pending: set[str] = set()
         self._ended: dict[int, EndedTrace] = {}
         self._expected: dict[int, float] = {}
@@ -79,7 +83,8 @@ class RunningVote:
     @property
     def watches(self) -> bool:
         """Whether `see` must be called for running traces."""
-        return self._rule.name == LIKELY or self._budget.tokens is not None
+        by_score = self._expect is not None and self._rule.name == UNBEATABLE and self._falls
+        return by_score or self._rule.name == LIKELY or self._budget.tokens is not None
 
     @property
     def running(self) -> int:
@@ -124,9 +129,7 @@ class RunningVote:
         if self.closed is not None or self._rule.name == NEVER:
             return
         others = [
-            Open(trace_id, self._most, self._expected.get(trace_id))
-            for trace_id in self._trace_ids
-            if trace_id not in self._ended
+            self._open(trace_id) for trace_id in self._trace_ids if trace_id not in self._ended
         ]
         if not others:
             return
@@ -148,6 +151,12 @@ class RunningVote:
         )
         if self.decision is not None:
             self.closed, self.why = DECIDED, self._rule.name
+
+    def _open(self, trace_id: int) -> Open:
+        expected = self._expected.get(trace_id)
+        if expected is None or not self._falls:
+            return Open(trace_id, self._most, expected)
+        return Open(trace_id, expected, expected)
 
     def _are_equal(self, first: str, second: str) -> bool:
         """Return whether two answers that are not pending are equal."""

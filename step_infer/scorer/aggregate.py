@@ -37,6 +37,9 @@ AGGREGATORS: dict[str, Callable[[Sequence[float]], float]] = {
 }
 """Trace aggregators by the name that scorer cards and settings use. Scores: [S], S >= 1."""
 
+NEVER_RISE = frozenset({"min"})
+"""Those whose value a further step score can only lower or leave."""
+
 
 class RunningScore:
     """An aggregate kept score by score, in constant time each; its value is the aggregator's."""

@@ -12,6 +12,7 @@ import numpy as np
 from data_gen.traces.directory import TraceDirectory
 from step_eval.statistics import DRAWS, Bools, Floats, Ints
 from step_eval.votes import vote_rule
+from step_infer.cli.progress import track
 from step_infer.client.answers import vote
 from step_infer.client.grading import Grader
 from step_train.data.trace_table import TraceTable
@@ -92,7 +93,8 @@ def read_ballots(
         for row in directory.part(part, columns).to_pylist():
             if row["question_id"] in questions and row["finish_reason"] != "pruned":
                 votes.setdefault(row["question_id"], []).append(row)
-    return [_ballot(rows, score_of, grader) for rows in votes.values()]
+    tracked = track(votes.values(), len(votes), "questions grouped", delay_s=2)
+    return [_ballot(rows, score_of, grader) for rows in tracked]
 
 
 def _ballot(
@@ -101,11 +103,13 @@ def _ballot(
     answers = [row["extracted_answer"] for row in rows]
     right = {row["extracted_answer"]: row["is_correct"] is True for row in rows}
 
+    same = grader.same(form for form in right if not right[form])
+
     def equal(first: str, second: str) -> bool:
         # Right answers all equal the truth; only wrong ones have to be compared.
         if right[first] or right[second]:
             return right[first] and right[second]
-        return grader.equal(first, second) is True
+        return same(first, second)
 
     groups = vote(answers, equal=equal).groups
     group_M = np.full(len(rows), -1)

@@ -6,11 +6,13 @@ import json
 import shutil
 import sys
 from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import pyarrow as pa
 import pytest
 import torch
 from collect_engine import CollectEngine, assert_whole
@@ -309,6 +311,30 @@ def test_changed_questions_are_noticed(config: CollectConfig) -> None:
         file.write('{"question": "new", "answer": "1"}\n')
     with pytest.raises(InputError, match="Expected questions_sha256"):
         run(config, CollectEngine())
+
+
+class NoSteps(CollectEngine):
+    """An engine in whose run no verdict is taken in before somebody waits for it."""
+
+    def stream(
+        self, plans: Iterable[TracePlan], max_in_flight: int, on_step: Callable[[], None]
+    ) -> Iterator[Trace]:
+        return super().stream(plans, max_in_flight, lambda: None)
+
+
+@pytest.mark.parametrize(("part_traces", "parts"), [(4, [6]), (3, [6]), (2, [4, 2])])
+def test_sampling_waits_for_no_verdict_until_a_second_part_is_due(
+    config: CollectConfig, part_traces: int, parts: list[int]
+) -> None:
+    question = {"id": "open", "question": "?", "answer": r"\int_0^1 2t\,dt"}
+    Path(config.questions).write_text(json.dumps(question) + "\n")
+    run(dataclasses.replace(config, part_traces=part_traces), NoSteps())
+    found = TraceDirectory(config.out)
+    tables = [found.part(index, ["extracted_answer", "is_correct"]) for index in range(len(parts))]
+    assert [len(table) for table in tables] == parts
+    for row in pa.concat_tables(tables).to_pylist():
+        answer = row["extracted_answer"]
+        assert row["is_correct"] is (None if answer is None else answer == "1")
 
 
 def test_parts_are_also_written_when_time_has_passed(

@@ -184,7 +184,7 @@ def loaded_by() -> dict[str, list[str]]:
         ("data_gen.commands", ["", "import", "merge"]),
         ("step_train.commands", ["fit", "sweep", "evaluate", "extract", "demo-model"]),
         ("step_train.export.command", [""]),
-        ("step_eval.command", ["", "simulate", "replay", "record", "events", "merge"]),
+        ("step_eval.command", ["", "simulate", "calibrate", "replay", "record", "events", "merge"]),
     ],
 )
 def test_help_comes_before_torch_is_loaded(module: str, subcommands: list[str]) -> None:

@@ -12,8 +12,8 @@ PACKAGES = ("step_infer", "data_gen", "step_eval", "step_train")
 """Lowest first; imports only go down."""
 
 INSIDE = (
-    ("errors", "wire", "policy", "counters", "confidence"),
-    ("storage", "cli"),
+    ("errors", "wire", "policy", "confidence"),
+    ("storage", "cli", "counters"),
     ("scorer",),
     ("settings", "compat"),
     ("live_traces", "gpu_scorer"),

@@ -13,6 +13,8 @@ from refusals import refusal
 
 from data_gen.traces.features import write_shard
 from step_eval.budget import mean_response_tokens
+from step_eval.calibration.config import CalibrateConfig
+from step_eval.calibration.run import calibrate
 from step_eval.command import main
 from step_eval.config import EvalConfig
 from step_eval.manifest import earlier_manifest
@@ -52,6 +54,7 @@ evaluation = partial(
 )
 replay = partial(ReplayConfig, traces=RECORDED, out="out")
 simulation = partial(SimulateConfig, out="out")
+calibration = partial(CalibrateConfig, traces=RECORDED, scorer=str(SCORER), out="out")
 
 
 def at_least(least, *names, prefix="--"):
@@ -108,7 +111,14 @@ def at_least(least, *names, prefix="--"):
         ({"aggregator": "median"}, "--aggregator out of mean, last, min, ema, found 'median'."),
         ({"vote": "loud"}, f"a vote out of {RULES}, found 'loud'."),
         ({"methods": " , "}, f"--methods out of {METHODS}, found none."),
-        ({"methods": "sc,stop"}, f"--methods out of {METHODS}, found 'stop'."),
+        *(
+            (
+                {"methods": f"sc,{name}"},
+                f"--methods out of {METHODS}, found '{name}'. Hint: +decided or +likely may follow "
+                "a name, and +waveK one of them.",
+            )
+            for name in ("stop", "step+wave4", "step+decided+likely")
+        ),
         ({"methods": "sc,sc"}, "each method once in --methods, found 'sc,sc'."),
     ],
 )
@@ -155,8 +165,9 @@ def test_settings_of_a_replay(changes, text):
         (
             {"methods": "sc,best"},
             "--methods out of sc, sc-score, step, random, youngest, longest, least-confident, "
-            "oracle, found 'best'.",
+            "oracle, found 'best'. Hint: +decided or +likely may follow a name.",
         ),
+        ({"likely_threshold": 1.5}, "a threshold in (0, 1], found 1.5."),
         (
             {"vote": "confidence"},
             "a --vote that goes by scores or is uniform, found 'confidence': nothing else is "
@@ -176,6 +187,43 @@ def test_settings_of_a_replay(changes, text):
 )
 def test_settings_of_a_simulation(changes, text):
     assert refusal(lambda: simulation(**changes)) == f"Expected {text}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        *at_least(1, "num_traces", "repeats", "limit", "min_keep", "min_steps", "jobs"),
+        ({"most_changed": 0}, "--most-changed in (0, 1), found 0."),
+        ({"kv_budget": 9}, "--kv-budget in [0.01, 4], found 9."),
+        ({"aggregator": "median"}, "--aggregator out of mean, last, min, ema, found 'median'."),
+    ],
+)
+def test_settings_of_a_calibration(changes, text):
+    assert refusal(lambda: calibration(**changes)) == f"Expected {text}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        (
+            {},
+            f"at least 99 questions for --most-changed 0.01, found 8 in {RECORDED}. Hint: collect "
+            "traces of more questions, or give --most-changed 0.1112 or more.",
+        ),
+        (
+            {"most_changed": 0.2, "num_traces": 65},
+            f"at least 65 traces of each question in {RECORDED}, found 64 of "
+            "ledger-test-11-00000. Hint: lower --num-traces.",
+        ),
+        (
+            {"out": RECORDED},
+            f"an output file apart from what is read, found {RECORDED}, which is the input "
+            f"{RECORDED}. Hint: choose another --out.",
+        ),
+    ],
+)
+def test_what_a_calibration_takes(changes, text):
+    assert refusal(lambda: calibrate(calibration(**changes))) == f"Expected {text}"
 
 
 @pytest.mark.parametrize(
@@ -222,8 +270,8 @@ def test_settings_of_a_method(make, text):
     [
         (
             ["compare"],
-            "options, or a subcommand out of run, events, merge, report, simulate, replay, record, "
-            "found 'compare'. Hint: see step-eval --help.",
+            "options, or a subcommand out of run, events, merge, report, simulate, calibrate, "
+            "replay, record, found 'compare'. Hint: see step-eval --help.",
         ),
         (["events"], "an event log, found none. Hint: step-eval events FILE."),
         (

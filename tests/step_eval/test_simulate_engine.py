@@ -96,22 +96,25 @@ def simulated(script, content=None):
 
 
 def real_run(kind, in_flight, scripts, blocks, shape, settings):
-    """Run the real scheduler; return it, the preempted and the numbers of model steps."""
+    """Run the real scheduler; return it, what it did, and all tokens at each end of traces."""
     engine = Engine(make_scheduler(kind, blocks, **shape, **settings), in_flight)
     for script in scripts:
         engine.add(script)
-    steps, tokens, preempted = 0, 0, []
+    steps, tokens, preempted, ends = 0, 0, [], {}
     while engine.busy:
+        before = set(engine.ended)
         scheduled, _ = engine.step()
+        if ended := frozenset(n for n in set(engine.ended) - before if not engine.pruned(n)):
+            ends[ended] = [len(engine.tokens[script.name]) for script in scripts]
         if scheduled is not None:
             steps += scheduled.total_num_scheduled_tokens > 0
             tokens += scheduled.total_num_scheduled_tokens
             preempted += sorted(scheduled.preempted_req_ids or ())
         assert steps < 20_000
-    return engine, steps, tokens, preempted
+    return engine, steps, tokens, preempted, ends
 
 
-def check_same(engine, scripts, result, preempted, steps, seed):
+def check_same(engine, scripts, result, preempted, steps, ends, seed):
     """Check a simulated schedule against the real scheduler's; return the names of the pruned."""
     names = [script.name for script in scripts]
     pruned = [name for name in engine.ended if engine.pruned(name)]
@@ -119,6 +122,12 @@ def check_same(engine, scripts, result, preempted, steps, seed):
     assert sorted(names[t] for t in result.preempted) == sorted(preempted), seed
     assert [len(engine.tokens[name]) for name in names] == result.tokens, seed
     assert result.work[0] == steps, seed
+    places = {}  # by the step after which traces ended by themselves: those, and the last of them
+    for place, trace in enumerate(result.order):
+        if trace not in result.pruned:
+            ended, _ = places.get(result.moments[place].step, (frozenset(), 0))
+            places[result.moments[place].step] = ended | {names[trace]}, place
+    assert {ended: result.tokens_at(place) for ended, place in places.values()} == ends, seed
     return pruned
 
 
@@ -130,7 +139,7 @@ def test_simulation_takes_the_steps_of_the_real_scheduler(kind, in_flight, same_
     for seed in range(40):
         scripts, blocks, shape, settings = workload(seed, same_texts)
         content = contents(scripts) if same_texts else [None] * len(scripts)
-        engine, steps, tokens, preempted = real_run(
+        engine, steps, tokens, preempted, ends = real_run(
             kind, in_flight, scripts, blocks, shape, settings
         )
         pruning = Pruning(**settings) if kind is StepScheduler else None
@@ -139,7 +148,7 @@ def test_simulation_takes_the_steps_of_the_real_scheduler(kind, in_flight, same_
             [simulated(*pair) for pair in zip(scripts, content, strict=True)],
             pruning,
         )
-        pruned = check_same(engine, scripts, result, preempted, steps, seed)
+        pruned = check_same(engine, scripts, result, preempted, steps, ends, seed)
         seen["pruned"] += len(pruned)
         seen["preempted"] += len(preempted)
         seen["waited"] += result.waiting[0] > 0
@@ -156,7 +165,7 @@ def test_simulation_stops_the_victims_that_the_real_scheduler_stops(victim, in_f
     for seed in range(25):
         scripts, blocks, shape, settings = workload(seed, ranked=victim == "rank")
         settings["min_keep"] = 1
-        engine, steps, _, preempted = real_run(
+        engine, steps, _, preempted, ends = real_run(
             VictimScheduler,
             in_flight,
             scripts,
@@ -167,7 +176,7 @@ def test_simulation_stops_the_victims_that_the_real_scheduler_stops(victim, in_f
         traces = [simulated(script) for script in scripts]
         engine_shape = EngineShape(blocks, BLOCK_SIZE, **shape, in_flight=in_flight)
         result = simulate(engine_shape, traces, Pruning(**settings, victim=victim))
-        pruned = check_same(engine, scripts, result, preempted, steps, seed)
+        pruned = check_same(engine, scripts, result, preempted, steps, ends, seed)
         num_pruned += len(pruned)
         by_score = simulate(engine_shape, traces, Pruning(**settings))
         num_others += result.pruned != by_score.pruned

@@ -120,6 +120,13 @@ def test_unbeatable_is_as_early_as_can_be_for_equal_weights(votes: str, to_come:
     assert (found is not None) == (len(winners) == 1)
 
 
+def test_an_answer_is_not_sure_by_the_weight_of_one_that_may_leave_it() -> None:
+    # Two of "5" outweigh all, but they join what most have written: "5m" now, "5cm" perhaps.
+    votes = [Ballot(i, "5m", 0.1) for i in range(4)] + [Ballot(4 + i, "5cm", 0.1) for i in range(3)]
+    votes += [Ballot(7 + i, "5", 1.0) for i in range(2)]
+    assert decide(votes, still_open(2, 9, 0.1), UNBEATABLE_RULE, same) is None
+
+
 def test_an_answer_without_a_unit_may_leave_for_another_unit() -> None:
     # Six of "5m" would draw the four "5" away from the five "5cm".
     votes = [Ballot(i, "5cm", 1.0) for i in range(5)] + [Ballot(5 + i, "5", 1.0) for i in range(4)]

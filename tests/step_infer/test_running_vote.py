@@ -86,6 +86,22 @@ def test_an_answer_that_is_still_compared_waits_for_its_verdict():
         assert vote.decision.answer == answers[0]
 
 
+def test_a_score_that_never_rises_bounds_a_running_traces_vote():
+    def closed(falls, seen=range(2, 5)):
+        vote = RunningVote(range(5), trace_weight, expect=float, falls=falls)
+        assert vote.watches == falls
+        for number in seen:
+            vote.see(number, 100, 0.9)
+            vote.see(number, 120, 0.4)
+        for number in range(2):
+            vote.add(ended(number, "7", score=0.9))
+        return vote.closed
+
+    assert closed(falls=True) == "decided"  # 1.8 against three times 0.4
+    assert closed(falls=False) is None
+    assert closed(falls=True, seen=[2]) is None  # 1.8 against 0.4 and two that may come to 1
+
+
 def test_likely_goes_by_what_running_traces_would_weigh():
     def closed(score):
         rule = StopRule("likely", 0.9, 3)

@@ -1,0 +1,1 @@
+"""Calibrating the stop rule `likely` on recorded traces."""
