@@ -151,7 +151,9 @@ class Client:
             await steady.wait()
             more = [asyncio.create_task(compete(number)) for number in range(MORE)]
             tasks += more
-            await asyncio.gather(lost.wait(), *more)
+            await lost.wait()
+            for task in more:  # some of them may wait for as long as the others run
+                task.cancel()
             yield
         finally:
             for task in tasks:
