@@ -43,11 +43,11 @@ from step_infer.storage.run_directory import package_versions
 ROOT = Path(__file__).parent.parent
 QUESTION = "618+487+934+246+799+358+171+866+529+402+755+183+690 mod 1000 = ?"
 KV_BLOCKS = 97
-PRESSING, LONG = 8, 500
-"""How many traces the pressing client keeps running, and their tokens. Each is an eighth of a trace
-ahead of the next, so that they always fill more than half of the cache, and never all of it."""
-MORE, LOST = 4, 400
-"""How many it adds for a while, and their tokens: too many for the cache."""
+FIRST, LOST = 8, 400
+"""How many traces the pressing client begins with, and their tokens: too many for the cache."""
+PRESSING, LONG = 6, 640
+"""With how many it goes on, and their tokens. Each is a sixth of a trace ahead of the next, so that
+they always fill more than half of the cache and always leave room for two short ones."""
 SHORT = 64
 """Tokens of a trace that is asked beside them."""
 CLIENTS, TRACES = 6, 4
@@ -131,7 +131,7 @@ class Client:
 
     @contextlib.asynccontextmanager
     async def pressing(self, group: str, competing: bool) -> AsyncIterator[None]:
-        """Keep a group running that has lost a trace, until the block ends."""
+        """Let a group lose a trace, and go on with it until the block ends."""
         lost, steady = asyncio.Event(), asyncio.Event()
 
         async def compete(number: int) -> None:
@@ -146,14 +146,12 @@ class Client:
             while True:
                 await self.trace(step, LONG, number)
 
-        tasks = [asyncio.create_task(keep_on(number)) for number in range(PRESSING)]
+        tasks = [asyncio.create_task(compete(number)) for number in range(FIRST)]
         try:
-            await steady.wait()
-            more = [asyncio.create_task(compete(number)) for number in range(MORE)]
-            tasks += more
-            await lost.wait()
-            for task in more:  # some of them may wait for as long as the others run
-                task.cancel()
+            await lost.wait()  # and go on before the others of the group end
+            firsts = tuple(tasks)
+            tasks += [asyncio.create_task(keep_on(number)) for number in range(PRESSING)]
+            await asyncio.gather(steady.wait(), *firsts)
             yield
         finally:
             for task in tasks:
