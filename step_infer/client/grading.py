@@ -122,11 +122,14 @@ class Grader:
 
     def equal_many(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         """Compare pairs of answers side by side; every distinct pair is compared once."""
+        return self._verdicts(pairs, in_vote=False)
+
+    def _verdicts(self, pairs: Sequence[tuple[str, str]], in_vote: bool) -> list[bool | None]:
         cleaned = [self._pair(*pair) for pair in pairs]
         verdicts: dict[_Pair, bool | None] = {}
         awaited: dict[_Pair, _Key] = {}
         for pair in dict.fromkeys(cleaned):
-            verdict = self._begin(pair)
+            verdict = self._begin(pair, in_vote)
             if isinstance(verdict, Open):
                 awaited[pair] = self._key(pair)
             else:
@@ -139,6 +142,10 @@ class Grader:
     def same(self, answers: Iterable[str | None]) -> Callable[[str, str], bool]:
         """Compare all of some answers with each other, side by side.
 
+        A mathematical answer without a canonical form is the same as another only where their texts
+        are: dozens of them would take math-verify minutes, for sums without end that nobody has
+        worked out.
+
         Returns:
             Whether two of them are known to be equal, for `vote`. Answers of one binding are equal
             to the same ones.
@@ -149,7 +156,7 @@ class Grader:
         for answer in sorted(given, key=lambda answer: (len(answer), answer)):
             of[answer] = shortest.setdefault(self.binding(answer), answer)
         pairs = list(combinations(shortest.values(), 2))
-        verdicts = zip(pairs, self.equal_many(pairs), strict=True)
+        verdicts = zip(pairs, self._verdicts(pairs, in_vote=True), strict=True)
         equal = {frozenset(pair) for pair, verdict in verdicts if verdict}
         return lambda first, second: (
             of[first] == of[second] or frozenset((of[first], of[second])) in equal
@@ -164,13 +171,18 @@ class Grader:
         """
         return self._kind.binding(self._kind.clean(answer))
 
-    def submit(self, answer: str, others: Iterable[str]) -> None:
+    def submit(self, answer: str, others: Iterable[str], in_vote: bool = False) -> None:
         """Begin to compare an answer with others, where that needs a worker process; never wait.
 
         A process that is still to be started costs some milliseconds; see `warm_up`.
+
+        Args:
+            answer: the answer.
+            others: the others.
+            in_vote: only as far as `same` compares them.
         """
         for other in others:
-            self._begin(self._pair(answer, other))
+            self._begin(self._pair(answer, other), in_vote)
         if self._pool is not None:
             self._pool.hand_out()
 
@@ -198,9 +210,9 @@ class Grader:
                 found |= key
         return {answer for answer in answers if self.binding(answer) in found}
 
-    def _begin(self, pair: _Pair) -> bool | None | Open:
+    def _begin(self, pair: _Pair, in_vote: bool) -> bool | None | Open:
         """Return the verdict on a pair; where only a worker has one, see that it is asked."""
-        verdict = self._kind.compare(*pair)
+        verdict = self._kind.compare(*pair, in_vote)
         if not isinstance(verdict, Open):
             return verdict
         assert self._pool is not None

@@ -39,6 +39,6 @@ class FunctionKind:
         """Return the answer itself: nothing else is known to be equal to the same others."""
         return answer
 
-    def compare(self, first: str, second: str) -> bool | None | Open:
+    def compare(self, first: str, second: str, in_vote: bool) -> bool | None | Open:
         """Leave the verdict to a worker process."""
         return True if first == second else OPEN

@@ -50,10 +50,15 @@ class AnswerKind(Protocol):
     def binding(self, answer: str) -> Hashable:
         """Return a key of an answer: answers of one key are equal, and to the same others."""
 
-    def compare(self, first: str, second: str) -> bool | None | Open:
+    def compare(self, first: str, second: str, in_vote: bool) -> bool | None | Open:
         """Return whether two answers are the same; None where that cannot be said.
 
         It does not depend on the order of the two.
+
+        Args:
+            first: an answer.
+            second: another one.
+            in_vote: whether they are two of many, of which none is the ground truth.
         """
 
 
@@ -78,7 +83,7 @@ class KeyedKind:
         key = self.key(answer)
         return (False, answer) if key is None else (True, key)
 
-    def compare(self, first: str, second: str) -> bool | None | Open:
+    def compare(self, first: str, second: str, in_vote: bool) -> bool | None | Open:
         """Return whether two answers say the same; None where one of them is not read."""
         if first == second:
             return True

@@ -92,7 +92,7 @@ class NumberKind:
         value = read_number(answer)
         return answer if value is None else value
 
-    def compare(self, first: str, second: str) -> bool | None | Open:
+    def compare(self, first: str, second: str, in_vote: bool) -> bool | None | Open:
         """Return whether two numbers are near each other; None where one is no number."""
         if first == second:
             return True
