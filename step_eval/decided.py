@@ -59,20 +59,20 @@ def closing(
     weigh, signal = vote_rule(vote_by), vote_signal(vote_by)
     most, expect = most_weight(vote_by), score_weigher(vote_by)
     falls = aggregator in NEVER_RISE
+    if rule.name != LIKELY and not falls:
+        expect = None  # nobody asks for the scores of running traces
     ended: list[TraceRecord] = []
     for trace in sorted(record.traces, key=lambda trace: trace.finished_s):
         ended.append(trace)
         voters = [t for t in ended if t.finished and t.group is not None]
         weights = [weigh([None if signal is None else getattr(t, signal)])[0] for t in voters]
         numbers = {t.trace_id for t in ended}
-        expected = {
-            t.trace_id: _expected(t, trace.finished_s, expect, aggregator)
+        others = [
+            Open.running(
+                t.trace_id, most, _expected(t, trace.finished_s, expect, aggregator), falls
+            )
             for t in record.traces
             if t.trace_id not in numbers
-        }
-        others = [
-            Open(trace_id, most if weight is None or not falls else weight, weight)
-            for trace_id, weight in expected.items()
         ]
         found = decide(
             [

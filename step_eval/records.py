@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from step_infer.client.deciding import FINISHED
-from step_infer.client.trace import CLOSED_REASONS, PRUNED_REASONS, STOPPED
+from step_infer.client.trace import PRUNED_REASONS, STOPPED
 from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write, full_disk_named
+from step_infer.wire import CLOSED_REASONS
 
 RECORD_SCHEMA_VERSION = 1
 RECORDS_FOLDER = "records"

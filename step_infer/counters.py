@@ -6,7 +6,7 @@ Plain data, no vLLM import.
 import dataclasses
 from typing import Any
 
-from step_infer.wire import DECIDED, OVER_BUDGET
+from step_infer.wire import CLOSED_REASONS
 
 SUMMARY_INTERVAL_S = 10.0
 BUCKETS = 10
@@ -75,8 +75,8 @@ class Counters:
         self.totals.freed_kv_blocks += kv_blocks
 
     def close(self, reason: str) -> None:
-        """Count a trace that its client ended for a reason: `DECIDED` or `OVER_BUDGET`."""
-        if reason in (DECIDED, OVER_BUDGET):
+        """Count a trace that its client ended for a reason, one of `CLOSED_REASONS`."""
+        if reason in CLOSED_REASONS:
             self.changed = True
             setattr(self.totals, reason, getattr(self.totals, reason) + 1)
 

@@ -36,6 +36,8 @@ DECIDED = "decided"
 """Why a client ends a trace: the vote of its question is decided without it."""
 OVER_BUDGET = "over_budget"
 """Why a client ends a trace: its question has used up its budget."""
+CLOSED_REASONS = (DECIDED, OVER_BUDGET)
+"""Why traces end because their question did."""
 _WHY = "\0step:"
 
 

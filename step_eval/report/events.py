@@ -16,12 +16,10 @@ from step_eval.report.page import render_page
 from step_infer.errors import InputError
 from step_infer.replies import IMPLICIT_GROUP
 from step_infer.storage.files import atomic_write, check_output
-from step_infer.wire import DECIDED, OVER_BUDGET
+from step_infer.wire import CLOSED_REASONS
 
 _TEMPLATE = "events.html.j2"
 _MOST_GROUPS = 50
-_CLOSED = (DECIDED, OVER_BUDGET)
-"""Why clients end traces, where they say so."""
 _NAME_LENGTH = 60
 
 Events = Sequence[dict[str, Any]]
@@ -75,7 +73,11 @@ def render_event_report(events: Events, left_out: int, names: Sequence[str]) -> 
 def _kind(event: Mapping[str, Any]) -> str:
     """Return what became of a trace; one that its client ended may be told apart by the reason."""
     reason = event.get("reason")
-    return str(reason) if event["event"] == "abort" and reason in _CLOSED else str(event["event"])
+    return (
+        str(reason)
+        if event["event"] == "abort" and reason in CLOSED_REASONS
+        else str(event["event"])
+    )
 
 
 def group_rows(events: Events) -> list[dict[str, Any]]:
@@ -94,7 +96,7 @@ def group_rows(events: Events) -> list[dict[str, Any]]:
             {
                 "name": "no group" if name is None else _shown(name),
                 "traces": len(found),
-                **{kind: kinds[kind] for kind in ("prune", "finish", "abort", *_CLOSED)},
+                **{kind: kinds[kind] for kind in ("prune", "finish", "abort", *CLOSED_REASONS)},
                 "pruned_score": float(np.mean(scores["prune"])) if scores["prune"] else None,
                 "finished_score": float(np.mean(scores["finish"])) if scores["finish"] else None,
             }

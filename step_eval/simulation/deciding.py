@@ -72,10 +72,8 @@ class Voting:
             coming = list(others.values())
             if rule.name == LIKELY or falls:
                 tokens_N = schedule.tokens_at(place)
-                expected = {t: self._expected(t, tokens_N[t]) for t in others}
                 coming = [
-                    Open(t, most if weight is None or not falls else weight, weight)
-                    for t, weight in expected.items()
+                    Open.running(t, most, self._expected(t, tokens_N[t]), falls) for t in others
                 ]
             decision = decide(ballots, coming, rule)
             if decision is not None:

@@ -18,8 +18,8 @@ from step_infer.errors import InputError
 
 NEVER, UNBEATABLE, LIKELY, CONSENSUS = "never", "unbeatable", "likely", "consensus"
 STOP_RULES = (NEVER, UNBEATABLE, LIKELY, CONSENSUS)
-FINISHED, DECIDED, OVER_BUDGET = "finished", "decided", "over_budget"
-"""Why a question ended: all its traces have, its vote is decided, or its budget is spent."""
+FINISHED = "finished"
+"""How a question ended of which all traces have; else it is one of `wire.CLOSED_REASONS`."""
 
 LEAST_VOTES = 4
 """Votes before which the rule `likely` decides nothing."""
@@ -144,6 +144,18 @@ class Open:
     """The most that its vote can weigh; infinity where there is no bound."""
     expected: float | None = None
     """What it would weigh as things stand; None: as much as the mean ballot."""
+
+    @classmethod
+    def running(cls, trace: int, most: float, expected: float | None, falls: bool) -> "Open":
+        """Return what a trace could add whose score is known, or not yet (None).
+
+        Args:
+            trace: its number.
+            most: the most that any vote can weigh.
+            expected: what its vote would weigh by its score so far.
+            falls: whether scores never rise, so that it can weigh no more than that.
+        """
+        return cls(trace, expected if falls and expected is not None else most, expected)
 
 
 @dataclass(frozen=True)

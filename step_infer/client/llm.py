@@ -429,7 +429,6 @@ class StepLLM:
         if note is not None:
             warnings.warn(note, stacklevel=2)
         with Grader(answers=answers) as grader, Progress(disable=not progress) as bar:
-            grader.warm_up()
             runs = [
                 _Question(
                     question,

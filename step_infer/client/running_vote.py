@@ -129,7 +129,9 @@ class RunningVote:
         if self.closed is not None or self._rule.name == NEVER:
             return
         others = [
-            self._open(trace_id) for trace_id in self._trace_ids if trace_id not in self._ended
+            Open.running(trace_id, self._most, self._expected.get(trace_id), self._falls)
+            for trace_id in self._trace_ids
+            if trace_id not in self._ended
         ]
         if not others:
             return
@@ -151,12 +153,6 @@ class RunningVote:
         )
         if self.decision is not None:
             self.closed, self.why = DECIDED, self._rule.name
-
-    def _open(self, trace_id: int) -> Open:
-        expected = self._expected.get(trace_id)
-        if expected is None or not self._falls:
-            return Open(trace_id, self._most, expected)
-        return Open(trace_id, expected, expected)
 
     def _are_equal(self, first: str, second: str) -> bool:
         """Return whether two answers that are not pending are equal."""

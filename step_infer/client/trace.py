@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from step_infer.client.answers import extract_boxed
 from step_infer.client.running_vote import RunningVote
 from step_infer.errors import InputError
-from step_infer.wire import CONFIDENCE, DECIDED, OVER_BUDGET, PRUNED
+from step_infer.wire import CLOSED_REASONS, CONFIDENCE, PRUNED
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +54,6 @@ SIMILAR = "similar"
 """The finish reason of a trace whose thoughts another one had."""
 PRUNED_REASONS = (PRUNED, CONFIDENCE, SIMILAR)
 """The finish reasons of traces that a method stopped for what they were."""
-CLOSED_REASONS = (DECIDED, OVER_BUDGET)
-"""The finish reasons of traces that ended because their question did."""
 STOPPED = (*PRUNED_REASONS, *CLOSED_REASONS)
 """The finish reasons of all traces that were stopped."""
 
