@@ -5,6 +5,7 @@ Pure: from what vLLM's serving code made of the best trace, and from what came o
 
 import copy
 import json
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -104,6 +105,19 @@ def chunks(body: dict[str, Any], usage: bool) -> Iterator[dict[str, Any]]:
         yield {**copy.copy(base), "choices": [], "usage": body["usage"]}
 
 
+def progress_chunk(text: str, request_id: str, model: str) -> dict[str, Any]:
+    """Return a chunk that tells of a chat's progress as the model's reasoning."""
+    line = f"{text}\n"
+    delta = {"role": "assistant", "reasoning": line, "reasoning_content": line}
+    return {
+        "id": request_id,
+        "object": "chat.completion.chunk",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [{"index": 0, "delta": delta, "finish_reason": None}],
+    }
+
+
 def event(values: dict[str, Any]) -> str:
     """Return a chunk as a server-sent event."""
     return f"data: {json.dumps(values, ensure_ascii=False)}\n\n"
@@ -118,5 +132,3 @@ def _pieces(text: str | None) -> Iterator[str]:
     text = text or ""
     for start in range(0, len(text), _PIECE):
         yield text[start : start + _PIECE]
-
-

@@ -9,7 +9,8 @@ import asyncio
 import dataclasses
 import secrets
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from step_infer.client.answers import Vote, vote
@@ -35,6 +36,8 @@ QUESTION_ID = "0"
 """As that of the first question of `StepLLM.generate`: the same seed gives the same traces."""
 _LOOK_S = 0.1
 """Between two looks at the budget, while no trace ends."""
+_SHOWN = 60
+"""Characters of an answer that progress shows."""
 _COMPARE_S = 30.0
 """How long the last answers may be compared; what is open then counts as different."""
 
@@ -104,6 +107,9 @@ class VotedCall:
         self._group = secrets.token_hex(16)
         self._traces: dict[int, Trace] = {}
         self._outputs: dict[int, Any] = {}
+        self._tally: dict[Any, tuple[str, float]] = {}
+        self.request_id: str | None = None
+        """What vLLM named the request; None before the traces begin."""
         self.begun = asyncio.Event()
         """Set once the prompt is good and its traces begin."""
         self.outcome: Outcome | None = None
@@ -112,10 +118,15 @@ class VotedCall:
         """Be the engine in all else."""
         return getattr(self._model.engine, name)
 
-    @property
-    def ended(self) -> int:
-        """Traces that have ended."""
-        return len(self._traces)
+    def progress(self) -> str:
+        """Return how far the vote is, in one line."""
+        text = f"{len(self._traces)} of {self._options.traces} traces"
+        if not self._tally:
+            return text
+        total = sum(weight for _, weight in self._tally.values())
+        leader, weight = max(self._tally.values(), key=lambda group: group[1])
+        share = weight / total if total > 0 else 0.0
+        return f"{text}, {' '.join(leader.split())[:_SHOWN]} leads with {share:.0%}"
 
     async def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
@@ -140,16 +151,18 @@ class VotedCall:
         names = [f"{prefix}-{number}" for number in range(self._options.traces)]
         arrived: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
         readers = [
-            asyncio.create_task(
-                self._read(number, name, prompt, sampling_params, options, arrived)
-            )
+            asyncio.create_task(self._read(number, name, prompt, sampling_params, options, arrived))
             for number, name in enumerate(names)
         ]
         began_s = time.monotonic()
+        self.request_id = request_id
         self.begun.set()
         try:
             await self._take(names, arrived, began_s)
         finally:
+            if len(self._traces) < len(names):  # the client has gone, or something failed
+                with suppress(Exception):  # an engine that is dead has nothing to abort
+                    await self._model.engine.abort(names)
             for reader in readers:
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
@@ -244,6 +257,11 @@ class VotedCall:
             self.vote.closed if aborted else None,
         )
         self.vote.add(self._traces[number])
+        answer = self._traces[number].answer
+        if answer is not None:
+            key = self._model.grader.binding(answer)
+            form, weight = self._tally.get(key, (answer, 0.0))
+            self._tally[key] = form, weight + self._weigh(self._traces[number])
 
     async def _outcome(self, began_s: float) -> Outcome:
         traces = [self._traces[number] for number in sorted(self._traces)]
@@ -263,7 +281,7 @@ class VotedCall:
             first.num_cached_tokens or 0,
         )
 
-    async def _equality(self, answers: Iterable[str | None]) -> Any:
+    async def _equality(self, answers: Iterable[str | None]) -> Callable[[str, str], bool]:
         """Wait until answers have been compared; return whether two of them are equal."""
         grader, given = self._model.grader, {answer for answer in answers if answer is not None}
         deadline = time.monotonic() + _COMPARE_S

@@ -157,6 +157,63 @@ class VotedOptions:
         return options
 
 
+def refuse_what_no_vote_can_do(request: Any) -> None:
+    """Refuse what a request asks that a vote cannot give.
+
+    Args:
+        request: vLLM's chat or text completion request, as it read it.
+
+    Raises:
+        InputError: names the first such field.
+    """
+    for name in request.model_extra or {}:
+        if name != CONFIG_KEY:
+            raise InputError(
+                f"Expected fields that this server knows for the voted model, found {name!r:.60}. "
+                "Hint: leave it out."
+            )
+    fields = _CANNOT | _CANNOT_STREAM if request.stream else _CANNOT
+    for name, harmless in fields.items():
+        value = getattr(request, name, None)
+        if value is not None and not harmless(value):
+            raise InputError(
+                f"Expected no {name} for the voted model{' in a stream' * (name not in _CANNOT)}, "
+                f"found {value!r:.60}. Hint: leave it out, or ask the plain model."
+            )
+    if getattr(request, "tools", None) and request.tool_choice != "none":
+        raise InputError(
+            "Expected no tools for the voted model, which votes on answers, found "
+            f"{len(request.tools)}. Hint: leave them out, or ask the plain model."
+        )
+
+
+def _never(_: Any) -> bool:
+    return False
+
+
+_CANNOT: dict[str, Callable[[Any], bool]] = {
+    "n": lambda value: value == 1,
+    "logprobs": lambda value: value is False,
+    "prompt_logprobs": _never,
+    "logprob_token_ids": _never,
+    "use_beam_search": lambda value: value is False,
+    "response_format": lambda value: value.type == "text",
+    "structured_outputs": _never,
+    "prompt": lambda value: isinstance(value, str) or len(value) == 1 or isinstance(value[0], int),
+    "prompt_embeds": _never,
+    "kv_transfer_params": _never,
+    "ec_transfer_params": _never,
+    "vllm_xargs": lambda value: CONFIG_KEY not in value,
+}
+"""Fields of a request, and which of their values ask for nothing that a vote cannot give."""
+_CANNOT_STREAM: dict[str, Callable[[Any], bool]] = {
+    "return_token_ids": lambda value: value is False,
+    "return_prompt_text": lambda value: value is False,
+    "stream_interval": _never,
+    "stream_options": lambda value: not value.continuous_usage_stats,
+}
+
+
 def _check(
     name: str, values: Mapping[str, Any], good: Callable[[Any], bool], expected: str
 ) -> None:
