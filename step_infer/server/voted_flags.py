@@ -82,13 +82,9 @@ def variables_of(settings: VotedSettings) -> dict[str, str]:
     if named is not None:
         plugins = [name for name in named.split(",") if name]
     else:
-        plugins = sorted(
-            {
-                point.name
-                for point in importlib.metadata.entry_points()
-                if point.group.startswith(_GROUPS) and point.group != _ON_REQUEST
-            }
-        )
+        points = importlib.metadata.entry_points()
+        groups = [g for g in points.groups if g.startswith(_GROUPS) and g != _ON_REQUEST]
+        plugins = sorted({name for group in groups for name in points.select(group=group).names})
     if PLUGIN not in plugins:
         plugins.append(PLUGIN)
     return {VARIABLE: settings.to_text(), _PLUGINS: ",".join(plugins)}

@@ -149,9 +149,10 @@ class VotedOptions:
                 f"Expected at most {settings.most_traces} traces, found {options.traces}. "
                 "Hint: ask for fewer, or have the operator raise --voted-max-traces."
             )
-        if settings.max_seconds is not None and options.seconds > settings.max_seconds:
+        seconds, most_seconds = options.seconds, settings.max_seconds
+        if seconds is not None and most_seconds is not None and seconds > most_seconds:
             raise InputError(
-                f"Expected at most {settings.max_seconds:g} seconds, found {options.seconds:g}. "
+                f"Expected at most {most_seconds:g} seconds, found {seconds:g}. "
                 "Hint: ask for fewer, or have the operator raise --voted-max-seconds."
             )
         return options

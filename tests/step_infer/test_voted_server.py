@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from server_harness import PROMPT, QUESTION, Server, serve
+from server_harness import PROMPT, Server, serve
 from settled_events import read_settled_events
 
 from step_infer.client.answers import extract_boxed
@@ -18,6 +18,7 @@ from step_infer.client.trace import trace_seed
 openai = pytest.importorskip("openai")
 pytestmark = [pytest.mark.engine, pytest.mark.oldest]
 
+QUESTION = "618+487+934 mod 1000 = ?"
 KEY = "mine"
 NAME = "demo-voted"
 KV_BLOCKS = 161
@@ -32,7 +33,8 @@ LONG = {"max_tokens": 1400, "extra_body": {"ignore_eos": True, "step": {"traces"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    flags = ["--voted-model-name", NAME, "--voted-traces", str(TRACES)]
+    flags = ["--reasoning-parser", "deepseek_r1"]
+    flags += ["--voted-model-name", NAME, "--voted-traces", str(TRACES)]
     flags += ["--voted-max-traces", str(MOST_TRACES), "--voted-max-seconds", str(MOST_SECONDS)]
     directory = tmp_path_factory.mktemp("voted")
     with serve(directory, KV_BLOCKS, "--api-key", KEY, *flags) as running:
@@ -40,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def chat(server: Server, step: dict[str, Any] | None = None, **options: Any) -> Any:
-    defaults = {"temperature": 1.0, "max_tokens": 400, "seed": 0}
+    defaults = {"temperature": 1.0, "max_tokens": 900, "seed": 0}
     extra = {} if step is None else {"extra_body": {"step": step}}
     return server.client.chat.completions.create(
         model=NAME, messages=MESSAGES, **defaults | extra | options
@@ -48,15 +50,18 @@ def chat(server: Server, step: dict[str, Any] | None = None, **options: Any) -> 
 
 
 def text(server: Server, step: dict[str, Any] | None = None, **options: Any) -> Any:
-    defaults = {"temperature": 1.0, "max_tokens": 400, "seed": 0}
+    defaults = {"temperature": 1.0, "max_tokens": 900, "seed": 0}
     extra = {} if step is None else {"extra_body": {"step": step}}
     prompt = PROMPT.format(QUESTION)
     return server.client.completions.create(model=NAME, prompt=prompt, **defaults | extra | options)
 
 
-def content_of(response: Any) -> str:
+def text_of(response: Any) -> str:
+    """Return all text of a response, the reasoning first."""
     (choice,) = response.choices
-    return choice.text if hasattr(choice, "text") else choice.message.content
+    if hasattr(choice, "text"):
+        return choice.text
+    return (choice.message.reasoning or "") + (choice.message.content or "")
 
 
 def requests_in(server: Server) -> float:
@@ -99,7 +104,12 @@ def test_one_call_has_one_voted_answer(server, ask):
     step = response.step
     assert response.model == NAME
     assert response.choices[0].finish_reason == "stop"
-    assert extract_boxed(content_of(response)) == step["answer"] is not None
+    assert extract_boxed(text_of(response)) == step["answer"] is not None
+    if ask is chat:
+        message = response.choices[0].message
+        assert message.content.strip() == rf"\boxed{{{step['answer']}}}"
+        assert message.reasoning_content == message.reasoning
+        assert "S1" in message.reasoning
     assert step["answers"][0]["answer"] == step["answer"]
     assert step["share"] == step["answers"][0]["share"] > 0
     assert sum(group["share"] for group in step["answers"]) == pytest.approx(1)
@@ -115,8 +125,15 @@ def test_one_call_has_one_voted_answer(server, ask):
 def test_the_traces_are_those_of_plain_calls_with_seeds_of_their_own(server):
     """One trace at a time, as what runs beside a trace may change its last bits."""
     voted = chat(server, {"traces": 1}, seed=7)
-    plain = server.chat(None, seed=trace_seed(7, "0", 0))
-    assert content_of(voted) == content_of(plain)
+    plain = server.client.chat.completions.create(
+        model="demo",
+        messages=MESSAGES,
+        temperature=1.0,
+        max_tokens=900,
+        seed=trace_seed(7, "0", 0),
+    )
+    assert text_of(voted) == text_of(plain)
+    assert plain.choices[0].finish_reason == voted.choices[0].finish_reason
     assert voted.usage.completion_tokens == plain.usage.completion_tokens
     assert voted.usage.prompt_tokens == plain.usage.prompt_tokens
     assert voted.step["traces"]["all"] == 1
@@ -135,7 +152,7 @@ def test_without_any_answer_the_best_scored_trace_answers(server):
     response = chat(server, max_tokens=60, extra_body=options)
     step = response.step
     assert (step["answer"], step["share"], step["answers"]) == (None, 0.0, [])
-    assert content_of(response)
+    assert text_of(response)
     assert step["score"] is not None
 
 
@@ -160,7 +177,7 @@ def test_votes_by_number_weigh_one_each(server):
 
 def test_a_stream_tells_its_progress_and_then_the_answer(server):
     options = {"include_usage": True}
-    body = {"max_tokens": 400, "seed": 3, "stream_options": options, "step": {"traces": 4}}
+    body = {"max_tokens": 900, "seed": 3, "stream_options": options, "step": {"traces": 4}}
     *events, done = raw_events(server, body)
     assert done == "data: [DONE]"
     comments = [event for event in events if event.startswith(":")]
@@ -171,8 +188,10 @@ def test_a_stream_tells_its_progress_and_then_the_answer(server):
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert len({chunk["id"] for chunk in chunks}) == 1
     assert deltas[0]["choices"][0]["delta"]["role"] == "assistant"
-    said = "".join(chunk["choices"][0]["delta"]["content"] for chunk in deltas)
-    assert extract_boxed(said) == last["step"]["answer"]
+    parts = [chunk["choices"][0]["delta"] for chunk in deltas]
+    said = "".join(part.get("content") or "" for part in parts)
+    assert extract_boxed(said) == last["step"]["answer"] is not None
+    assert "S1" in "".join(part.get("reasoning_content") or "" for part in parts)
     assert last["choices"][0]["finish_reason"] in ("stop", "length")
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] > 0
@@ -182,10 +201,12 @@ def test_a_stream_tells_its_progress_and_then_the_answer(server):
 def test_the_client_reads_a_stream_as_any_other(server, ask):
     chunks = list(ask(server, {"traces": 1}, seed=7, stream=True))
     parts = [chunk.choices[0] for chunk in chunks]
-    said = "".join(
-        part.text if hasattr(part, "text") else (part.delta.content or "") for part in parts
-    )
-    assert said == content_of(ask(server, {"traces": 1}, seed=7))
+    whole = ask(server, {"traces": 1}, seed=7)
+    if ask is text:
+        assert "".join(part.text for part in parts) == whole.choices[0].text
+    else:
+        message = whole.choices[0].message
+        assert "".join(part.delta.content or "" for part in parts) == message.content
     assert [part.finish_reason for part in parts if part.finish_reason] == ["stop"]
     assert all(chunk.usage is None for chunk in chunks)
     assert chunks[-1].step["traces"]["all"] == 1
@@ -213,7 +234,7 @@ def test_a_client_that_goes_away_ends_all_its_traces(server, stream):
                 late.result()
     assert wait_until(lambda: requests_in(server) == 0)
     assert wait_until(lambda: calls(server, "cut_off") == before + 1)
-    assert content_of(chat(server, {"traces": 1}))
+    assert text_of(chat(server, {"traces": 1}))
 
 
 @pytest.mark.parametrize(
@@ -311,7 +332,7 @@ def test_two_calls_at_once_are_two_groups(server):
                     client.chat.completions.create(
                         model=NAME,
                         messages=MESSAGES,
-                        max_tokens=400,
+                        max_tokens=900,
                         seed=seed,
                         extra_body={"step": {"stop_rule": "never"}},
                     )
