@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -57,6 +58,10 @@ class VotedModel:
     card: ScorerCard | None = None
     aggregator: str | None = None
     takes_seeds: bool = True
+    ranks: int = 1
+    """Data-parallel engines that a request can be sent to."""
+    load: Counter[int] = dataclasses.field(default_factory=Counter)
+    """Traces of voted calls that each of them has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +155,11 @@ class VotedCall:
         prefix = f"{request_id}-{secrets.token_hex(8)}"
         names = [f"{prefix}-{number}" for number in range(self._options.traces)]
         arrived: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+        rank = options.get("data_parallel_rank")
+        if rank is None and self._model.ranks > 1:  # a group lives within one engine
+            rank = min(range(self._model.ranks), key=self._model.load.__getitem__)
+            options["data_parallel_rank"] = rank
+        self._model.load[rank or 0] += len(names)
         readers = [
             asyncio.create_task(self._read(number, name, prompt, sampling_params, options, arrived))
             for number, name in enumerate(names)
@@ -160,6 +170,7 @@ class VotedCall:
         try:
             await self._take(names, arrived, began_s)
         finally:
+            self._model.load[rank or 0] -= len(names)
             if len(self._traces) < len(names):  # the client has gone, or something failed
                 with suppress(Exception):  # an engine that is dead has nothing to abort
                     await self._model.engine.abort(names)

@@ -243,6 +243,8 @@ def _voted_model(settings: VotedSettings, engine: Any) -> VotedModel:
     if adapter and adapter.get(CONFIG_KEY) is not None:
         step = StepSettings.from_additional_config(adapter)
         card = None if step.scorer is None else read_card(step.scorer)
+    parallel = config.parallel_config
+    local = parallel.local_engines_only
     return VotedModel(
         settings,
         engine,
@@ -253,6 +255,7 @@ def _voted_model(settings: VotedSettings, engine: Any) -> VotedModel:
         card,
         None if step is None else step.aggregator,
         takes_seeds({"enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill}),
+        parallel.data_parallel_size_local if local else parallel.data_parallel_size,
     )
 
 
