@@ -72,7 +72,7 @@ class Outcome:
     traces: list[Trace]
     """All of them, in the order of their numbers [N]."""
     best: Trace
-    """The one that answers: of most weight among the winners; without any answer the best one."""
+    """The one that answers: of the best score among the winners; without any answer, of all."""
     seconds: float
     ended: str
     """As in `step_infer.client.llm.Result`."""
@@ -284,7 +284,7 @@ class VotedCall:
         return Outcome(
             outcome,
             traces,
-            max(voters, key=self._rank),
+            max(voters, key=_rank),
             time.monotonic() - began_s,
             self.vote.closed or FINISHED,
             self.vote.why,
@@ -307,11 +307,6 @@ class VotedCall:
 
         return equal
 
-    def _rank(self, trace: Trace) -> tuple[bool, float, float, int]:
-        """Order traces by how well they can answer; the first of equal ones is the best."""
-        score = -1.0 if trace.trace_score is None else trace.trace_score
-        return not trace.stopped, self._weigh(trace), score, len(trace.token_ids)
-
     def _answer(self, best: Trace) -> Any:
         """Return the output of the trace that answers, as that of a request of its own."""
         output = self._outputs[best.trace_id]
@@ -324,6 +319,13 @@ class VotedCall:
 
 def _one_each(trace: Trace) -> float:
     return 0.0 if trace.stopped or trace.filtered else 1.0
+
+
+def _rank(trace: Trace) -> tuple[bool, float, int]:
+    """Order traces by how well they can answer; of equal ones the first does."""
+    ended = trace.finish_reason in ("stop", "length")
+    score = -1.0 if trace.trace_score is None else trace.trace_score
+    return ended, score, 0 if ended else len(trace.token_ids)
 
 
 def _rule(model: VotedModel, options: VotedOptions) -> StopRule:

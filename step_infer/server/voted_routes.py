@@ -98,14 +98,15 @@ class VotedRoutes:
         return JSONResponse(body)
 
     async def _chat(self, theirs: _Endpoint, request: Any, raw_request: Request) -> Any:
-        if request.model != self._name:
+        handler = raw_request.app.state.openai_serving_chat
+        if request.model != self._name or handler is None:
             return await theirs(request=request, raw_request=raw_request)
-        return await self._answer(request, raw_request, raw_request.app.state.openai_serving_chat)
+        return await self._answer(request, raw_request, handler)
 
     async def _text(self, theirs: _Endpoint, request: Any, raw_request: Request) -> Any:
-        if request.model != self._name:
-            return await theirs(request=request, raw_request=raw_request)
         handler = raw_request.app.state.openai_serving_completion
+        if request.model != self._name or handler is None:
+            return await theirs(request=request, raw_request=raw_request)
         return await self._answer(request, raw_request, handler)
 
     async def _responses(self, theirs: _Endpoint, request: Any, raw_request: Request) -> Any:
