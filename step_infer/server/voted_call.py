@@ -254,18 +254,19 @@ class VotedCall:
     def _add(self, number: int, output: Any, began_s: float) -> None:
         completion = output.outputs[0]
         aborted = completion.finish_reason == "abort" and completion.stop_reason is None
+        ours = self.vote.closed if aborted else None
         prompt = tuple(output.prompt_token_ids or ())
         order = TracePlan(QUESTION_ID, number, prompt, None, Sampling(), self._group)
         self._outputs[number] = output
         self._traces[number] = ended_trace(
             order,
             list(completion.token_ids),
-            output,
+            output if ours is None else None,
             began_s,
             self._model.tokenizer,
             self._model.rule,
             0,
-            self.vote.closed if aborted else None,
+            ours,
         )
         self.vote.add(self._traces[number])
         answer = self._traces[number].answer

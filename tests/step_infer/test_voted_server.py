@@ -1,6 +1,7 @@
 """The voted model for real: vLLM's OpenAI server on the CPU, asked by the openai client."""
 
 import asyncio
+import contextlib
 import json
 import time
 import urllib.request
@@ -27,7 +28,7 @@ TRACES = 6
 MOST_TRACES = 12
 MOST_SECONDS = 100
 MESSAGES = [{"role": "user", "content": QUESTION}]
-LONG = {"max_tokens": 1400, "extra_body": {"ignore_eos": True, "step": {"traces": 12}}}
+LONG = {"max_tokens": 1400, "extra_body": {"ignore_eos": True, "step": {"traces": 12, "min_keep": 12}}}
 """A call that takes its time."""
 
 
@@ -42,11 +43,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def chat(server: Server, step: dict[str, Any] | None = None, **options: Any) -> Any:
-    defaults = {"temperature": 1.0, "max_tokens": 900, "seed": 0}
+    defaults = {"messages": MESSAGES, "temperature": 1.0, "max_tokens": 900, "seed": 0}
     extra = {} if step is None else {"extra_body": {"step": step}}
-    return server.client.chat.completions.create(
-        model=NAME, messages=MESSAGES, **defaults | extra | options
-    )
+    return server.client.chat.completions.create(model=NAME, **defaults | extra | options)
 
 
 def text(server: Server, step: dict[str, Any] | None = None, **options: Any) -> Any:
@@ -350,6 +349,38 @@ def test_two_calls_at_once_are_two_groups(server):
     groups = {event["group"] for event in events}
     assert len(groups) == 2
     assert sorted(sum(e["group"] == group for e in events) for group in groups) == [TRACES, TRACES]
+
+
+def test_calls_that_are_cut_off_leave_the_others_alone(server):
+    """Nine calls at once, more than the KV cache holds, of which a third go away."""
+
+    async def ask(client: Any, number: int) -> Any:
+        call = client.chat.completions.create(
+            model=NAME,
+            messages=MESSAGES,
+            max_tokens=200,
+            seed=number,
+            stream=False,
+            extra_body={"ignore_eos": True, "step": {"traces": 4, "stop_rule": "never"}},
+        )
+        if number % 3:
+            return await call
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(call, 2)
+
+    async def all_of_them() -> list[Any]:
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+        async with client:
+            return await asyncio.gather(*(ask(client, number) for number in range(9)))
+
+    answers = asyncio.run(all_of_them())
+    for number, response in enumerate(answers):
+        if number % 3:
+            counts = response.step["traces"]
+            assert counts["finished"] >= 1
+            assert counts["finished"] + counts["pruned"] == 4
+            assert text_of(response)
+    assert wait_until(lambda: requests_in(server) == 0)
 
 
 def test_voted_calls_are_counted(server):
