@@ -28,7 +28,8 @@ TRACES = 6
 MOST_TRACES = 12
 MOST_SECONDS = 100
 MESSAGES = [{"role": "user", "content": QUESTION}]
-LONG = {"max_tokens": 1400, "extra_body": {"ignore_eos": True, "step": {"traces": 12, "min_keep": 12}}}
+ALL_KEPT = {"ignore_eos": True, "step": {"traces": 12, "min_keep": 12}}
+LONG = {"max_tokens": 1400, "extra_body": ALL_KEPT}
 """A call that takes its time."""
 
 
@@ -121,9 +122,10 @@ def test_one_call_has_one_voted_answer(server, ask):
     assert usage.prompt_tokens_details.cached_tokens is not None
 
 
-def test_the_traces_are_those_of_plain_calls_with_seeds_of_their_own(server):
+@pytest.mark.parametrize("budget", [{}, {"tokens": 5000}])  # which is counted token by token
+def test_the_traces_are_those_of_plain_calls_with_seeds_of_their_own(server, budget):
     """One trace at a time, as what runs beside a trace may change its last bits."""
-    voted = chat(server, {"traces": 1}, seed=7)
+    voted = chat(server, {"traces": 1, **budget}, seed=7)
     plain = server.client.chat.completions.create(
         model="demo",
         messages=MESSAGES,
