@@ -118,6 +118,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     add = parser.add_argument
+    advanced = parser.add_argument_group("advanced").add_argument
     add("--scorer", metavar="FILE", required=True, help="scorer file (required)")
     add(
         "--min-keep",
@@ -136,14 +137,14 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         help=f"trace score from step scores: {', '.join(AGGREGATORS)} (default: the scorer's)",
     )
     add("--no-prune", action="store_true", help="score only, stop nothing (default: false)")
-    add(
+    advanced(
         "--resume-free",
         type=float,
         default=StepSettings.resume_free,
         help="after pruning, let waiting traces in when this part of the KV cache is free, "
         "0 to 1 (default: %(default)s)",
     )
-    add(
+    advanced(
         "--max-held-steps",
         type=int,
         default=StepSettings.max_held_steps,
@@ -169,7 +170,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         help="field of the scorer card that may differ from the model; can be repeated "
         "(default: none)",
     )
-    add_voted_options(add)
+    add_voted_options(add, advanced)
     add(
         "--print-command",
         action="store_true",

@@ -23,8 +23,8 @@ _ON_REQUEST = "vllm.endpoint_plugins"
 """Plug-ins that vLLM loads only if they are named; the others, unless some are."""
 
 
-def add_voted_options(add: Callable[..., Any]) -> None:
-    """Add the options to a parser, by its `add_argument`."""
+def add_voted_options(add: Callable[..., Any], advanced: Callable[..., Any]) -> None:
+    """Add the options to a parser, by its `add_argument`; `advanced` is for what few users set."""
     add(
         "--voted-model-name",
         metavar="NAME",
@@ -36,13 +36,13 @@ def add_voted_options(add: Callable[..., Any]) -> None:
         metavar="N",
         help=f"traces of a voted call (default: {VotedSettings.traces})",
     )
-    add(
+    advanced(
         "--voted-max-traces",
         type=int,
         metavar="N",
         help="the most traces that a voted call may ask for (default: --voted-traces)",
     )
-    add(
+    advanced(
         "--voted-max-seconds",
         type=float,
         metavar="S",
