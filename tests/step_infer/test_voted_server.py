@@ -161,11 +161,15 @@ def test_without_any_answer_the_best_scored_trace_answers(server):
     ("budget", "why"), [({"tokens": 100}, "tokens"), ({"seconds": 0.2}, "seconds")]
 )
 def test_a_spent_budget_ends_a_call(server, budget, why):
-    options = {**LONG["extra_body"], "step": {**budget, "traces": 12}}
+    options = {**ALL_KEPT, "step": {**ALL_KEPT["step"], **budget}}
+    before = server.step_metrics()["step_over_budget_total"]
     response = chat(server, max_tokens=1400, extra_body=options)
     step = response.step
     assert (step["ended"], step["why"]) == ("over_budget", why)
-    assert step["traces"]["over_budget"] > 0
+    ended = step["traces"]["over_budget"]
+    assert ended == 12
+    server.completion(None, max_tokens=2)  # counts travel with the steps
+    assert wait_until(lambda: server.step_metrics()["step_over_budget_total"] == before + ended)
     assert response.choices[0].finish_reason == "length"
     if why == "tokens":
         assert 100 <= response.usage.completion_tokens < 400
