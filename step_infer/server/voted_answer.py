@@ -3,7 +3,6 @@
 Pure: from what vLLM's serving code made of the best trace, and from what came of the vote.
 """
 
-import copy
 import json
 import time
 from collections import Counter
@@ -102,7 +101,7 @@ def chunks(body: dict[str, Any], usage: bool) -> Iterator[dict[str, Any]]:
     ending = {name: choice[name] for name in ("finish_reason", "stop_reason")}
     yield {**chunk({} if chat else {"text": ""}, **ending), CONFIG_KEY: body[CONFIG_KEY]}
     if usage:
-        yield {**copy.copy(base), "choices": [], "usage": body["usage"]}
+        yield {**base, "choices": [], "usage": body["usage"]}
 
 
 def progress_chunk(text: str, request_id: str, model: str) -> dict[str, Any]:
@@ -120,7 +119,7 @@ def progress_chunk(text: str, request_id: str, model: str) -> dict[str, Any]:
 
 def event(values: dict[str, Any]) -> str:
     """Return a chunk as a server-sent event."""
-    return f"data: {json.dumps(values, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(values)}\n\n"
 
 
 def comment(text: str) -> str:

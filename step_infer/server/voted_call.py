@@ -34,7 +34,7 @@ from step_infer.server.voted_settings import SCORE, VotedOptions, VotedSettings
 from step_infer.wire import CALLER_KEY, CONFIG_KEY, because
 
 QUESTION_ID = "0"
-"""As that of the first question of `StepLLM.generate`: the same seed gives the same traces."""
+"""As that of the first question of `StepLLM.generate`: a seed gives the same seeds to traces."""
 _LOOK_S = 0.1
 """Between two looks at the budget, while no trace ends."""
 _SHOWN = 60
