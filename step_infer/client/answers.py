@@ -1,18 +1,11 @@
 r"""From responses to an answer: the content of the last \boxed{} or \fbox{}, and the vote."""
 
-import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from step_infer.client.canonical import canonical, group_end
+from step_infer.client.canonical import boxed, canonical
 from step_infer.scorer.think_end import THINK_END
-
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
-_JOINED = re.compile(
-    r"[\s$.]*(?:\\text\{)?\s*(?:,\s*and|,\s*or|,|;|and|or)\s*\}?[\s$]*(?:[A-Za-z]\s*=\s*)?"
-)
-"""What stands between two boxes of one answer."""
 
 
 def extract_boxed(text: str, think_end: str | None = THINK_END) -> str | None:
@@ -28,35 +21,14 @@ def extract_boxed(text: str, think_end: str | None = THINK_END) -> str | None:
         think_end: text that ends the thinking; None where nothing does.
     """
     answer = text.rpartition(think_end)[2] if think_end else text
-    parts: list[str] = []
-    next_start = 0
-    for found in reversed(list(_BOX.finditer(answer))):
-        content = _content(answer, found.end())
-        if parts and (content is None or not _JOINED.fullmatch(answer, content[1], next_start)):
-            break
-        if content is not None:
-            parts.append(content[0].strip())
-            next_start = found.start()
-    if len(parts) < 2 or not all(parts):
+    parts = boxed(answer)
+    if len(parts) < 2:
         return (parts[0] or None) if parts else None
     # "\boxed{\frac12} or \boxed{0.5}" says one thing twice.
     kept: dict[Hashable, str] = {}
-    for part in reversed(parts):
+    for part in parts:
         kept.setdefault(canonical(part) or part, part)
     return ", ".join(kept.values())
-
-
-def _content(text: str, start: int) -> tuple[str, int] | None:
-    """Return what a box holds, and where it ends."""
-    while start < len(text) and text[start].isspace():
-        start += 1
-    if start >= len(text):
-        return None
-    if text[start] != "{":
-        word = text[start:].split(maxsplit=1)[0].rstrip("$.,")
-        return (word, start + len(word)) if word else None
-    end = group_end(text, start)
-    return (text[start + 1 : end], end + 1) if end > 0 else None
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,14 @@ def at_least(least, *names, prefix="--"):
         ({"aggregator": "median"}, "--aggregator out of mean, last, min, ema, found 'median'."),
         ({"vote": "loud"}, f"a vote out of {RULES}, found 'loud'."),
         ({"methods": " , "}, f"--methods out of {METHODS}, found none."),
-        ({"methods": "sc,stop"}, f"--methods out of {METHODS}, found 'stop'."),
+        *(
+            (
+                {"methods": f"sc,{name}"},
+                f"--methods out of {METHODS}, found '{name}'. Hint: +decided or +likely may follow "
+                "a name, and +waveK one of them.",
+            )
+            for name in ("stop", "step+wave4", "step+decided+likely")
+        ),
         ({"methods": "sc,sc"}, "each method once in --methods, found 'sc,sc'."),
     ],
 )

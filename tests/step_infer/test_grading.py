@@ -93,6 +93,9 @@ def test_fractions_units_intervals_and_letters_need_no_process() -> None:
         ("-7", r"-7\text{ if }x>0"),
         ("0.25", r"0.25 \to \frac{1}{2}"),
         ("x+1", "x+1_n"),
+        (r"p \land q", r"p \lor q"),
+        (r"2\times 3\text{ matrix}", r"3\times 2\text{ matrix}"),
+        (r"A \cup B", "A, B"),
     ],
 )
 def test_what_math_verify_would_leave_out_makes_no_answer_right(truth: str, answer: str) -> None:

@@ -3,14 +3,14 @@
 from step_infer.client.canonical.answer import LONGEST_ANSWER, canonical
 from step_infer.client.canonical.fallback import is_explosive, math_verify_reads
 from step_infer.client.canonical.form import Canonical, equal, identity
-from step_infer.client.canonical.markup import group_end, mend_escapes
+from step_infer.client.canonical.markup import boxed, mend_escapes
 
 __all__ = [
     "LONGEST_ANSWER",
     "Canonical",
+    "boxed",
     "canonical",
     "equal",
-    "group_end",
     "identity",
     "is_explosive",
     "math_verify_reads",

@@ -4,13 +4,20 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from math import isclose
 
 from step_infer.client.canonical import exact, functions
 from step_infer.client.canonical.brackets import closes_last, find_outer, split_outside
 from step_infer.client.canonical.exact import Value
 from step_infer.client.canonical.expression import read_value
 from step_infer.client.canonical.field import NotExact
-from step_infer.client.canonical.form import Canonical, list_form, named, number_form, tuple_form
+from step_infer.client.canonical.form import (
+    Canonical,
+    list_form,
+    named,
+    number_form,
+    whole_form,
+)
 from step_infer.client.canonical.intervals import (
     EVERYTHING,
     Interval,
@@ -31,8 +38,10 @@ from step_infer.client.canonical.relations import (
     linear_zero,
     proportional,
     read_inequality,
+    relation_form,
     subject_name,
 )
+from step_infer.client.canonical.spelled import date, number_in_words, time_of_day
 from step_infer.client.canonical.tokens import Token, tokenise
 from step_infer.client.canonical.units import Unit
 from step_infer.client.canonical.words import (
@@ -46,6 +55,10 @@ from step_infer.client.canonical.words import (
 LONGEST_ANSWER = 2000
 """Characters in an answer that is still read."""
 _MOST_ITEMS = 200
+_ALL_BUT = re.compile(
+    r"(?is)^(?:\\text\s*\{)?\s*all real(?:s|\s+numbers)(?:\s+x)?,?\s+(?:except|but)(?:\s+for)?"
+    r"\s*\}?\s*(?:x\s*(?:=|\\ne))?(.*)$"
+)
 
 
 def canonical(text: str) -> Canonical | None:
@@ -58,9 +71,17 @@ def canonical(text: str) -> Canonical | None:
     text = plain(text)
     if len(text) > 2 * LONGEST_ANSWER or not text:
         return None
+    number = number_in_words(TEXT_GROUP.sub(r"\1", text) if text.startswith(r"\text") else text)
+    text = "".join(number) if number is not None else text
+    text = _ALL_BUT.sub(r"\\mathbb{R}\\setminus \\{\1\\}", text)
     try:
         form: Canonical | None = (
-            option_form(text) or known_words(text) or compound_form(text) or _read(text)
+            option_form(text)
+            or known_words(text)
+            or time_of_day(TEXT_GROUP.sub(r" \1", text).strip())
+            or date(" ".join(TEXT_GROUP.sub(r" \1 ", text).split()))
+            or compound_form(text)
+            or _read(text)
         )
     except (NotExact, RecursionError, OverflowError, ZeroDivisionError, ValueError):
         form = words_form(text)
@@ -75,7 +96,9 @@ _SEPARATORS = (",", ";", "or", "and", "newline")
 
 
 def _read(text: str) -> Canonical:
-    text = re.sub(r"(?<=\d)\{,\}(?=\d{3})", ",", text)
+    # "{,}" groups digits by three; otherwise it is a decimal comma.
+    text = re.sub(r"(?:(?<=\b0)|(?<=\d)(?!\{,\}(?:\d{2,3}\{|\d{3}(?!\d))))\{,\}(?=\d)", ".", text)
+    text = re.sub(r"(?<=\d)\{,\}(?=\d)", ",", text)
     tokens = tokenise(text)
     if not tokens:
         raise NotExact("nothing")
@@ -85,12 +108,18 @@ def _read(text: str) -> Canonical:
 def _answer(tokens: Sequence[Token], text: str) -> Canonical:
     while len(tokens) > 1 and tokens[-1].text in (",", ";", "newline"):
         tokens = tokens[:-1]
+    parts, marks = split_outside(tokens, ("!=",))
+    name = subject_name(parts[0]) if len(marks) == 1 else None
+    if name and not _has_relation(parts[1]):  # "x \ne 1, 2"
+        points = intervals_of(_answer(parts[1], text))
+        return named(intervals_form(complement(union(points))), name)
     parts, separators = split_outside(tokens, _SEPARATORS)
     if separators:
         return _several(parts, separators, text)
     return _one(tokens, text)
 
 
+_POLAR = [("words", (word,)) for word in ("yes", "no", "true", "false")]
 _DOTS = ("ldots", "dots", "cdots", "dotsc", "dotsb")
 
 
@@ -114,25 +143,29 @@ def _several(parts: list[Sequence[Token]], separators: list[str], text: str) -> 
             joined = join(items, "or" in separators, separators)
             return named(joined, names.pop())
         raise NotExact("several unknowns")
-    if "and" in separators or "or" in separators or "," in separators or ";" in separators:
-        # "x = 3, 4" and "x = 3 or x = 4" say what x is.
-        first = items[0].name
-        if first and all(item.name in (first, None) for item in items):
-            return named(list_form([named(item, None) for item in items]), first)
+    sets = all(item.kind == "intervals" for item in items) and not all(i.items for i in items)
+    if sets and len({item.name for item in items}) == 1:
+        return named(join(items, True, separators), items[0].name)
+    if all(item.key in _POLAR for item in items):  # an answer each to several questions
+        return whole_form("tuple", len(items), items)
+    if re.search(r"\\(?:wedge|vee|land|lor)(?![a-z])", text) and not items[0].name:
+        raise NotExact("a formula of logic")
+    # "x = 3, 4" and "x = 3 or x = 4" say what x is, as does "x_1 = 3, x_2 = 4".
+    first = items[0].name
+    if first and set(separators) != {"newline"} and {item.name for item in items} <= {first, None}:
+        return _listed(items, first)
     stems = {re.sub(r"_\d+$", "", item.name or "") for item in items}
-    if len(stems) == 1 and "" not in stems:  # x_1 = 2, x_2 = 5
-        return named(list_form([named(item, None) for item in items]), stems.pop())
+    if len(stems) == 1 and "" not in stems:
+        return _listed(items, stems.pop())
     names_given = [item.name for item in items]
     if all(names_given) and len(set(names_given)) == len(items):
         items.sort(key=lambda item: item.name or "")
-        return Canonical(
-            "assignments",
-            ("assignments", tuple(item.name for item in items), tuple(item.key for item in items)),
-            items=tuple(items),
-            loose=any(item.loose for item in items),
-            heavy=any(item.heavy for item in items),
-        )
+        return whole_form("assignments", tuple(item.name for item in items), items)
     return list_form(items)
+
+
+def _listed(items: Sequence[Canonical], name: str, distinct: bool = False) -> Canonical:
+    return named(list_form([named(item, None) for item in items], distinct), name)
 
 
 def _is_dots(tokens: Sequence[Token]) -> bool:
@@ -162,30 +195,42 @@ def _one(tokens: Sequence[Token], text: str) -> Canonical:
 
 def _plus_and_minus(tokens: Sequence[Token], text: str) -> Canonical:
     first, second = (_single(tokens, text, plus) for plus in (1, -1))
-    name = first.name
-    if name:
-        return named(list_form([named(first, None), named(second, None)], distinct=True), name)
+    if first.name:
+        return _listed([first, second], first.name, distinct=True)
     return list_form([first, second], distinct=True)
 
 
 def _single(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     if not tokens:
         raise NotExact("nothing")
+    about = find_outer(tokens, "approx")
+    if about is not None:
+        # "x = \sqrt{2} \approx 1.41" says x exactly, "x \approx 1.41" as well as it can.
+        near, name = _single(tokens[about + 1 :], text, plus), subject_name(tokens[:about])
+        if name or not about:
+            return named(near, name)
+        form = _single(tokens[:about], text, plus)
+        sizes = [part.value.real for part in (form, near) if part.value is not None]
+        if len(sizes) < 2 or None in sizes or not isclose(*sizes, rel_tol=0.05):  # type: ignore[arg-type]
+            raise NotExact("no approximation")
+        return form
     modulus = find_outer(tokens, "pmod")
     if modulus is not None:
         return _congruence(tokens[:modulus], tokens[modulus + 1 :], plus)
     parts, marks = split_outside(tokens, (*RELATIONS, "=="))
     if marks:
         return _related(parts, marks, text, plus)
-    for command in ("in", "cup", "cap", "setminus"):
-        at = find_outer(tokens, command)
-        if at is not None:
-            if command == "in":
-                inner = _single(tokens[at + 1 :], text, plus)
-                return named(inner, subject_name(tokens[:at]))
-            return _set(tokens, text, plus)
+    at = find_outer(tokens, "in")
+    if at is not None:
+        return named(_single(tokens[at + 1 :], text, plus), subject_name(tokens[:at]))
+    if split_outside(tokens, _OPERATIONS)[1]:
+        return _set(tokens, text, plus)
     if len(tokens) > 1 and all(token.kind == "number" for token in tokens):
         return list_form([_single([token], text, plus) for token in tokens])
+    label = tokens[0].text if tokens[0].kind == "text" else ""
+    rest = tokens[1 if label.endswith(":") else 2 :]
+    if rest and label and (label.endswith(":") or tokens[1].text == ":"):
+        return named(_single(rest, text, plus), label.rstrip(": ").lower())
     parts, marks = split_outside(tokens, (":",))
     if marks:
         return read_ratio(parts, text, plus)
@@ -245,34 +290,29 @@ def _bracketed(tokens: Sequence[Token], text: str, plus: int) -> Canonical | Non
     if turned:
         raise NotExact("no interval")
     items = [_single(part, text, plus) for part in parts]
-    return tuple_form(items)
+    return whole_form("tuple", len(items), items)
 
 
 def _braces(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     if not tokens:
-        return Canonical("intervals", ("intervals", ()))
+        return intervals_form([])
     for mark in ("|", ":"):
         parts, marks = split_outside(tokens, (mark,))
         if len(marks) == 1 and len(parts) == 2 and parts[0] and parts[1]:
             condition = _answer(parts[1], text)
             return named(condition, None)
     parts, _ = split_outside(tokens, (",", ";", "and", "or"))
+    if len(parts) > 1 and all(map(_has_relation, parts)):
+        return _answer(tokens, text)
     items: list[Canonical] = []
     for part in parts:
         items += _expanded(part, text)
     return list_form(items, distinct=True)
 
 
-_MATRICES = {
-    "pmatrix",
-    "bmatrix",
-    "vmatrix",
-    "Bmatrix",
-    "matrix",
-    "smallmatrix",
-    "array",
-    "psmallmatrix",
-}
+_MATRICES = frozenset((
+    "pmatrix", "bmatrix", "Bmatrix", "matrix", "smallmatrix", "array", "psmallmatrix",
+))  # fmt: skip
 
 
 def _matrix(tokens: Sequence[Token], text: str, scale: Value | None) -> Canonical:
@@ -280,7 +320,7 @@ def _matrix(tokens: Sequence[Token], text: str, scale: Value | None) -> Canonica
     found = re.fullmatch(
         r"\\begin\s*\{([A-Za-z]+)\}(?:\s*\{[lcr|]+\})?(.*)\\end\s*\{\1\}", written, re.S
     )
-    if found is None or found[1] not in _MATRICES or found[1] == "vmatrix":
+    if found is None or found[1] not in _MATRICES:
         raise NotExact("an environment that is no matrix")
     body = re.sub(r"\\hline", "", found[2]).strip()
     rows = [row for row in re.split(r"\\\\(?:\[[^]]*\])?|\\cr(?![a-z])", body) if row.strip()]
@@ -292,13 +332,7 @@ def _matrix(tokens: Sequence[Token], text: str, scale: Value | None) -> Canonica
         if any(cell.value is None or cell.unit for cell in flat):
             raise NotExact("a multiple of no matrix of numbers")
         flat = tuple(number_form(scale * cell.value) for cell in flat if cell.value is not None)
-    return Canonical(
-        "matrix",
-        ("matrix", (len(rows), len(cells[0])), tuple(cell.key for cell in flat)),
-        items=flat,
-        loose=any(cell.loose for cell in flat),
-        heavy=any(cell.heavy for cell in flat),
-    )
+    return whole_form("matrix", (len(rows), len(cells[0])), flat)
 
 
 def _interval(
@@ -318,24 +352,18 @@ def _interval(
     return form
 
 
+_OPERATIONS = ("cup", "cap", "setminus")
+
+
 def _set(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     """Read unions, intersections and differences, from left to right."""
-    parts: list[Sequence[Token]] = []
-    operations: list[str] = []
-    depth, start = 0, 0
-    for index, token in enumerate(tokens):
-        if token.kind == "mark":
-            depth += (token.text in ("(", "[", "{", r"\{")) - (token.text in (")", "]", "}", r"\}"))
-        if depth <= 0 and token.kind == "command" and token.text in ("cup", "cap", "setminus"):
-            parts.append(tokens[start:index])
-            operations.append(token.text)
-            start = index + 1
-            depth = 0
-    parts.append(tokens[start:])
+    parts, operations = split_outside(tokens, _OPERATIONS)
     if operations and set(operations) == {"cup"}:
         forms = [_single(part, text, plus) for part in parts]
         if all(form.kind in ("number", "list") for form in forms):
             items = [item for form in forms for item in form.items or (form,)]
+            if any(item.value is None or item.value.free for item in items):
+                raise NotExact("a union of unknown sets")
             return list_form(items, distinct=True)
     found: list[Interval] | None = None
     for operation, part in zip(["", *operations], parts, strict=True):
@@ -355,7 +383,7 @@ def _set(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
         else:
             found = intersection(found, complement(union(operand)))
     assert found is not None
-    return intervals_form(found) if found else Canonical("intervals", ("intervals", ()))
+    return intervals_form(found)
 
 
 def _related(parts: list[Sequence[Token]], marks: list[str], text: str, plus: int) -> Canonical:
@@ -413,9 +441,9 @@ def _equation(parts: list[Sequence[Token]], text: str, plus: int) -> Canonical:
     linear = linear_zero(difference)
     if linear is not None:
         return replace(number_form(linear[1]), name=next(iter(difference.free)))
-    return Canonical(
-        "relation",
-        ("relation", "=", proportional(difference)),
-        loose=difference.loose,
-        heavy=difference.heavy,
-    )
+    relation = relation_form("=", difference)
+    if len(subject.free) == 1 and subject.loose and difference.free == subject.free:
+        found = _single(right, text, plus)
+        if found.value is not None and not found.value.free:  # \sin x = 1/2
+            return replace(found, name="".join(map(repr, left)), relation=relation.key, choice=None)
+    return relation

@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from step_infer.client.canonical.tokens import Token
 
 
+def depth_change(token: Token) -> int:
+    """Return 1 for a bracket that opens, -1 for one that closes, else 0."""
+    if token.kind != "mark":
+        return 0
+    return (token.text in ("(", "[", "{", r"\{")) - (token.text in (")", "]", "}", r"\}"))
+
+
 def split_outside(
     tokens: Sequence[Token], marks: Sequence[str]
 ) -> tuple[list[Sequence[Token]], list[str]]:
-    """Split at marks outside of brackets."""
+    """Split at marks or commands outside of brackets."""
     parts: list[Sequence[Token]] = []
     found: list[str] = []
     depth, start = 0, 0
@@ -18,15 +25,12 @@ def split_outside(
     for index, token in enumerate(tokens):
         if token.kind == "command" and token.text in ("begin", "end"):
             environment += 1 if token.text == "begin" else -1
-        if token.kind != "mark":
-            continue
-        if token.text == "|" and bars and depth == 0:
+        if token.kind == "mark" and token.text == "|" and bars and depth == 0:
             within_bars = not within_bars
-        if token.text in ("(", "[", "{", r"\{"):
-            depth += 1
-        elif token.text in (")", "]", "}", r"\}"):
-            depth -= 1
-        elif token.text in marks and depth == 0 and not environment and not within_bars:
+        change = depth_change(token)
+        depth += change
+        outside = not (depth or change or environment or within_bars)
+        if outside and token.text in marks and token.kind in ("mark", "command"):
             parts.append(tokens[start:index])
             found.append(token.text)
             start = index + 1
@@ -38,14 +42,10 @@ def closes_last(tokens: Sequence[Token]) -> bool:
     """Return whether the first bracket closes with the last token only."""
     depth = 0
     for index, token in enumerate(tokens):
-        if token.kind != "mark":
-            continue
-        if token.text in ("(", "[", "{", r"\{"):
-            depth += 1
-        elif token.text in (")", "]", "}", r"\}"):
-            depth -= 1
-            if depth == 0:
-                return index == len(tokens) - 1
+        change = depth_change(token)
+        depth += change
+        if change < 0 and depth == 0:
+            return index == len(tokens) - 1
     return False
 
 
@@ -53,8 +53,7 @@ def find_outer(tokens: Sequence[Token], name: str) -> int | None:
     """Return where a command stands outside of brackets; None where it does not."""
     depth = 0
     for index, token in enumerate(tokens):
-        if token.kind == "mark":
-            depth += (token.text in ("(", "[", "{", r"\{")) - (token.text in (")", "]", "}", r"\}"))
-        elif depth <= 0 and token.kind == "command" and token.text == name:
+        depth += depth_change(token)
+        if depth <= 0 and token.kind == "command" and token.text == name:
             return index
     return None

@@ -42,22 +42,14 @@ class Value:
         positive: it is a product of roots of positive numbers, so that its image's roots are
             those of its own.
         log: its logarithm, where that is known.
-        log_of: the rational number that it is the logarithm of.
+        log_of: the rational number or symbol, and its power, that it is the logarithm of.
+        surd: p, q and d of p + q sqrt(d), where it is known to be that, all rational.
     """
 
-    __slots__ = (  # fmt: skip
-        "_image",
-        "_numbers",
-        "_ring",
-        "exact",
-        "free",
-        "heavy",
-        "log",
-        "log_of",
-        "loose",
-        "positive",
-        "power",
-    )
+    __slots__ = (
+        "_image", "_numbers", "_ring", "exact", "free", "heavy", "log", "log_of", "loose",
+        "positive", "power", "surd",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -83,7 +75,8 @@ class Value:
         self.power: tuple[Value, Value] | None = None
         self.positive = exact is not None and exact > 0
         self.log: Value | None = None
-        self.log_of: Value | None = None
+        self.log_of: tuple[Value, Value] | None = None
+        self.surd: tuple[Fraction, ...] | None = None
 
     @property
     def image(self) -> Image:
@@ -130,7 +123,7 @@ class Value:
     def __add__(self, other: "Value") -> "Value":
         if self.exact is not None and other.exact is not None:
             return Value(self.exact + other.exact)
-        return self._joined(
+        total = self._joined(
             other,
             tuple(
                 ((a[0] + b[0]) % P, (a[1] + b[1]) % P)
@@ -142,6 +135,10 @@ class Value:
             ),
             lambda a, b: a + b,
         )
+        for one, two in ((self, other), (other, self)):
+            if one.surd is not None and two.exact is not None:
+                total.surd = _bounded(one.surd[0] + two.exact, *one.surd[1:])
+        return total
 
     def __mul__(self, other: "Value") -> "Value":
         if self.exact is not None and other.exact is not None:
@@ -161,6 +158,12 @@ class Value:
         if logs[0] is not None and logs[1] is not None:
             product.log = logs[0] + logs[1]
         product.positive = product.positive or (self.positive and other.positive)
+        for one, two in ((self, other), (other, self)):
+            if one.surd is not None and two.exact is not None:
+                p, q, d = one.surd
+                product.surd = _bounded(p * two.exact, q * two.exact, d)
+            if one.log_of is not None and two.exact is not None:
+                product.log_of = (one.log_of[0], one.log_of[1] * two)
         return product
 
     def __neg__(self) -> "Value":
@@ -193,6 +196,10 @@ class Value:
 def whole(n: int) -> Value:
     """Return a whole number."""
     return Value(Fraction(n))
+
+
+def _bounded(*parts: Fraction) -> tuple[Fraction, ...] | None:
+    return parts if max(map(_bits, parts)) <= _MOST_BITS else None
 
 
 def _bits(exact: Fraction) -> int:
@@ -256,6 +263,7 @@ def symbol(name: str) -> Value:
     numbers = (complex(size[0]), complex(-size[1]), complex(1 + size[2]))
     found = Value(None, tuple(image), ring, numbers, free=frozenset([name]))
     found.log = atom("log", found, number=cmath.log)
+    found.log.log_of = (found, whole(1))
     return found
 
 
@@ -307,7 +315,7 @@ def power(a: Value, b: Value) -> Value:
     elif a.exact == 0:
         raise NotExact("a power of 0")
     elif a is E and b.log_of is not None:
-        return b.log_of
+        return b.log_of[0] if b.log_of[1].exact == 1 else power(*b.log_of)
     else:
         result = _general_power(a, b)
     if result.exact is None:
@@ -380,7 +388,15 @@ def root(a: Value, degree: int) -> Value:
         image = multiply(images[0], inverse(images[1]))
         found = Value(None, (image,) * POINTS, None, approximate(number, a), heavy=a.heavy)
         found.positive = True
+        found.surd = (Fraction(0), Fraction(1), a.exact) if degree == 2 else None
         return found
+    if a.surd is not None and degree == 2:
+        # sqrt(p + q sqrt(d)) = sqrt(x) + sqrt(y), where x + y = p and 4xy = q^2 d.
+        p, q, d = a.surd
+        difference = root(Value(p * p - q * q * d), 2).exact
+        if difference is not None and p > 0:
+            x, y = (root(Value((p + sign * difference) / 2), 2) for sign in (1, -1))
+            return x + y if q > 0 else x - y
     # Which root of another constant is the positive one, its image does not tell.
     if not (a.positive or a.free):
         return atom(f"root {degree}", a, number=number)
@@ -466,5 +482,5 @@ def log(a: Value, base: Value = E) -> Value:
             image = ((hashed("log", prime) % P, 0),) * POINTS
             ring = ((hashed("log ring", prime) % ORDER, 0),) * POINTS
             total = total + Value(None, image, ring, number) * whole(sign * times)
-    total.log_of = a
+    total.log_of = (a, whole(1))
     return total

@@ -1,8 +1,8 @@
 """Reads tokens as an expression, into an exact value."""
 
+import re
 from collections.abc import Sequence
 from fractions import Fraction
-from math import comb
 
 from step_infer.client.canonical import exact, functions
 from step_infer.client.canonical.exact import Value, whole
@@ -20,7 +20,11 @@ _GREEK = frozenset((
 
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _TAKES_ANGLE = frozenset(("sin", "cos", "tan", "cot", "sec", "csc", "cis"))
-_CLOSING = {"(": ")", "[": "]", "{": "}"}
+_CLOSING = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
+_PROPER = re.compile(
+    r"(?:[dtc]?frac (?:\{ (\d+) \}|(\d+)) (?:\{ (\d+) \}|(\d+))|(\d+) / (\d+))(?![^ ])(?! \^)"
+)
+"""A fraction behind a whole number, as the texts of its tokens."""
 _DEEPEST = 50
 _MOST_TERMS = 100
 _MOST_STEPS = 3000
@@ -172,7 +176,7 @@ class _Parser:
 
     def exponent(self) -> Value:
         sign = self.sign()
-        value = self.base()
+        value = self.single()
         while self.at("!"):
             self.take()
             value = functions.factorial(value)
@@ -193,7 +197,15 @@ class _Parser:
             return self.group()
         if self.at("("):
             return self.group("(")
-        return self.base()
+        return self.single()
+
+    def single(self) -> Value:
+        r"""Read one token's value: a fraction behind it makes no mixed number of it."""
+        token = self.peek()
+        if token is None or token.number is None:
+            return self.base()
+        self.take()
+        return Value(token.number)
 
     def base(self) -> Value:
         token = self.take()
@@ -220,38 +232,15 @@ class _Parser:
         number = token.number
         if number is None or number.denominator != 1 or not token.text.isdigit():
             return None
-        start = self.position
-        parts: list[int] = []
-        if self.at_command("frac", "dfrac", "tfrac", "cfrac"):
-            self.take()
-            for _ in range(2):
-                braced = self.at("{")
-                if braced:
-                    self.take()
-                part = self.peek()
-                if part is None or part.kind != "number" or not part.text.isdigit():
-                    break
-                self.take()
-                if braced:
-                    if not self.at("}"):
-                        break
-                    self.take()
-                parts.append(int(part.text))
-        else:
-            pieces = self.tokens[start : start + 3]
-            if (
-                len(pieces) == 3
-                and pieces[0].kind == pieces[2].kind == "number"
-                and pieces[1].text == "/"
-                and pieces[0].text.isdigit()
-                and pieces[2].text.isdigit()
-            ):
-                parts = [int(pieces[0].text), int(pieces[2].text)]
-                self.position += 3
-        if len(parts) == 2 and 0 < parts[0] < parts[1] and not self.at("^"):
-            return Value(number + Fraction(parts[0], parts[1]))
-        self.position = start
-        return None
+        written = " ".join(token.text for token in self.tokens[self.position :][:7])
+        found = _PROPER.match(written)
+        if found is None:
+            return None
+        above, below = (int(part) for part in found.groups() if part)
+        if not 0 < above < below:
+            return None
+        self.position += found[0].count(" ") + 1
+        return Value(number + Fraction(above, below))
 
     def symbol(self, name: str) -> Value:
         if name in self.bound:
@@ -265,6 +254,8 @@ class _Parser:
             return exact.I
         if self.at("'"):
             raise NotExact("a derivative")
+        if name == "f" and self.at("("):
+            return functions.unknown(self.group("("))
         return exact.symbol(name)
 
     def subscript(self) -> str:
@@ -294,13 +285,8 @@ class _Parser:
                 raise NotExact("a root of no degree")
             return functions.power(self.argument(), Value(Fraction(1, degree)))
         if name in ("binom", "dbinom", "tbinom"):
-            pair = [self.argument().exact for _ in range(2)]
-            n, k = (part if part is not None and part.denominator == 1 else None for part in pair)
-            if n is None or k is None or not 0 <= k <= n:
-                raise NotExact("an unknown binomial")
-            if n > 2000:
-                return exact.huge("binomial", n, k)
-            return whole(comb(int(n), int(k)))
+            above = self.argument()
+            return functions.binomial(above, self.argument())
         if name in ("sum", "prod"):
             return self.repeated(name)
         if name in OF_SEVERAL:
@@ -348,7 +334,8 @@ class _Parser:
         return result
 
     def of_several(self, name: str) -> Value:
-        self.expect("(")
+        opening = "(" if self.at("(") else r"\{"
+        self.expect(opening)
         numbers: list[Fraction] = []
         while True:
             number = self.sum().exact
@@ -358,7 +345,7 @@ class _Parser:
             if not self.at(","):
                 break
             self.take()
-        self.expect(")")
+        self.expect(_CLOSING[opening])
         if name in ("gcd", "lcm"):
             if any(number.denominator != 1 for number in numbers):
                 raise NotExact(f"{name} of a fraction")

@@ -4,8 +4,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from step_infer.client.canonical.exact import Value, same_numbers, whole
-from step_infer.client.canonical.units import DEGREE, NONE, PERCENT, Unit, read_unit
+from step_infer.client.canonical.exact import PI, Value, same_numbers, whole
+from step_infer.client.canonical.units import DEGREE, NONE, PERCENT, RADIAN, Unit, read_unit
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,6 @@ class Canonical:
     """It holds numbers too large to write out; no other library should be given it."""
 
 
-_OF_PARTS = ("list", "tuple", "matrix", "assignments")
-
-
 def identity(form: Canonical) -> Hashable:
     """Return a key of all that a form says, its parts' units and names too.
 
@@ -63,8 +60,7 @@ def equal(a: Canonical, b: Canonical) -> bool | None:
 
     It does not depend on the order of the two.
     """
-    # The keys of several parts leave out these parts' units.
-    if a == b and (not a.items or identity(a) == identity(b)):
+    if a == b:
         return True
     options = a.choice and b.choice and not (a.described and b.described)
     if options and a.choice == b.choice:
@@ -79,9 +75,8 @@ def equal(a: Canonical, b: Canonical) -> bool | None:
         if one.spelled and other.kind == "words":
             return other.key == ("words", (one.spelled,))
         # "(x, y) = (1, 2)" has the name of a pair, "x in (1, 2)" that of a number.
-        named_one = other.name and not other.name.startswith("(")
-        pair = other.kind in ("tuple", "intervals") and other.items and not named_one
-        if one.kind == "assignments" and pair:
+        ordered = not (other.name and not other.name.startswith("(")) and _in_order(other)
+        if ordered and a.kind != b.kind and (one.kind == "assignments" or _in_order(one)):
             return _all_equal(one.items, other.items)
         if one.relation is not None and other.kind == "relation":
             return one.relation == other.key or (None if one.loose or other.loose else False)
@@ -92,7 +87,7 @@ def equal(a: Canonical, b: Canonical) -> bool | None:
         return None if unknown else False
     if a.kind == "number":
         return _equal_numbers(a, b)
-    if a.key == b.key and not (a.items and a.kind in _OF_PARTS):
+    if a.key == b.key:
         return True
     if a.kind in ("tuple", "matrix", "assignments") and len(a.items) == len(b.items):
         if _shape(a) != _shape(b):
@@ -101,6 +96,12 @@ def equal(a: Canonical, b: Canonical) -> bool | None:
     if a.kind == "list" and len(a.items) == len(b.items):
         return _same_items(a.items, b.items)
     return None if a.loose or b.loose else False
+
+
+def _in_order(form: Canonical) -> bool:
+    """Return whether a form is a tuple, or may be one: a column, or the interval (1, 2)."""
+    column = form.kind == "matrix" and _shape(form) == (len(form.items), 1)
+    return column or form.kind == "tuple" or (form.kind == "intervals" and bool(form.items))
 
 
 def _shape(form: Canonical) -> Hashable:
@@ -115,9 +116,10 @@ def _all_equal(a: Sequence[Canonical], b: Sequence[Canonical]) -> bool | None:
 
 
 def _same_items(a: Sequence[Canonical], b: Sequence[Canonical]) -> bool | None:
-    rest = list(b)
+    # Those without a unit equal more; they take what is left.
+    rest = sorted(b, key=lambda item: item.unit is None)
     unknown = False
-    for item in a:
+    for item in sorted(a, key=lambda item: item.unit is None):
         verdicts = [equal(item, other) for other in rest]
         if True in verdicts:
             del rest[verdicts.index(True)]
@@ -138,6 +140,9 @@ def _equal_numbers(a: Canonical, b: Canonical) -> bool | None:
         if a.unit.dimensions == b.unit.dimensions:
             if a.unit.factor != b.unit.factor:
                 x, y = x * Value(a.unit.factor), y * Value(b.unit.factor)
+        elif {a.unit, b.unit} == {DEGREE, RADIAN}:
+            angle, degrees = (x, y) if a.unit == RADIAN else (y, x)
+            return (angle * whole(180) / PI).key == degrees.key
         elif DEGREE not in (a.unit, b.unit) or not {a.unit, b.unit} <= _DEGREES:
             # Things counted are no unit of measure: "72 apples" is 72, as "72 km/h" is.
             return False if a.unit.counted == b.unit.counted else x.key == y.key
@@ -171,30 +176,25 @@ def number_form(
     )
 
 
+def whole_form(kind: str, shape: Hashable, items: Sequence[Canonical]) -> Canonical:
+    """Return the form of a list, tuple, matrix or the like; `shape` is what else must agree."""
+    keys = [(item.key, item.unit, item.name) for item in items]
+    return Canonical(
+        kind,
+        (kind, shape, tuple(sorted(keys, key=repr) if kind == "list" else keys)),
+        items=tuple(items),
+        loose=any(item.loose for item in items),
+        heavy=any(item.heavy for item in items),
+    )
+
+
 def list_form(items: Sequence[Canonical], distinct: bool = False) -> Canonical:
     """Return the form of answers in any order; of one, that itself."""
     if distinct:
         items = list({(item.key, item.unit): item for item in items}.values())
     if len(items) == 1:
         return items[0]
-    return Canonical(
-        "list",
-        ("list", tuple(sorted((item.key for item in items), key=repr))),
-        items=tuple(items),
-        loose=any(item.loose for item in items),
-        heavy=any(item.heavy for item in items),
-    )
-
-
-def tuple_form(items: Sequence[Canonical]) -> Canonical:
-    """Return the form of answers in a fixed order."""
-    return Canonical(
-        "tuple",
-        ("tuple", len(items), tuple(item.key for item in items)),
-        items=tuple(items),
-        loose=any(item.loose for item in items),
-        heavy=any(item.heavy for item in items),
-    )
+    return whole_form("list", None, items)
 
 
 def named(form: Canonical, name: str | None) -> Canonical:

@@ -19,6 +19,7 @@ from step_infer.client.canonical.field import (
 
 _MOST_FACTORS = 3000
 """Factorials are multiplied out up to this number."""
+_MOST_SYMBOLIC = 6
 _TURN = square("e^i")
 """The image of e^i: sine and cosine follow from its powers."""
 
@@ -129,6 +130,11 @@ def _circular(angle: Value, sign: int) -> Value:
     )
 
 
+def unknown(x: Value) -> Value:
+    """Return f(x), where f may be any function; for its approximations it is an odd one."""
+    return atom("f", x, number=lambda z: cmath.exp(z * z / 9) + 2)
+
+
 def factorial(n: Value) -> Value:
     """Return a factorial; it is multiplied out only where that is short.
 
@@ -148,6 +154,25 @@ def factorial(n: Value) -> Value:
     for factor in range(2, count + 1):
         product = product * factor % P
     return Value(None, ((product, 0),) * POINTS, heavy=True)
+
+
+def binomial(a: Value, b: Value) -> Value:
+    """Return a binomial coefficient; of symbols, by factors or factorials.
+
+    Raises:
+        NotExact: of numbers that are not whole, or negative.
+    """
+    n, k = a.exact, b.exact
+    if k is not None and 0 <= k <= _MOST_SYMBOLIC and k.denominator == 1 and a.free:
+        product = whole(1)
+        for step in range(int(k)):
+            product = product * (a - whole(step))
+        return product / whole(math.factorial(int(k)))
+    if a.free or b.free:
+        return factorial(a) / (factorial(b) * factorial(a - b))
+    if n is None or k is None or n.denominator * k.denominator != 1 or not 0 <= k <= n:
+        raise NotExact("an unknown binomial")
+    return huge("binomial", n, k) if n > 2000 else whole(math.comb(int(n), int(k)))
 
 
 def remainder(a: Value, modulus: int) -> Value:
@@ -193,7 +218,11 @@ def absolute(a: Value) -> Value:
     if a.real is not None:
         return a if a.real >= 0 else -a
     if any(part[1] for part in a.image):
-        return atom("abs", a, number=abs)
+        # The image of a sum of real roots and i times such has its conjugate's beside it.
+        conjugate = tuple((x, -y % P) for x, y in a.image)
+        norm = a * Value(None, conjugate, None, approximate(lambda z: z.conjugate(), a))
+        known = norm.exact is not None and not (a.free or a.loose or a.heavy)
+        return root(norm, 2) if known else atom("abs", a, number=abs)
     image = tuple(part if is_square(part[0]) else (P - part[0], 0) for part in a.image)
     return Value(None, image, None, approximate(abs, a), free=a.free, loose=True, heavy=a.heavy)
 

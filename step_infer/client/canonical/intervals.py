@@ -123,4 +123,4 @@ def join(items: Sequence[Canonical], either: bool, separators: Sequence[str]) ->
         common = intersection(common, intervals_of(item))
     if not common and "and" not in separators:  # "x < 1, x > 3"
         return intervals_form([part for item in items for part in intervals_of(item)])
-    return intervals_form(common) if common else Canonical("intervals", ("intervals", ()))
+    return intervals_form(common)

@@ -19,56 +19,17 @@ _CHARACTERS = {
     **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u2061\u2062\u2063", ""),
     **dict.fromkeys("‘’′", "'"),
     **dict.fromkeys("“”", '"'),
-    "÷": "/",
-    "⁄": "/",
-    "∕": "/",
-    "√": r"\sqrt ",
-    "∛": r"\sqrt[3] ",
-    "∜": r"\sqrt[4] ",
-    "π": r"\pi ",
-    "∞": r"\infty ",
-    "≤": r"\le ",
-    "⩽": r"\le ",
-    "≥": r"\ge ",
-    "⩾": r"\ge ",
-    "≠": r"\ne ",
-    "≈": r"\approx ",
-    "∪": r"\cup ",
-    "∩": r"\cap ",
-    "∈": r"\in ",
-    "∅": r"\emptyset ",
-    "⌀": r"\emptyset ",
-    "ø": r"\emptyset ",
-    "Ø": r"\emptyset ",
-    "∖": r"\setminus ",
-    "ℝ": r"\mathbb{R}",
-    "ℤ": r"\mathbb{Z}",
-    "ℕ": r"\mathbb{N}",
-    "ℚ": r"\mathbb{Q}",
-    "±": r"\pm ",
-    "∓": r"\mp ",
-    "°": r"^\circ ",
-    "º": r"^\circ ",
-    "℃": r"^\circ C",
-    "℉": r"^\circ F",
-    "…": r"\ldots ",
-    "∧": r"\text{ and }",
-    "∨": r"\text{ or }",
-    "⟨": "(",
-    "⟩": ")",
-    "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ",
-    "⌈": r"\lceil ",
-    "⌉": r"\rceil ",
-    "µ": "μ",
-    "，": ",",
-    "；": ";",
-    "：": ":",
-    "（": "(",
-    "）": ")",
-    "％": "%",
-    "。": ".",
-}
+    "÷": "/", "⁄": "/", "∕": "/", "√": r"\sqrt ", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ",
+    "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "⩽": r"\le ", "≥": r"\ge ", "⩾": r"\ge ",
+    "≠": r"\ne ", "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
+    "∅": r"\emptyset ", "⌀": r"\emptyset ", "ø": r"\emptyset ", "Ø": r"\emptyset ",
+    "∖": r"\setminus ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}", "±": r"\pm ", "∓": r"\mp ", "°": r"^\circ ", "º": r"^\circ ",
+    "℃": r"^\circ C", "℉": r"^\circ F", "…": r"\ldots ", "∧": r"\text{ and }",
+    "∨": r"\text{ or }", "⟨": "(", "⟩": ")", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ",
+    "⌉": r"\rceil ", "µ": "μ", "，": ",", "；": ";", "：": ":", "∶": ":", "（": "(", "）": ")",
+    "％": "%", "。": ".",
+}  # fmt: skip
 _GREEK_NAMES = (
     "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa",
     "lambda", "mu", "nu", "xi", "rho", "sigma", "sigma", "tau", "upsilon", "phi", "chi", "psi",
@@ -122,16 +83,34 @@ _REWRITES = [
         (r"\\(?:triangle|bigtriangleup)(?![A-Za-z])", r"\\text{triangle} "),
         (r"\\(?:measured)?angle(?![A-Za-z])", r"\\text{angle} "),
         (
-            r"\\(?:overline|overrightarrow|overleftrightarrow|widehat|bar|vec)\s*\{?\s*([A-Z]{1,3})\s*\}?",
-            r"\1 ",
+            # A bar over one letter is a complement, over two a segment.
+            r"\\(?:(?:overrightarrow|overleftrightarrow|widehat|vec)\s*\{?\s*([A-Z]{1,3})\s*\}?"
+            r"|(?:overline|bar)\s*\{\s*([A-Z]{2,3})\s*\})",
+            r"\1\2 ",
         ),
-        (r"(?<=\d)\s*\^\s*(?:o(?![A-Za-z])|\{\s*o\s*\})", r"^\\circ "),
+        (
+            r"(?<=\d)\s*\^\s*(\{)?\s*(?:\\text\s*\{\s*o\s*\}|o(?![A-Za-z]))\s*(?(1)\})",
+            r"^\\circ ",
+        ),
+        (
+            r"(?<=\d)\s*\^\s*(\{)?\s*(?:\\text\s*\{\s*(?:st|nd|rd|th)\s*\}|(?:st|nd|rd|th)\b)\s*(?(1)\})",
+            r"\\text{ th}",
+        ),
+        (r"\\text\s*\{\s*([-+:])\s*\}", r"\1"),
+        (r"(?<![A-Za-z])log(2|10)(?=\s*\()", r"\\log_{\1}"),
+        (r"\\mathbb\s*\{R\}\s*\^\s*\{?\+\}?", r"(0,\\infty)"),
+        (r"\\big(cup|cap)(?![A-Za-z])", r"\\\1"),
+        (r"\+/-", r"\\pm "),
+        (r"(?<![\w)}\]])[_^]\s*\{?(\w+)\}?\s*C\s*_\s*\{?(\w+)\}?", r"\\binom{\1}{\2}"),
+        (r"\\(?:wide)?hat\s*\{?\s*\\?([ijk])(?:math)?(?![a-z])\s*\}?", r"\1 "),
+        (r"(?<=\d)\s*(?:\\text\s*\{\s*to\s*\}|\bto\b)\s*(?=\d)", ":"),
+        (r"\\(?:begin|end)\s*\{(?:cases|aligned|gathered)\}", " "),
         (r"^\s*Rs\.?\s*(?=\d)", "₹"),
         (r"\\pounds(?![A-Za-z])", "£"),
         (r"\\(?:sfrac|nicefrac)(?![A-Za-z])", r"\\frac"),
         (r"\{([^{}]+)\\over(?![A-Za-z])\s*([^{}]+)\}", r"\\frac{\1}{\2}"),
         (r"\\surd(?![A-Za-z])", r"\\sqrt"),
-        (r"\\(?:tag|label)\*?\{[^{}]*\}|[✓✔✅]", ""),
+        (r"\\(?:tag|label)\*?\{[^{}]*\}|[✓✔✅]|\\checkmark(?![a-z])", ""),
         (r"(?<=\d)\s*[xX]\s*(?=10\s*\^)", r" \\times "),
         (r"\bper\s+cent\b|\bpct\b", "percent"),
         (r"(?i)^\s*(?:minus|negative)\s+(?=\d)", "-"),
@@ -145,7 +124,7 @@ _PROSE = re.compile(
     r"(?:\s+(?:is|are|equals?|=)\s*:?|\s*:|\s*=)\s*",
     re.IGNORECASE,
 )
-_HASHES = re.compile(r"(?:^|\s)####\s*")
+_HASHES = re.compile(r"(?:^|\s)#{3,6}\s*")
 _NOTE = re.compile(
     r"(?<=[\w%)}\]$.])\s*\((?:since|because|as|where|for|i\.e\.|note|after|rounded)\b.*\)\s*$"
     r"|(?<=[\w%)}\]])\s+\((?!mod|base|in base)[A-Za-z][A-Za-z ]{2,}\)\s*$",
@@ -153,7 +132,12 @@ _NOTE = re.compile(
 )
 _PROSE_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}\s*(?=\S)")
 _LEADING = re.compile(r"(?:=|\\(?:therefore|implies|Rightarrow|Longrightarrow|so)(?![A-Za-z]))\s*")
-_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*\{")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_JOINED = re.compile(
+    r"[\s$.]*(?:\\text\{)?\s*(?:,\s*and|,\s*or|,|;|and|or)\s*\}?[\s$]*(?:[A-Za-z]\s*=\s*)?"
+)
+"""What stands between two boxes of one answer."""
+_MOST_BOXES = 50
 _CONTROL = str.maketrans({"\f": r"\f", "\b": r"\b", "\a": r"\a", "\v": r"\v"})
 _LOST_TAB = re.compile(r"\t(?=ext|imes|frac|an\b|heta|au\b|o\b|riangle|binom)")
 _LOST_NEWLINE = re.compile(r"\n(?=eq?\b|abla\b|ot\b|eg\b)")
@@ -197,8 +181,8 @@ def plain(text: str) -> str:
     A whole solution is cut down to its last box, to what follows "####" or "the answer is".
     """
     text = mend_escapes(text).strip()
-    text = _last_box(text)
-    if "####" in text:
+    text = ", ".join(boxed(text)) or text
+    if "###" in text:
         text = _HASHES.split(text)[-1]
     text = text.translate(_TABLE)
     for character, fraction in _FRACTIONS.items():
@@ -224,20 +208,39 @@ def plain(text: str) -> str:
     text = _STYLED_TEXT.sub(r"\\text", text)
     text = re.sub(r"\\text\s*([A-Za-z0-9])", r"\\text{\1}", text)
     text = text.replace(r"\%", "%").replace(r"\#", "#").replace(r"\&", " and ")
+    if r"\begin" not in text:
+        text = text.replace("&", " and ")
     text = re.sub(r"\\degrees?(?![A-Za-z])|\\textdegree", r"^\\circ ", text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)
     return _trimmed(text)
 
 
-def _last_box(text: str) -> str:
-    found = list(_BOX.finditer(text))
-    if found:
-        start = found[-1].end()
-        end = group_end(text, start - 1)
-        if end > 0:
-            return text[start:end]
-    return text
+def boxed(text: str) -> list[str]:
+    r"""Return what the last \boxed{} or \fbox{} holds, or each of those that words join."""
+    parts: list[str] = []
+    next_start = 0
+    for found in list(_BOX.finditer(text))[: -_MOST_BOXES - 1 : -1]:
+        content = _content(text, found.end())
+        if parts and (content is None or not _JOINED.fullmatch(text, content[1], next_start)):
+            break
+        if content is not None:
+            parts.append(content[0].strip())
+            next_start = found.start()
+    return parts[::-1] if all(parts) else parts[:1]
+
+
+def _content(text: str, start: int) -> tuple[str, int] | None:
+    """Return what a box holds, and where it ends."""
+    while start < len(text) and text[start].isspace():
+        start += 1
+    if start >= len(text):
+        return None
+    if text[start] != "{":
+        word = text[start:].split(maxsplit=1)[0].rstrip("$.,")
+        return (word, start + len(word)) if word else None
+    end = group_end(text, start)
+    return (text[start + 1 : end], end + 1) if end > 0 else None
 
 
 def _trimmed(text: str) -> str:

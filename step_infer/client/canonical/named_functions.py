@@ -28,11 +28,8 @@ def _tangent(x: Value) -> Value:
 
 
 def _inverse(name: str) -> Callable[[Value], Value]:
-    number = {
-        "arcsin": cmath.asin, "arccos": cmath.acos, "arctan": cmath.atan,
-        "asin": cmath.asin, "acos": cmath.acos, "atan": cmath.atan,
-    }.get(name)  # fmt: skip
     short = name.replace("arc", "a")
+    number = getattr(cmath, short)
     forward = {"asin": functions.sine, "acos": functions.cosine, "atan": _tangent}[short]
 
     def function(x: Value) -> Value:

@@ -2,14 +2,17 @@
 
 import re
 from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from step_infer.client.canonical import exact
+from step_infer.client.canonical.brackets import depth_change
 from step_infer.client.canonical.exact import Value, whole
 from step_infer.client.canonical.expression import read_value
 from step_infer.client.canonical.field import NotExact
 from step_infer.client.canonical.form import Canonical, number_form
-from step_infer.client.canonical.tokens import Token
+from step_infer.client.canonical.spelled import number_in_words
+from step_infer.client.canonical.tokens import Token, tokenise
 from step_infer.client.canonical.units import DEGREE, DOLLAR, Unit, is_unit, read_unit
 from step_infer.client.canonical.words import TEXT_GROUP, known_words, words_form
 
@@ -19,14 +22,15 @@ _BASE_WORDS = {
     "binary": 2, "octal": 8, "decimal": 10, "hex": 16,
 }  # fmt: skip
 _IN_BASE = re.compile(
-    r"\s*(-?)\s*(?:\\text\s*\{|\()?\s*([0-9A-F](?:[0-9A-Fa-f ,]*[0-9A-Fa-f])?)\s*[)}]?\s*"
-    r"(?:_\s*(?:\{\s*)?\(?\s*(?:\\text\s*\{\s*)?([a-z]+|\d+)\s*\)?\s*\}?\s*\)?\}?"
-    r"|(?:\\text\s*\{)?\s*\(?(?:in\s+)?base[\s-]+([a-z]+|\d+)\s*\)?\}?)\s*"
+    r"\s*(-?)\s*\(?\s*([0-9A-F](?:[0-9A-Fa-f ,]*[0-9A-Fa-f])?)\s*\)?\s*"
+    r"(?:_\s*\{?\s*\(?\s*(?:base\s*)?([a-z]+|\d+)\s*\)?\s*\}?\s*\)?"
+    r"|\(?(?:in\s+)?base[\s-]+([a-z]+|\d+)\s*\)?)\s*"
 )
 _PREFIXED = re.compile("(-?)0([xbo])([0-9A-Fa-f]+)")
 
 
 def _in_base(text: str) -> Canonical | None:
+    text = TEXT_GROUP.sub(r"\1", text)
     found = _PREFIXED.fullmatch(text)
     if found is not None:
         base, digits = {"x": 16, "b": 2, "o": 8}[found[2]], found[3]
@@ -110,6 +114,9 @@ def read_quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
         if unit is None or unit == DOLLAR:
             unit = found if unit is None else unit
     value, degrees = read_value(value_tokens, plus)
+    size = [token.kind if token.kind == "number" else token.text for token in value_tokens]
+    if unit is not None and unit.counted and set(size) == {"number", "*"}:
+        raise NotExact("a size")  # "a 2 x 3 matrix"
     if suffix and len(value_tokens) == 1 and value.free and unit is not None and unit.counted:
         raise NotExact("words behind a letter")  # "a circle"
     if scale:
@@ -120,9 +127,15 @@ def read_quantity(tokens: Sequence[Token], text: str, plus: int) -> Canonical:
     spelled = None
     if unit is None and re.fullmatch("[A-Za-z]{2,3}", written):
         spelled = written.lower()
-    return number_form(value, unit, spelled=spelled)
+    side = _SIDE.search(suffix)
+    return replace(number_form(value, unit, spelled=spelled), name=side and side[0].lower())
 
 
+_SIDE = re.compile(
+    r"(?i)\b(?:north|south|east|west|left|right|up|down|above|below|increase|decrease|profit|loss"
+    r"|gain|rise|fall|forward|backward|deposit|withdrawal|ago|from now|faster|slower|earlier|later)"
+)
+"""What a number's opposite is called as well."""
 _MAGNITUDES = {
     "dozen": 12, "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9,
     "trillion": 10**12,
@@ -148,8 +161,7 @@ def _before_unit(tokens: list[Token], text: str) -> tuple[list[Token], str]:
             return tokens[: signed + 1], suffix
     depth = 0
     for index, token in enumerate(tokens):
-        if token.kind == "mark":
-            depth += (token.text in ("(", "[", "{", r"\{")) - (token.text in (")", "]", "}", r"\}"))
+        depth += depth_change(token)
         if depth:
             continue
         unit_letter = index > 0 and token.kind == "letter" and token.text in _UNIT_LETTERS
@@ -166,8 +178,6 @@ def _before_unit(tokens: list[Token], text: str) -> tuple[list[Token], str]:
             and index + 2 == len(tokens)
         ):
             return tokens[: index - 1], "°" + tokens[index + 1].text
-        if token.text == "circ" and token.kind == "command" and tokens[index - 1].text == "{":
-            continue
     return tokens, ""
 
 
@@ -181,6 +191,9 @@ _UNIT_LETTERS = frozenset("msghlLNJWVAKCF")
 
 def _only_words(tokens: Sequence[Token], text: str) -> Canonical:
     shown = text[tokens[0].start : tokens[-1].end]
+    number = number_in_words(TEXT_GROUP.sub(r"\1", shown))
+    if number is not None:
+        return read_quantity(tokenise("".join(number)), "".join(number), 1)
     form = known_words(shown) or words_form(shown)
     if form is None:
         raise NotExact("words that are not understood")

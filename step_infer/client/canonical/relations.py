@@ -4,6 +4,7 @@ import re
 from collections.abc import Hashable, Sequence
 
 from step_infer.client.canonical import exact
+from step_infer.client.canonical.brackets import closes_last
 from step_infer.client.canonical.exact import Value
 from step_infer.client.canonical.expression import read_value
 from step_infer.client.canonical.field import NotExact
@@ -13,6 +14,7 @@ from step_infer.client.canonical.intervals import (
     End,
     Interval,
     intervals_form,
+    join,
     read_end,
 )
 from step_infer.client.canonical.tokens import FUNCTION_NAMES, Token
@@ -21,8 +23,11 @@ RELATIONS = ("<=", ">=", "<", ">", "!=", "=")
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<=", "=": "=", "!=": "!="}
 
 
-_FUNCTION_CALL = re.compile(r"(?:[A-Z]|[a-hp-sx-z])(?:\^\{?-1\}?)?\([A-Za-z]\)")
-_PLAIN_NAME = re.compile(r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:[A-Za-z0-9]|\{[^{}]*\})|\(\d+\))?")
+_FUNCTION_CALL = re.compile(r"(?:[A-Z]|[a-hp-sx-z])\([a-z]\)")
+_PLAIN_NAME = re.compile(
+    r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:[A-Za-z0-9]|\{[^{}]*\})|(?:\^\{?-1\}?)?\([A-Za-z0-9]+\))?"
+    r"|P\([^()]*\)"
+)
 _PAIR_OF_NAMES = re.compile(r"\([A-Za-z](?:,(?:[A-Za-z]|\\[A-Za-z]+))+\)")
 _NO_NAMES = FUNCTION_NAMES | {"frac", "dfrac", "tfrac", "sqrt", "pi", "binom"}
 
@@ -31,6 +36,8 @@ def subject_name(tokens: Sequence[Token]) -> str | None:
     """Return the name on the left of "x = 5"; None where that is an expression."""
     if not tokens:
         return None
+    if tokens[0].text == "{" and closes_last(tokens):
+        return subject_name(tokens[1:-1])
     kinds = {token.kind for token in tokens}
     if tokens[0].kind in ("text", "letter") and kinds <= {"text", "mark", "letter", "symbol"}:
         return " ".join(token.text for token in tokens)
@@ -55,29 +62,48 @@ def read_inequality(
     """Read an inequality: bounds of a name, or a relation between symbols."""
     for subject, bound, relation in ((left, right, mark), (right, left, _FLIPPED[mark])):
         name = subject_name(subject)
-        if name is None:
-            continue
-        end = read_end(bound, relation in ("<=", ">="), text, plus)
-        if end is None:
-            continue
-        return _bounded(name, relation, end)
+        end = read_end(bound, relation in ("<=", ">="), text, plus) if name else None
+        if name and end:
+            return _bounded(name, relation, end)
+        inner = subject[1:-1]
+        if (
+            inner
+            and subject[0].text == subject[-1].text == "|"
+            and not any(token.text == "|" for token in inner)
+            and relation in _FLIPPED
+        ):
+            value, size = read_value(inner, plus)[0], read_value(bound, plus)[0]
+            sides = [
+                _half_line(value - size, relation),
+                _half_line(value + size, _FLIPPED[relation]),
+            ]
+            if size.real is not None and size.real > 0 and sides[0] and sides[1]:
+                return join([sides[0], sides[1]], relation in (">", ">="), ("and",))
     difference = read_value(left, plus)[0] - read_value(right, plus)[0]
     if not difference.free or difference.numbers is None:
         raise NotExact("an inequality between numbers")
-    linear = linear_zero(difference)
-    if linear is not None and linear[1].real is not None:
-        slope, zero = linear
-        end = End(zero.real or 0.0, zero.key, mark in ("<=", ">="))
-        name = next(iter(difference.free))
-        return _bounded(name, mark if slope > 0 else _FLIPPED[mark], end)
+    line = _half_line(difference, mark)
+    if line is not None:
+        return line
     # Which side is larger at one point decides how the two sides are put.
     sign = mark if difference.numbers[0].real > 0 else _FLIPPED[mark]
-    return Canonical(
-        "relation",
-        ("relation", sign, proportional(difference)),
-        loose=difference.loose,
-        heavy=difference.heavy,
-    )
+    return relation_form(sign, difference)
+
+
+def relation_form(sign: str, difference: Value) -> Canonical:
+    """Return the form of a relation between symbols: how a difference compares with zero."""
+    key = ("relation", sign, proportional(difference))
+    return Canonical("relation", key, loose=difference.loose, heavy=difference.heavy)
+
+
+def _half_line(difference: Value, mark: str) -> Canonical | None:
+    """Return where a linear function of one symbol is below or above zero."""
+    linear = linear_zero(difference)
+    if linear is None or linear[1].real is None:
+        return None
+    slope, zero = linear
+    end = End(zero.real or 0.0, zero.key, mark in ("<=", ">="))
+    return _bounded(next(iter(difference.free)), mark if slope > 0 else _FLIPPED[mark], end)
 
 
 def linear_zero(value: Value) -> tuple[float, Value] | None:

@@ -38,6 +38,7 @@ _NUMBER = re.compile(
     (?P<thousands>\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?(?!,\d)
         |\d{{1,2}}(?:,\d{{2}})+,\d{{3}}(?!\d)(?:\.\d+)?(?!,\d))
     |(?P<spaced>\d{{1,3}}(?:[\ ']\d{{3}})+(?!\d)(?:\.\d+)?(?!\ *[/\d]))
+    |(?P<dotted>\d{{1,3}}(?:\.\d{{3}}){{2,}}(?![\d.]))
     |(?P<whole>\d*)\.(?P<fixed>\d*)
         (?:\\(?:overline|bar|overbar|dot)\s*\{{(?P<period>\d+)\}}
             (?:(?P<inner>\d*)\\dot\s*\{{(?P<last>\d)\}})?
@@ -51,7 +52,8 @@ _NUMBER = re.compile(
 _POINT = re.compile(r"\.(?:\d|\\(?:overline|bar|dot)|\(\d+\))")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _LETTERS = re.compile(r"[A-Za-z]+")
-_MARKS = {"le": "<=", "leq": "<=", "leqslant": "<=", "ge": ">=", "geq": ">=", "geqslant": ">=",
+_MARKS = {**dict.fromkeys(("le", "leq", "leqslant", "leqq"), "<="),
+          **dict.fromkeys(("ge", "geq", "geqslant", "geqq"), ">="),
           "lt": "<", "gt": ">", "ne": "!=", "neq": "!=", "cdot": "*", "times": "*", "div": "/",
           "ast": "*", "lbrace": r"\{", "rbrace": r"\}", "vert": "|", "lvert": "|", "rvert": "|",
           "mid": "|", "langle": "(", "rangle": ")", "lbrack": "[", "rbrack": "]", "colon": ":",
@@ -62,7 +64,7 @@ _WORDS = frozenset((
     "ten", "day", "may", "sun", "mon", "tue", "wed", "thu", "fri", "sat", "for", "are", "is",
     "it", "of", "if", "in", "to", "an", "at", "by", "on", "as", "up", "so", "we", "he", "she",
     "her", "his", "boy", "dog", "cat", "cow", "pen", "box", "cup", "hat", "out", "low", "hot",
-    "few", "new", "old", "top", "true", "sq", "cu", "per",
+    "few", "new", "old", "top", "true", "sq", "cu", "per", "st", "nd", "rd", "th",
 ))  # fmt: skip
 _UNITS_OR_FUNCTIONS = ("sec", "min")
 """Behind a number, at the end, they are units."""
@@ -137,6 +139,8 @@ def tokenise(text: str) -> list[Token]:
             position = word.end()
             continue
         pair = text[position : position + 2]
+        if pair == "!=" and tokens and tokens[-1].kind == "number":
+            pair = ""  # "7!=5040"
         if pair in (r"\{", r"\}", r"\|", r"\$", r"\\", "<=", ">=", "!=", "=>", "==", "**"):
             position += 2
             mark = {r"\|": "||", "**": "^", r"\\": "newline"}.get(pair, pair)
@@ -216,8 +220,8 @@ def _number(text: str, position: int, top: bool, digit_only: bool) -> Token:
     written = found[0]
     if len(written) > 1500:
         raise NotExact("a number of too many digits")
-    if found["thousands"] or found["spaced"]:
-        number = Fraction(re.sub("[, ']", "", written))
+    if found["thousands"] or found["spaced"] or found["dotted"]:
+        number = Fraction(re.sub("[, '.]" if found["dotted"] else "[, ']", "", written))
     elif found["cut"]:
         number = _repeated(found["cut"])
     elif found["decimal"]:

@@ -115,11 +115,15 @@ def _table() -> dict[str, Unit]:
 _UNITS = _table()
 PERCENT = _UNITS["%"]
 DEGREE = _UNITS["°"]
+RADIAN = _UNITS["rad"]
 DOLLAR = _UNITS["dollar"]
 _PART = re.compile(
     r"(?P<per>/|\bper\b|\ba\b(?=\s+\w))?\s*(?P<name>°\s*[CF]?\b|[A-Za-zμΩ%¢€£¥₹°]+)"
     r"(?:(?:\s*\^\s*\{?\s*(?P<power>-?\d)\s*\}?|(?P<digit>\d))(?!\d))?[.\s*]*"
 )
+
+
+_PLURALS = {"ies": "y", "sses": "ss", "ches": "ch", "shes": "sh", "xes": "x", "s": ""}
 
 
 def is_unit(name: str) -> bool:
@@ -143,6 +147,9 @@ def read_unit(text: str) -> Unit | None:
     """
     text = text.replace(r"\text", " ").replace(r"\cdot", " ").replace(r"\circ", "°")
     text = text.replace("^°", "°").replace("^{°}", "°").replace("^{ °}", "°").replace("^{° }", "°")
+    text = re.sub(
+        r"(?i)\bdegrees?\s+(c|f)(?:elsius|ahrenheit)?\b", lambda x: "°" + x[1].upper(), text
+    )
     text = re.sub(r"(?<!\^)[{}()]|(?<=[A-Za-z])[{}]", " ", text).strip(" .,")
     factor, dimensions = Fraction(1), dict[str, int]()
     position, sign, pending, known, words = 0, 1, 1, False, list[str]()
@@ -183,15 +190,8 @@ def read_unit(text: str) -> Unit | None:
         return Unit(factor, tuple(sorted(item for item in dimensions.items() if item[1])))
     if not words:
         return NONE
-    last = words[-1]
-    for ending, singular in (
-        ("ies", "y"),
-        ("sses", "ss"),
-        ("ches", "ch"),
-        ("shes", "sh"),
-        ("xes", "x"),
-        ("s", ""),
-    ):
+    last = "th" if words[-1] in ("st", "nd", "rd") else words[-1]
+    for ending, singular in _PLURALS.items():
         if last.endswith(ending) and len(last) > len(ending) + 1:
             last = last.removesuffix(ending) + singular
             break

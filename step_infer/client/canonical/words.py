@@ -2,7 +2,6 @@
 
 import re
 
-from step_infer.client.canonical.exact import whole
 from step_infer.client.canonical.expression import read_value
 from step_infer.client.canonical.form import Canonical
 from step_infer.client.canonical.intervals import EVERYTHING, intervals_form
@@ -37,63 +36,6 @@ def option_form(text: str) -> Canonical | None:
     return None
 
 
-_ALL = "all real numbers"
-_SYNONYMS = {
-    "dne": "does not exist",
-    "nosolution": "no solution",
-    "nosolutions": "no solution",
-    "no real solutions": "no real solution",
-    "real numbers": _ALL,
-    "all reals": _ALL,
-    "all real number": _ALL,
-    "all real numbers": _ALL,
-    "the set of all real numbers": _ALL,
-    "every real number": _ALL,
-    "any real number": _ALL,
-    "empty set": "empty",
-    "the empty set": "empty",
-    "infinity": "infinity",
-    "positive infinity": "infinity",
-    "negative infinity": "minus infinity",
-}
-_NUMBER_WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
-    "nineteen", "twenty",
-)  # fmt: skip
-
-
-def known_words(text: str) -> Canonical | None:
-    """Return the form of words with a meaning of their own; None where there is none."""
-    bare = text.replace(" ", "")
-    if bare in (r"\emptyset", r"\varnothing", r"\{\}", "{}", r"\{\emptyset\}"):
-        return Canonical("intervals", ("intervals", ()))
-    if bare in (r"\mathbb{R}", r"\mathbbR", r"\R", r"\Reals", r"\mathbf{R}", r"\Bbb{R}"):
-        return intervals_form([EVERYTHING])
-    if bare in (r"\infty", r"+\infty", r"-\infty", "infty", r"\infinity"):
-        return _infinity(-1 if bare.startswith("-") else 1)
-    if "\\" in TEXT_GROUP.sub("", text):
-        return None
-    words = " ".join(TEXT_GROUP.sub(r" \1 ", text).lower().split()).strip(" .!")
-    meaning = _SYNONYMS.get(words)
-    if words in _NUMBER_WORDS:
-        value = whole(_NUMBER_WORDS.index(words))
-        return Canonical("number", ("number", value.key), value)
-    if meaning == _ALL:
-        return intervals_form([EVERYTHING])
-    if meaning == "empty":
-        return Canonical("intervals", ("intervals", ()))
-    if meaning in ("infinity", "minus infinity"):
-        return _infinity(1 if meaning == "infinity" else -1)
-    if meaning is not None:
-        return Canonical("words", ("words", tuple(map(_singular, meaning.split()))))
-    return None
-
-
-def _infinity(sign: int) -> Canonical:
-    return Canonical("words", ("infinity", sign))
-
-
 _WORD = re.compile(r"[^\W_]+(?:[.'-][^\W_]+)*")
 _ARTICLES = {"a", "an", "the", "is", "are", "it", "there", "they"}
 
@@ -113,3 +55,37 @@ def _singular(word: str) -> str:
     if len(word) > 3 and word.endswith("s") and not word.endswith("ss"):
         return word[:-1]
     return word
+
+
+_MEANINGS = {
+    **dict.fromkeys(
+        (r"\emptyset", r"\varnothing", r"\{\}", "{}", r"\{\emptyset\}", "empty set",
+         "the empty set", "nosolution", "nosolutions", "no solution", "no solutions",
+         "no real solution", "no real solutions", "no real roots"),
+        intervals_form([]),
+    ),
+    **dict.fromkeys(
+        (r"\mathbb{R}", r"\mathbbR", r"\R", r"\Reals", r"\Bbb{R}", "real numbers", "all reals",
+         "all real number", "all real numbers", "the set of all real numbers",
+         "every real number", "any real number"),
+        intervals_form([EVERYTHING]),
+    ),
+    **dict.fromkeys(
+        (r"\infty", r"+\infty", r"\infinity", "infty", "inf", "infinity", "positive infinity"),
+        Canonical("words", ("infinity", 1)),
+    ),
+    **dict.fromkeys(
+        (r"-\infty", "- infinity", "negative infinity"), Canonical("words", ("infinity", -1))
+    ),
+    r"\mathbb{Z}": words_form("all integers"),
+    "dne": words_form("does not exist"),
+}  # fmt: skip
+"""By its LaTeX without spaces, or by its words."""
+
+
+def known_words(text: str) -> Canonical | None:
+    """Return the form of words with a meaning of their own; None where there is none."""
+    form = _MEANINGS.get(text.replace(" ", ""))
+    if form is not None or "\\" in TEXT_GROUP.sub("", text):
+        return form
+    return _MEANINGS.get(" ".join(TEXT_GROUP.sub(r" \1 ", text).lower().split()).strip(" .!"))
