@@ -346,6 +346,8 @@ COUPLING_POINTS = (
             ),
             mentions("vllm.v1.engine.async_llm", "AsyncLLM", "self.output_processor"),
             has("vllm.v1.engine.core_client", "AsyncMPClient.abort_requests_async"),
+            has("vllm.v1.engine.core_client", "DPLBAsyncMPClient._abort_requests"),
+            mentions("vllm.v1.engine.core_client", "DPLBAsyncMPClient", "self.reqs_in_flight"),
         ),
         "samples the traces of a voted call, and ends them",
     ),

@@ -10,7 +10,7 @@ import dataclasses
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -348,5 +348,16 @@ def _joined(whole: Any, output: Any) -> Any:
 async def _abort(engine: Any, names: Sequence[str], reason: str) -> None:
     """Abort requests of vLLM's `AsyncLLM`, and tell the scheduler why."""
     ids = engine.output_processor.abort_requests(names, internal=False)
-    if ids:
-        await engine.engine_core.abort_requests_async(because(reason, ids))
+    core = engine.engine_core
+    homes: Mapping[str, Any] | None = getattr(core, "reqs_in_flight", None)
+    if homes is None:
+        if ids:
+            await core.abort_requests_async(because(reason, ids))
+        return
+    # Of several engines: this client drops ids that it does not know, and so would drop the reason.
+    by_home: dict[Any, list[str]] = {}
+    for name in ids:
+        if name in homes:
+            by_home.setdefault(homes[name], []).append(name)
+    for home, own in by_home.items():
+        await core._abort_requests(because(reason, own), home)
