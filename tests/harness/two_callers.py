@@ -35,7 +35,9 @@ def groups_of_every_route(server: Server) -> Counter[str]:
             list(answer) if stream else None
         caller.chat(None, max_tokens=40, extra_body={"vllm_xargs": forged})
     events, _ = read_settled_events([server.events])
-    names = [event["group"] for event in events if event["group"].partition("\0")[0] == group]
+    names = [
+        event["group"] for event in events if (event["group"] or "").partition("\0")[0] == group
+    ]
     return Counter(names)
 
 
