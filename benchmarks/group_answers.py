@@ -111,7 +111,7 @@ def as_traces_end(answers: Answers, grader: Grader) -> Seconds:
     for answer in answers:
         begin = time.perf_counter()
         if answer is not None:
-            grader.submit(answer, set(ended))
+            grader.submit(answer, set(ended), in_vote=True)
             ended.append(answer)
         grader.poll()
         open_forms = grader.pending(set(ended))

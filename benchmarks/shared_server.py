@@ -16,6 +16,9 @@ a checkout of it:
     git worktree add /tmp/before 17c588e
     python benchmarks/shared_server.py --checkout /tmp/before --out runs/shared_server.jsonl
     python benchmarks/shared_server.py --out runs/shared_server.jsonl
+
+`results/shared_server_cpu.jsonl` was measured so, on two cores that other work shared (its load is
+in each line); the later version was asked twice, for the attack only.
 """
 
 import argparse

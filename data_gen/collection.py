@@ -220,7 +220,8 @@ class Collection:
         truth, answers = self.questions[trace.question_id].answer, self.answers[trace.question_id]
         if truth is None or trace.answer is None or trace.answer in answers:
             return
-        self.grader.submit(trace.answer, [truth, *answers])
+        self.grader.submit(trace.answer, [truth])
+        self.grader.submit(trace.answer, answers, in_vote=True)
         answers.add(trace.answer)
 
     def _are_graded(self) -> bool:

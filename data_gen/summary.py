@@ -53,7 +53,7 @@ def summarise(directory: TraceDirectory, grader: Grader) -> dict[str, Any]:
     for traces in judged:
         answers = {row["extracted_answer"] for row in traces} - {None}
         for first, second in combinations(sorted(answers), 2):
-            grader.submit(first, [second])
+            grader.submit(first, [second], in_vote=True)
     questions = track(judged, len(judged), "questions grouped", delay_s=2)
     won = [_majority_is_right(traces, grader) for traces in questions]
     tokens = sum(row["tokens"] for row in rows)

@@ -4,6 +4,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from data_gen.questions.load import Question
@@ -70,6 +71,7 @@ def measure(
     on_step: Callable[[], None] | None = None,
     sampler: "Sampler | None" = None,
     vote_open: RunningVote | None = None,
+    alone: AbstractContextManager[None] | None = None,
 ) -> QuestionRecord:
     """Sample one question's traces and return its record.
 
@@ -88,27 +90,29 @@ def measure(
         on_step: called after every engine step.
         sampler: samples the traces; None hands all plans to the engine at once.
         vote_open: the vote that ends the traces it does not need; None lets all run to their ends.
+        alone: entered while the traces are sampled, and left before they are graded.
     """
-    meter = Meter(llm.stats)
-
-    def after_step() -> None:
-        meter()
-        if on_step is not None:
-            on_step()
-
     traces = []
     plans = [replace(plan, vote=vote_open) for plan in plans]
-    if sampler is None:
-        sampled = llm.stream(plans, max_in_flight=len(plans), on_step=after_step)
-    else:
-        sampled = sampler(llm, plans, after_step)
-    for trace in sampled:
-        traces.append(trace)
-        if vote_open is not None:
-            vote_open.add(trace)
-        if on_trace is not None:
-            on_trace(trace)
-    meter.read()
+    with alone or nullcontext():
+        meter = Meter(llm.stats)
+
+        def after_step() -> None:
+            meter()
+            if on_step is not None:
+                on_step()
+
+        if sampler is None:
+            sampled = llm.stream(plans, max_in_flight=len(plans), on_step=after_step)
+        else:
+            sampled = sampler(llm, plans, after_step)
+        for trace in sampled:
+            traces.append(trace)
+            if vote_open is not None:
+                vote_open.add(trace)
+            if on_trace is not None:
+                on_trace(trace)
+        meter.read()
     traces.sort(key=lambda trace: trace.trace_id)
     answers = [None if trace.stopped else trace.answer for trace in traces]
     voting = [

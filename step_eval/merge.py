@@ -77,7 +77,11 @@ def merge(
             path.unlink()
         store.replace_all(records.values())
         manifest = run_manifest(
-            **{name: first.get(name) for name in ("kind", "model", "budget", "questions")},
+            # Versions and commit are those that ran, not those that join the records.
+            **{
+                name: first.get(name)
+                for name in ("kind", "model", "budget", "questions", "versions", "git_commit")
+            },
             scorer=_first(read, "scorer"),
             card=_first(read, "card"),
             device=" + ".join(dict.fromkeys(str(m.get("device")) for m, _ in read)),

@@ -181,21 +181,21 @@ class Evaluation:
             with device_lock(config.device_lock, alone=False):
                 self._warm_up(llm)
             for repeat, question in missing:
-                with device_lock(config.device_lock, alone=True):
-                    record = measure(
-                        llm,
-                        name,
-                        repeat,
-                        question,
-                        self._plans_of(name, llm, question, repeat),
-                        grader,
-                        keep_series=repeat == 0 and question.id in shown,
-                        keep_text=config.keep_text,
-                        on_trace=lambda trace: progress.finished(len(trace.token_ids)),
-                        on_step=progress.step,
-                        sampler=sampler,
-                        vote_open=self._vote(method, vote_by, grader),
-                    )
+                record = measure(
+                    llm,
+                    name,
+                    repeat,
+                    question,
+                    self._plans_of(name, llm, question, repeat),
+                    grader,
+                    keep_series=repeat == 0 and question.id in shown,
+                    keep_text=config.keep_text,
+                    on_trace=lambda trace: progress.finished(len(trace.token_ids)),
+                    on_step=progress.step,
+                    sampler=sampler,
+                    vote_open=self._vote(method, vote_by, grader),
+                    alone=device_lock(config.device_lock, alone=True),
+                )
                 self.store.append(record)
                 progress.question(outcome(record, vote_by).right)
 

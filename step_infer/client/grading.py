@@ -124,11 +124,14 @@ class Grader:
 
     def equal_many(self, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
         """Compare pairs of answers side by side; every distinct pair is compared once."""
+        return self._verdicts(pairs, in_vote=False)
+
+    def _verdicts(self, pairs: Sequence[tuple[str, str]], in_vote: bool) -> list[bool | None]:
         cleaned = [_pair(*pair) for pair in pairs]
         verdicts: dict[_Pair, bool | None] = {}
         awaited: dict[_Pair, _Key] = {}
         for pair in dict.fromkeys(cleaned):
-            verdict = self._begin(pair)
+            verdict = self._begin(pair, in_vote)
             if isinstance(verdict, _Open):
                 awaited[pair] = self._key(pair)
             else:
@@ -146,6 +149,9 @@ class Grader:
     def same(self, answers: Iterable[str | None]) -> Callable[[str, str], bool]:
         """Compare all of some answers with each other, side by side.
 
+        An answer without a canonical form is the same as another only where their texts are: dozens
+        of them would take math-verify minutes, for sums without end that nobody has worked out.
+
         Returns:
             Whether two of them are known to be equal, for `vote`. Answers of one binding are equal
             to the same ones.
@@ -156,7 +162,7 @@ class Grader:
         for answer in sorted(given, key=lambda answer: (len(answer), answer)):
             of[answer] = shortest.setdefault(self.binding(answer), answer)
         pairs = list(combinations(shortest.values(), 2))
-        verdicts = zip(pairs, self.equal_many(pairs), strict=True)
+        verdicts = zip(pairs, self._verdicts(pairs, in_vote=True), strict=True)
         equal = {frozenset(pair) for pair, verdict in verdicts if verdict}
         return lambda first, second: (
             of[first] == of[second] or frozenset((of[first], of[second])) in equal
@@ -171,13 +177,18 @@ class Grader:
         """
         return _read(_clean(answer))[1]
 
-    def submit(self, answer: str, others: Iterable[str]) -> None:
+    def submit(self, answer: str, others: Iterable[str], in_vote: bool = False) -> None:
         """Begin to compare an answer with others, where that needs a worker process; never wait.
 
         A process that is still to be started costs some milliseconds; see `warm_up`.
+
+        Args:
+            answer: the answer.
+            others: the others.
+            in_vote: only as far as `same` compares them.
         """
         for other in others:
-            self._begin(_pair(answer, other))
+            self._begin(_pair(answer, other), in_vote)
         self._hand_out()
 
     def poll(self) -> None:
@@ -208,8 +219,10 @@ class Grader:
                 found |= key
         return {answer for answer in answers if self.binding(answer) in found}
 
-    def _begin(self, pair: _Pair) -> bool | None | _Open:
+    def _begin(self, pair: _Pair, in_vote: bool) -> bool | None | _Open:
         """Return the verdict on a pair; where only math-verify has one, see that it is asked."""
+        if in_vote and pair[0] != pair[1] and any(_read(answer)[0] is None for answer in pair):
+            return False
         verdict = self._compare(*pair)
         if not isinstance(verdict, _Open):
             return verdict

@@ -108,7 +108,7 @@ class RunningVote:
         self._ended[trace.trace_id] = trace
         self._running.discard(trace.trace_id)
         if self._grader is not None and trace.answer is not None:
-            self._grader.submit(trace.answer, self._voting().values())
+            self._grader.submit(trace.answer, self._voting().values(), in_vote=True)
         self._decide()
 
     def check(self, now_s: float) -> str | None:
@@ -163,8 +163,7 @@ class RunningVote:
         pair = (first, second)
         if pair not in self._equal:
             assert self._grader is not None
-            bound = self._grader.binding(first) == self._grader.binding(second)
-            self._equal[pair] = bound or self._grader.equal(first, second) is True
+            self._equal[pair] = self._grader.same(pair)(first, second)
         return self._equal[pair]
 
     def _voting(self) -> dict[int, str]:

@@ -23,6 +23,7 @@ class ExportConfig:
     """What `scorer-export` can be told."""
 
     POSITIONAL: ClassVar = "checkpoint"
+    MAIN_OPTIONS: ClassVar = ("checkpoint", "out", "inspect", "force", "from_pt", "model")
 
     checkpoint: Path | None = None
     """Checkpoint or run directory of step-train fit; can be given without the option's name."""

@@ -46,6 +46,7 @@ SEVERAL_MEANINGS = {
     "--out": "what is made",
     "--precision": "the scorer's hidden layers, or all of the demo model",
     "--question-field": "responses made elsewhere have another default than questions",
+    "--revision": "extract takes that of the traces, scorer-export one for a published scorer only",
     "--run": "of step-train fit, or of step-eval",
     "--scorer": "what it is for",
     "--seed": "what it decides",

@@ -287,6 +287,18 @@ def test_shards_joined_are_the_whole_run(run, config, tmp_path):
     assert again["methods"] == joined["methods"]
 
 
+def test_a_join_tells_the_versions_of_the_runs_and_not_its_own(config, tmp_path):
+    """Records come home from another machine to be joined."""
+    outs = [str(tmp_path / f"part{i}") for i in range(2)]
+    for index, out in enumerate(outs):
+        evaluate(config(out, shard=f"{index}/2"), FakeEngine, quiet())
+        manifest = read_manifest(out)
+        write_manifest(out, {**manifest, "versions": {"vllm": "0.26.0"}, "git_commit": "d8bbd60"})
+    joined = merge(outs, str(tmp_path / "joined"))
+    assert joined["versions"] == {"vllm": "0.26.0"}
+    assert joined["git_commit"] == "d8bbd60"
+
+
 def test_runs_that_do_not_belong_together_are_not_joined(run, config, tmp_path):
     whole, other = run[0].out, tmp_path / "other"
     evaluate(config(other, seed=1, limit=1), FakeEngine, quiet())

@@ -21,7 +21,7 @@ from step_eval.recorded.events import read_events
 from step_infer import serve
 from step_infer.cli.options import parse_config
 from step_infer.client.engine import engine_arguments, start_engine
-from step_infer.client.llm import StepLLM
+from step_infer.client.llm import StepLLM, _Running
 from step_infer.client.prompt import chat_prompt, load_tokenizer, prompt_lengths
 from step_infer.client.trace import Sampling, TracePlan
 from step_infer.client.weights import check_weights
@@ -232,7 +232,7 @@ def submitted(llm=None, **options):
         ),
         (
             lambda: engineless(_takes_seeds=False)._submit(
-                TracePlan("q", 0, (1,), 5, Sampling()), False
+                _Running(TracePlan("q", 0, (1,), 5, Sampling()))
             ),
             "traces without a seed on a CPU engine with chunked prefill (vLLM's CPU runner cannot "
             "do both), found one. Hint: leave enable_chunked_prefill off.",
