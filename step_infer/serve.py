@@ -18,7 +18,7 @@ A request with a bad option is answered, without scores; `kv_transfer_params["st
 the response and the server's log say why. A group's name has at most 256 characters, and belongs to
 the API key that the request came with: another key's group of that name is another group, unless
 `--share-groups` is given. docs/observability.md says more of that, of the metrics and of the event
-log.
+log; docs/serving_voted.md of a voted model, by which one call has one voted answer.
 
 What comes back, as `kv_transfer_params["step"]` of the response (in the openai client
 `response.kv_transfer_params`):
@@ -59,6 +59,12 @@ from step_infer.scorer.card import read_card
 from step_infer.scorer.identity import identify
 from step_infer.server.callers import MIDDLEWARE
 from step_infer.server.flags import ADDITIONAL_CONFIG, cpu_flags, flag_values, take_config
+from step_infer.server.voted_flags import (
+    VOTED_FLAGS,
+    add_voted_options,
+    variables_of,
+    voted_settings,
+)
 from step_infer.settings import StepSettings
 from step_infer.wire import CONFIG_KEY
 
@@ -83,7 +89,7 @@ def main() -> None:
 
 def _main(argv: Sequence[str] | None = None) -> int:
     own, flags = _parse(sys.argv[1:] if argv is None else argv)
-    settings = _settings(own)
+    settings, voted = _settings(own), voted_settings(own)
     read_card(own.scorer)  # before torch, which takes seconds: a wrong path is told at once
     from step_infer.scorer.network import load_scorer
 
@@ -93,11 +99,13 @@ def _main(argv: Sequence[str] | None = None) -> int:
     if "load-format" not in values:
         check_weights(own.model)
     variables, command = server_command(own.model, settings, flags)
+    voted_variables = {} if voted is None else variables_of(voted)
     if own.print_command:
-        print(" ".join([*(f"{k}={v}" for k, v in variables.items()), shlex.join(command)]))
+        shown = {**variables, **voted_variables}
+        print(" ".join([*(f"{k}={shlex.quote(v)}" for k, v in shown.items()), shlex.join(command)]))
         return 0
     sys.stdout.flush()
-    os.execve(command[0], command, {**variables, **os.environ})
+    os.execve(command[0], command, {**variables, **os.environ, **voted_variables})
 
 
 def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -110,6 +118,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         allow_abbrev=False,
     )
     add = parser.add_argument
+    advanced = parser.add_argument_group("advanced").add_argument
     add("--scorer", metavar="FILE", required=True, help="scorer file (required)")
     add(
         "--min-keep",
@@ -128,14 +137,14 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         help=f"trace score from step scores: {', '.join(AGGREGATORS)} (default: the scorer's)",
     )
     add("--no-prune", action="store_true", help="score only, stop nothing (default: false)")
-    add(
+    advanced(
         "--resume-free",
         type=float,
         default=StepSettings.resume_free,
         help="after pruning, let waiting traces in when this part of the KV cache is free, "
         "0 to 1 (default: %(default)s)",
     )
-    add(
+    advanced(
         "--max-held-steps",
         type=int,
         default=StepSettings.max_held_steps,
@@ -161,6 +170,7 @@ def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         help="field of the scorer card that may differ from the model; can be repeated "
         "(default: none)",
     )
+    add_voted_options(add, advanced)
     add(
         "--print-command",
         action="store_true",
@@ -185,7 +195,7 @@ def _hyphenated(argument: str) -> str:
     name, equals, value = argument.partition("=")
     hyphens = name.replace("_", "-")
     ours = {f"--{field.name}".replace("_", "-") for field in dataclasses.fields(StepSettings)}
-    ours |= {"--no-prune", "--share-groups", "--print-command"}
+    ours |= {"--no-prune", "--share-groups", "--print-command", *VOTED_FLAGS}
     return f"{hyphens if hyphens in ours else name}{equals}{value}"
 
 

@@ -152,6 +152,8 @@ def _takes_middleware() -> None:
 
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
+_OPENAI = "vllm.entrypoints.openai"
+_HANDLER_USES = ("self.engine_client.generate(", "self.models.model_name(")
 
 COUPLING_POINTS = (
     CouplingPoint("Imports of the adapter", _imports, "without them no engine starts with it"),
@@ -315,6 +317,39 @@ COUPLING_POINTS = (
         ),
         "groups belong to their callers behind step-serve; with plain vllm serve they do with "
         "--middleware step_infer.server.callers.CallerMiddleware, else to all who know their names",
+    ),
+    CouplingPoint(
+        "Endpoint plug-ins, the server's handlers and their engine_client and models",
+        _all(
+            has("vllm.plugins", "load_endpoint_plugins"),
+            *(
+                _all(
+                    has(f"{_OPENAI}.{kind}.serving", f"{handler}.{method}"),
+                    mentions(f"{_OPENAI}.{kind}.serving", handler, *_HANDLER_USES),
+                )
+                for kind, handler, method in (
+                    ("chat_completion", "OpenAIServingChat", "create_chat_completion"),
+                    ("completion", "OpenAIServingCompletion", "create_completion"),
+                )
+            ),
+            has(f"{_OPENAI}.models.serving", "OpenAIServingModels.is_base_model"),
+            has_fields(f"{_OPENAI}.models.protocol", "BaseModelPath", "name", "model_path"),
+        ),
+        "a voted model stands beside the served one",
+    ),
+    CouplingPoint(
+        "AsyncLLM.generate, abort and get_tokenizer, abort_requests_async of its client",
+        _all(
+            has(
+                "vllm.v1.engine.async_llm",
+                *("AsyncLLM.generate", "AsyncLLM.abort", "AsyncLLM.get_tokenizer"),
+            ),
+            mentions("vllm.v1.engine.async_llm", "AsyncLLM", "self.output_processor"),
+            has("vllm.v1.engine.core_client", "AsyncMPClient.abort_requests_async"),
+            has("vllm.v1.engine.core_client", "DPLBAsyncMPClient._abort_requests"),
+            mentions("vllm.v1.engine.core_client", "DPLBAsyncMPClient", "self.reqs_in_flight"),
+        ),
+        "samples the traces of a voted call, and ends them",
     ),
     CouplingPoint(
         "V1 runner: compute_logits of one row a request",

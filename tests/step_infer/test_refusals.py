@@ -35,6 +35,7 @@ from step_infer.scorer.card import ScorerCard, read_card
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer, save_scorer
 from step_infer.server.flags import take_config
+from step_infer.server.voted_settings import VotedOptions, VotedSettings
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.storage.files import atomic_path, check_output, full_disk_named, read_json
 from step_infer.storage.run_directory import (
@@ -345,6 +346,87 @@ def test_without_vllm_the_server_and_the_doctor_say_so(monkeypatch):
     )
 
 
+VOTED = VotedSettings("voted", 8, max_seconds=9)
+VOTED_NAMES = ", ".join(field.name for field in dataclasses.fields(VotedSettings))
+VOTED_OPTIONS = ", ".join(field.name for field in dataclasses.fields(VotedOptions))
+
+
+def voted(**options):
+    return partial(VotedOptions.of, options, VOTED)
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (
+            lambda: VotedSettings(" "),
+            "a name for the voted model, found ' '. Hint: --voted-model-name MODEL-voted.",
+        ),
+        (
+            lambda: VotedSettings("a", 0),
+            "voted traces as a whole number >= 1, found 0. Hint: such as 64.",
+        ),
+        (
+            lambda: VotedSettings("a", max_traces="x" * 99),
+            f"voted max_traces as a whole number >= 1, found '{'x' * 59}. Hint: such as 64.",
+        ),
+        (
+            lambda: VotedSettings("a", max_seconds=0),
+            "voted max_seconds above 0, found 0. Hint: leave it out for no limit.",
+        ),
+        (
+            lambda: VotedSettings("a", 9, 8),
+            "at most 8 voted traces (max_traces), found 9. "
+            "Hint: raise --voted-max-traces, or lower --voted-traces.",
+        ),
+        (
+            lambda: VotedSettings.from_text("[nonsense"),
+            "a JSON object with a name in STEP_VOTED, found '[nonsense'. "
+            'Hint: STEP_VOTED=\'{"name": "MODEL-voted"}\'.',
+        ),
+        (
+            lambda: VotedSettings.from_text('{"name": "a", "rule": 1}'),
+            f"voted settings out of {VOTED_NAMES}, found 'rule'. Hint: mend STEP_VOTED.",
+        ),
+        (
+            lambda: VotedOptions.of([1], VOTED),
+            'an object under \'step\', found [1]. Hint: {"step": {"traces": 16}}.',
+        ),
+        (
+            voted(group="mine"),
+            f"step options out of {VOTED_OPTIONS}, found 'group'. Hint: leave it out.",
+        ),
+        (
+            voted(traces=2.5),
+            "step option traces as a whole number >= 1, found 2.5. "
+            "Hint: leave it out for the default.",
+        ),
+        (
+            voted(seconds=10**400),
+            f"step option seconds as a number above 0, found {str(10**400)[:60]}. "
+            "Hint: leave it out for the default.",
+        ),
+        (
+            voted(progress=["x" * 100_000]),
+            f"step option progress as one of comments, reasoning, found ['{'x' * 58}. "
+            "Hint: leave it out for the default.",
+        ),
+        (
+            voted(traces=9),
+            "at most 8 traces, found 9. "
+            "Hint: ask for fewer, or have the operator raise --voted-max-traces.",
+        ),
+        (
+            voted(seconds=9.5),
+            "at most 9 seconds, found 9.5. "
+            "Hint: ask for fewer, or have the operator raise --voted-max-seconds.",
+        ),
+    ],
+)
+def test_the_voted_model(refused, text):
+    assert refusal(refused) == f"Expected {text}"
+
+
 def served(*flags):
     return partial(serve._main, [MODEL, "--scorer", str(SCORER), *flags])
 
@@ -388,6 +470,11 @@ def served(*flags):
             served("--min-keep", "many"),
             "options of step-serve, found: argument --min-keep: invalid int value: 'many'. "
             "Hint: see step-serve --help.",
+        ),
+        (
+            served("--voted-traces", "8", "--voted_max_seconds=5"),
+            "--voted-model-name beside --voted-traces, --voted-max-seconds, found none. "
+            "Hint: --voted-model-name MODEL-voted.",
         ),
         (
             partial(serve._main, [MODEL]),

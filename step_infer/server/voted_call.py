@@ -1,0 +1,363 @@
+"""One voted call: the traces of one prompt, as a private group, until their vote is closed.
+
+To vLLM's serving code a `VotedCall` is an engine whose one request is answered by one output; that
+this output is the best of many traces is known here alone. So prompts, parameters, templates and
+the parsing of what comes back stay vLLM's own.
+"""
+
+import asyncio
+import dataclasses
+import secrets
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+from step_infer.client.answers import Vote, vote
+from step_infer.client.deciding import (
+    FINISHED,
+    LIKELY,
+    Budget,
+    StopRule,
+    likely_rule,
+)
+from step_infer.client.grading import Grader
+from step_infer.client.requests import ended_trace, report_of
+from step_infer.client.running_vote import RunningVote
+from step_infer.client.trace import Sampling, Trace, TracePlan, trace_seed, trace_weight
+from step_infer.errors import InputError
+from step_infer.scorer.aggregate import NEVER_RISE
+from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.card import ScorerCard
+from step_infer.server.voted_settings import SCORE, VotedOptions, VotedSettings
+from step_infer.wire import CALLER_KEY, CONFIG_KEY, because
+
+QUESTION_ID = "0"
+"""As that of the first question of `StepLLM.generate`: a seed gives the same seeds to traces."""
+_LOOK_S = 0.1
+"""Between two looks at the budget, while no trace ends."""
+_SHOWN = 60
+"""Characters of an answer that progress shows."""
+_COMPARE_S = 30.0
+"""How long the last answers may be compared; what is open then counts as different."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VotedModel:
+    """What all voted calls of a server share."""
+
+    settings: VotedSettings
+    engine: Any
+    """vLLM's `AsyncLLM`."""
+    tokenizer: Any
+    rule: BoundaryRule
+    grader: Grader
+    scored: bool = False
+    """Whether the engine runs the adapter; without it every vote weighs the same."""
+    card: ScorerCard | None = None
+    aggregator: str | None = None
+    takes_seeds: bool = True
+    ranks: int = 1
+    """Data-parallel engines that a request can be sent to."""
+    load: Counter[int] = dataclasses.field(default_factory=Counter)
+    """Traces of voted calls that each of them has."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a voted call of N traces."""
+
+    vote: Vote
+    traces: list[Trace]
+    """All of them, in the order of their numbers [N]."""
+    best: Trace
+    """The one that answers: of the best score among the winners; without any answer, of all."""
+    seconds: float
+    ended: str
+    """As in `step_infer.client.llm.Result`."""
+    why: str | None
+    prompt_tokens: int
+    cached_tokens: int
+    """Of the prompt, those that were in the prefix cache before the call."""
+
+    @property
+    def completion_tokens(self) -> int:
+        """Generated tokens of all traces together."""
+        return sum(len(trace.token_ids) for trace in self.traces)
+
+
+class VotedCall:
+    """An engine client for one request of vLLM's serving code, which it answers by a vote."""
+
+    def __init__(self, model: VotedModel, options: VotedOptions) -> None:
+        """Prepare a call.
+
+        Raises:
+            InputError: the stop rule needs a threshold that the scorer card does not have.
+        """
+        self._model, self._options = model, options
+        self._weigh = trace_weight if options.vote == SCORE else _one_each
+        aggregator = model.aggregator or (model.card.aggregator if model.card else None)
+        by_score = model.scored and options.vote == SCORE
+        self.vote = RunningVote(
+            range(options.traces),
+            self._weigh,
+            rule=_rule(model, options),
+            budget=Budget(options.seconds, options.tokens),
+            grader=model.grader,
+            expect=float if by_score else None,
+            falls=by_score and aggregator in NEVER_RISE,
+        )
+        self._group = secrets.token_hex(16)
+        self._traces: dict[int, Trace] = {}
+        self._outputs: dict[int, Any] = {}
+        self._tally: dict[Any, tuple[str, float]] = {}
+        self.request_id: str | None = None
+        """What vLLM named the request; None before the traces begin."""
+        self.begun = asyncio.Event()
+        """Set once the prompt is good and its traces begin."""
+        self.outcome: Outcome | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the engine in all else."""
+        return getattr(self._model.engine, name)
+
+    def progress(self) -> str:
+        """Return how far the vote is, in one line."""
+        text = f"{len(self._traces)} of {self._options.traces} traces"
+        if not self._tally:
+            return text
+        total = sum(weight for _, weight in self._tally.values())
+        leader, weight = max(self._tally.values(), key=lambda group: group[1])
+        share = weight / total if total > 0 else 0.0
+        return f"{text}, {' '.join(leader.split())[:_SHOWN]} leads with {share:.0%}"
+
+    async def generate(
+        self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
+    ) -> AsyncGenerator[Any, None]:
+        """Sample the traces of a prompt, and yield the output of the one that answers.
+
+        Args:
+            prompt: as vLLM's serving code has rendered it.
+            sampling_params: of every trace; their seeds follow from its seed.
+            request_id: what the traces are named after, in logs.
+            options: what else vLLM's engine takes; the same for every trace.
+
+        Raises:
+            InputError: the parameters cannot be voted on.
+        """
+        self._check(sampling_params)
+        admit = getattr(self._model.engine, "check_admission", None)
+        if admit is not None:
+            admit(self._options.traces)
+        # A client may name its request: what can be aborted by name must not be guessed.
+        prefix = f"{request_id}-{secrets.token_hex(8)}"
+        names = [f"{prefix}-{number}" for number in range(self._options.traces)]
+        arrived: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+        rank = options.get("data_parallel_rank")
+        if rank is None and self._model.ranks > 1:  # a group lives within one engine
+            rank = min(range(self._model.ranks), key=self._model.load.__getitem__)
+            options["data_parallel_rank"] = rank
+        self._model.load[rank or 0] += len(names)
+        readers = [
+            asyncio.create_task(self._read(number, name, prompt, sampling_params, options, arrived))
+            for number, name in enumerate(names)
+        ]
+        began_s = time.monotonic()
+        self.request_id = request_id
+        self.begun.set()
+        try:
+            await self._take(names, arrived, began_s)
+        finally:
+            self._model.load[rank or 0] -= len(names)
+            if len(self._traces) < len(names):  # the client has gone, or something failed
+                with suppress(Exception):  # an engine that is dead has nothing to abort
+                    await self._model.engine.abort(names)
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+        self.outcome = await self._outcome(began_s)
+        yield self._answer(self.outcome.best)
+
+    def _check(self, sampling_params: Any) -> None:
+        if sampling_params.seed is not None and not self._model.takes_seeds:
+            raise InputError(
+                "Expected a voted call without a seed on a CPU engine with chunked prefill (vLLM's "
+                "CPU runner cannot do both), found one. Hint: leave seed out."
+            )
+        if self._options.traces > 1 and sampling_params.temperature == 0:
+            raise InputError(
+                "Expected a temperature above 0 for a vote, found 0: all traces would be the same. "
+                "Hint: leave temperature out."
+            )
+
+    async def _read(
+        self,
+        number: int,
+        name: str,
+        prompt: Any,
+        sampling_params: Any,
+        options: dict[str, Any],
+        arrived: "asyncio.Queue[tuple[int, Any]]",
+    ) -> None:
+        """Sample one trace; hand its last output over, with all that came before it."""
+        try:
+            params = self._params(number, sampling_params)
+            self.vote.begin(number, time.monotonic())
+            whole = None
+            async for output in self._model.engine.generate(prompt, params, name, **options):
+                whole = output if whole is None else _joined(whole, output)
+                if self.vote.watches:
+                    tokens = len(whole.outputs[0].token_ids)
+                    self.vote.see(number, tokens, report_of(output).get("score"))
+            arrived.put_nowait((number, whole))
+        except Exception as error:
+            arrived.put_nowait((number, error))
+
+    def _params(self, number: int, sampling_params: Any) -> Any:
+        """Return the sampling parameters of one trace."""
+        from vllm.sampling_params import RequestOutputKind
+
+        params = sampling_params.clone()
+        if params.seed is not None:
+            params.seed = trace_seed(params.seed, QUESTION_ID, number)
+        if self.vote.watches:
+            params.output_kind = RequestOutputKind.DELTA
+        if self._model.scored:
+            step: dict[str, Any] = {"group": self._group, "progress": self.vote.watches}
+            if self._options.min_keep is not None:
+                step["min_keep"] = self._options.min_keep
+            # Its own caller: no other request, whatever its key, can be of this group.
+            own = {CONFIG_KEY: step, CALLER_KEY: self._group}
+            params.extra_args = {**(params.extra_args or {}), **own}
+        return params
+
+    async def _take(
+        self, names: Sequence[str], arrived: "asyncio.Queue[tuple[int, Any]]", began_s: float
+    ) -> None:
+        """Take in the traces as they end, and end the others once the vote is closed."""
+        closed = None
+        while len(self._traces) < len(names):
+            try:
+                number, output = await asyncio.wait_for(arrived.get(), _LOOK_S)
+            except TimeoutError:
+                pass
+            else:
+                if isinstance(output, Exception):
+                    raise output
+                self._add(number, output, began_s)
+            if closed is None and (closed := self.vote.check(time.monotonic())) is not None:
+                running = [n for k, n in enumerate(names) if k not in self._traces]
+                await _abort(self._model.engine, running, closed)
+
+    def _add(self, number: int, output: Any, began_s: float) -> None:
+        completion = output.outputs[0]
+        aborted = completion.finish_reason == "abort" and completion.stop_reason is None
+        ours = self.vote.closed if aborted else None
+        prompt = tuple(output.prompt_token_ids or ())
+        order = TracePlan(QUESTION_ID, number, prompt, None, Sampling(), self._group)
+        self._outputs[number] = output
+        self._traces[number] = ended_trace(
+            order,
+            list(completion.token_ids),
+            output if ours is None else None,
+            began_s,
+            self._model.tokenizer,
+            self._model.rule,
+            0,
+            ours,
+        )
+        self.vote.add(self._traces[number])
+        answer = self._traces[number].answer
+        if answer is not None:
+            key = self._model.grader.binding(answer)
+            form, weight = self._tally.get(key, (answer, 0.0))
+            self._tally[key] = form, weight + self._weigh(self._traces[number])
+
+    async def _outcome(self, began_s: float) -> Outcome:
+        traces = [self._traces[number] for number in sorted(self._traces)]
+        answers = [trace.answer for trace in traces]
+        equal = await self._equality(answers)
+        outcome = vote(answers, [self._weigh(trace) for trace in traces], equal)
+        voters = [traces[voter] for voter in outcome.groups[0][2]] if outcome.groups else traces
+        first = self._outputs[0]
+        return Outcome(
+            outcome,
+            traces,
+            max(voters, key=_rank),
+            time.monotonic() - began_s,
+            self.vote.closed or FINISHED,
+            self.vote.why,
+            len(first.prompt_token_ids or ()),
+            first.num_cached_tokens or 0,
+        )
+
+    async def _equality(self, answers: Iterable[str | None]) -> Callable[[str, str], bool]:
+        """Wait until answers have been compared; return whether two of them are equal."""
+        grader, given = self._model.grader, {answer for answer in answers if answer is not None}
+        deadline = time.monotonic() + _COMPARE_S
+        while grader.pending(given) and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_S / 5)
+            grader.poll()
+
+        def equal(first: str, second: str) -> bool:
+            if grader.binding(first) == grader.binding(second):
+                return True
+            return not grader.pending({first, second}) and grader.equal(first, second) is True
+
+        return equal
+
+    def _answer(self, best: Trace) -> Any:
+        """Return the output of the trace that answers, as that of a request of its own."""
+        output = self._outputs[best.trace_id]
+        output.kv_transfer_params = None  # its report is no part of the answer
+        completion = output.outputs[0]
+        if best.finish_reason not in ("stop", "error"):
+            completion.finish_reason, completion.stop_reason = "length", None
+        return output
+
+
+def _one_each(trace: Trace) -> float:
+    return 0.0 if trace.stopped or trace.filtered else 1.0
+
+
+def _rank(trace: Trace) -> tuple[bool, float, int]:
+    """Order traces by how well they can answer; of equal ones the first does."""
+    ended = trace.finish_reason in ("stop", "length")
+    score = -1.0 if trace.trace_score is None else trace.trace_score
+    return ended, score, 0 if ended else len(trace.token_ids)
+
+
+def _rule(model: VotedModel, options: VotedOptions) -> StopRule:
+    if options.stop_rule != LIKELY:
+        return StopRule(options.stop_rule)
+    return likely_rule(model.card.deciding if model.card else {}, options.vote)
+
+
+def _joined(whole: Any, output: Any) -> Any:
+    """Add a later output of a request to what came before it."""
+    before, new = whole.outputs[0], output.outputs[0]
+    before.text += new.text
+    before.token_ids = [*before.token_ids, *new.token_ids]
+    before.finish_reason, before.stop_reason = new.finish_reason, new.stop_reason
+    whole.finished, whole.kv_transfer_params = output.finished, output.kv_transfer_params
+    return whole
+
+
+async def _abort(engine: Any, names: Sequence[str], reason: str) -> None:
+    """Abort requests of vLLM's `AsyncLLM`, and tell the scheduler why."""
+    ids = engine.output_processor.abort_requests(names, internal=False)
+    core = engine.engine_core
+    homes: Mapping[str, Any] | None = getattr(core, "reqs_in_flight", None)
+    if homes is None:
+        if ids:
+            await core.abort_requests_async(because(reason, ids))
+        return
+    # Of several engines: this client drops ids that it does not know, and so would drop the reason.
+    by_home: dict[Any, list[str]] = {}
+    for name in ids:
+        if name in homes:
+            by_home.setdefault(homes[name], []).append(name)
+    for home, own in by_home.items():
+        await core._abort_requests(because(reason, own), home)

@@ -1,0 +1,90 @@
+"""The options of step-serve for a voted model, and the environment that they stand for."""
+
+import argparse
+import importlib.metadata
+import os
+from collections.abc import Callable
+from typing import Any
+
+from step_infer.errors import InputError
+from step_infer.server.voted_settings import VARIABLE, VotedSettings
+
+PLUGIN = "step"
+"""The name of our plug-ins in `VLLM_PLUGINS`."""
+VOTED_FLAGS = (
+    "--voted-model-name",
+    "--voted-traces",
+    "--voted-max-traces",
+    "--voted-max-seconds",
+)
+_PLUGINS = "VLLM_PLUGINS"
+_GROUPS = "vllm."
+_ON_REQUEST = "vllm.endpoint_plugins"
+"""Plug-ins that vLLM loads only if they are named; the others, unless some are."""
+
+
+def add_voted_options(add: Callable[..., Any], advanced: Callable[..., Any]) -> None:
+    """Add the options to a parser, by its `add_argument`; `advanced` is for what few users set."""
+    add(
+        "--voted-model-name",
+        metavar="NAME",
+        help="also serve the model under this name, with one voted answer a call (default: null)",
+    )
+    add(
+        "--voted-traces",
+        type=int,
+        metavar="N",
+        help=f"traces of a voted call (default: {VotedSettings.traces})",
+    )
+    advanced(
+        "--voted-max-traces",
+        type=int,
+        metavar="N",
+        help="the most traces that a voted call may ask for (default: --voted-traces)",
+    )
+    advanced(
+        "--voted-max-seconds",
+        type=float,
+        metavar="S",
+        help="the most seconds that a voted call takes (default: no limit)",
+    )
+
+
+def voted_settings(own: argparse.Namespace) -> VotedSettings | None:
+    """Return the settings of a command line; None without a voted model.
+
+    Raises:
+        InputError: one of them is bad, or there is no name.
+    """
+    given = {
+        "traces": own.voted_traces,
+        "max_traces": own.voted_max_traces,
+        "max_seconds": own.voted_max_seconds,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if own.voted_model_name is not None:
+        return VotedSettings(own.voted_model_name, **given)
+    if given:
+        flags = ", ".join(f"--voted-{name.replace('_', '-')}" for name in given)
+        raise InputError(
+            f"Expected --voted-model-name beside {flags}, found none. "
+            "Hint: --voted-model-name MODEL-voted."
+        )
+    return None
+
+
+def variables_of(settings: VotedSettings) -> dict[str, str]:
+    """Return the environment variables by which vLLM's server serves a voted model.
+
+    Naming one plug-in keeps out all that are not named: those that would be loaded stay so.
+    """
+    named = os.environ.get(_PLUGINS)
+    if named is not None:
+        plugins = [name for name in named.split(",") if name]
+    else:
+        points = importlib.metadata.entry_points()
+        groups = [g for g in points.groups if g.startswith(_GROUPS) and g != _ON_REQUEST]
+        plugins = sorted({name for group in groups for name in points.select(group=group).names})
+    if PLUGIN not in plugins:
+        plugins.append(PLUGIN)
+    return {VARIABLE: settings.to_text(), _PLUGINS: ",".join(plugins)}
