@@ -75,7 +75,7 @@ def collect(
     }
     with (
         TraceWriter(config.out, settings, **_described(config, identity, rule, found)) as out,
-        Grader(config.grading_workers) as grader,
+        Grader(config.grading_workers, answers=config.answer_options) as grader,
     ):
         collection = Collection(config, identity, questions, out, console)
         collection.print_start(context)

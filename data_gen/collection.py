@@ -1,5 +1,6 @@
 """One run of a collection: what is there, what is missing, what waits to be written."""
 
+import dataclasses
 import math
 import shutil
 import time
@@ -144,8 +145,9 @@ class Collection:
 
     def _plans(self, engine: StepLLM) -> Iterator[TracePlan]:
         for question in self.questions.values():
-            plans = self._plans_of(engine, question)
-            yield from (p for p in plans if (p.question_id, p.trace_id) not in self.done)
+            for plan in self._plans_of(engine, question):
+                if (plan.question_id, plan.trace_id) not in self.done:
+                    yield dataclasses.replace(plan, extract=self.grader.extract)
 
     def _plans_of(self, engine: StepLLM, question: Question) -> list[TracePlan]:
         config = self.config

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from data_gen.questions.load import QuestionOptions
+from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
@@ -74,6 +75,8 @@ class CollectConfig(QuestionOptions):
     that its author gave it, such as enable_thinking or reasoning_effort."""
     no_answers: bool = False
     """Accept questions without an answer; their traces are not graded."""
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    """How answers are found and compared."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
     """What ends a step. A scorer brings its own rule, which must be the same."""
     features: bool = True
@@ -104,6 +107,11 @@ class CollectConfig(QuestionOptions):
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")
 
+    @property
+    def answer_options(self) -> AnswerOptions:
+        """The answer kind, that of the benchmark where none is given."""
+        return self.answers.with_default(self.form(self.questions).answers)
+
     def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide the content, flat and JSON-ready.
 
@@ -111,6 +119,7 @@ class CollectConfig(QuestionOptions):
         checksums.
         """
         settings = self.reading_settings() | {name: getattr(self, name) for name in RESULT_FIELDS}
+        settings |= self.answer_options.settings()
         for name, value in dataclasses.asdict(self.sampling).items():
             settings[f"sampling.{name}"] = value
         for name in RESULT_ENGINE_ARGS:
@@ -142,6 +151,7 @@ class ImportConfig:
         "response_field",
         "answer_field",
         "system",
+        "answers.kind",
     )
 
     responses: str
@@ -165,6 +175,8 @@ class ImportConfig:
     that its author gave it, such as enable_thinking or reasoning_effort."""
     revision: str | None = None
     """Branch, tag or commit of a model from the hub."""
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    """How answers are found and compared."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
     """What ends a step."""
     skip_bad_lines: bool = False
@@ -181,4 +193,4 @@ class ImportConfig:
         """Return the settings that decide the content, flat and JSON-ready."""
         names = ["question_field", "response_field", "answer_field", "skip_bad_lines"]
         names += ["system", "chat_template_kwargs", "revision"]
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | self.answers.settings()

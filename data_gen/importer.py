@@ -19,7 +19,6 @@ from data_gen.questions.rows import Row, RowSource, short
 from data_gen.summary import print_summary, summarise
 from data_gen.traces.writer import TraceWriter
 from step_infer.cli.progress import TraceProgress
-from step_infer.client.answers import extract_boxed
 from step_infer.client.grading import Grader
 from step_infer.client.prompt import chat_prompt, context_length, load_tokenizer
 from step_infer.errors import InputError
@@ -87,7 +86,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
         "chat_template_kwargs": config.chat_template_kwargs,
         "responses": config.responses,
     }
-    with Grader(config.grading_workers) as grader:
+    with Grader(config.grading_workers, answers=config.answers) as grader:
         rows, bad = check_rows(config, source, grader)
         with TraceWriter(config.out, settings, **described) as out:
             imported = _write(config, rows, maker, grader, out, console)
@@ -184,10 +183,12 @@ class TraceMaker:
         self.context = context_length(config.model, revision=config.revision)
         self._asked: tuple[str, list[int], bool] | None = None
 
-    def trace(self, question: str, response: str) -> tuple[dict[str, Any] | None, str | None]:
+    def trace(
+        self, question: str, response: str, grader: Grader
+    ) -> tuple[dict[str, Any] | None, str | None]:
         """Return a trace's columns that follow from its text, or why it is left out."""
         end = self.rule.think_end
-        answer = extract_boxed(response, end)
+        answer = grader.extract(response, end)
         if answer is None:
             return None, "no answer"
         prompt_ids, thinks = self._prompt(question)
@@ -261,7 +262,7 @@ def _write(
             if counts[number]:
                 found = read_responses(row, config)
                 for text in found.texts:
-                    trace, reason = maker.trace(found.question, text)
+                    trace, reason = maker.trace(found.question, text, grader)
                     progress.finished(0 if trace is None else len(trace["token_ids"]))
                     progress.step()
                     if trace is None:

@@ -131,6 +131,7 @@ def print_summary(summary: dict[str, Any], console: Console) -> None:
     if 2 * summary["no_answer"] > summary["traces"]:
         console.print(
             f"[bold]warning:[/] {summary['no_answer']:,} of {summary['traces']:,} traces have no "
-            r"answer: only one in \boxed{} is looked for. Hint: ask for it with --system.",
+            r"answer of the kind that was looked for. Hint: ask for it with --system (for one in "
+            r"\boxed{}, by default), or look for another one with --answers.kind, such as auto.",
             highlight=False,
         )

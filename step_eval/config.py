@@ -10,6 +10,7 @@ from step_eval.methods.registry import find_method, method_names
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.votes import CONFIDENCE, vote_rule
 from step_infer.cli.options import option_name
+from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.client.trace import Sampling
 from step_infer.confidence import WINDOW
@@ -127,6 +128,8 @@ class EvalConfig(MethodOptions, QuestionOptions):
     """Directory for records, results.json and report.html; a run that was stopped goes on."""
     scorer: str | None = None
     """Scorer file; the method step needs it, and those that differ from it by the victim only."""
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    """How answers are found and compared."""
     boundary: BoundaryOptions = field(default_factory=BoundaryOptions)
     """What ends a step, and the thinking. A scorer brings its own rule, which must be the same."""
     oracle_from: str | None = None
@@ -197,6 +200,11 @@ class EvalConfig(MethodOptions, QuestionOptions):
         """Whether the KV budget depends on the mean response length."""
         return self.kv_budget_tokens is None and self.kv_budget < 1
 
+    @property
+    def answer_options(self) -> AnswerOptions:
+        """The answer kind, that of the benchmark where none is given."""
+        return self.answers.with_default(self.form(self.questions).answers)
+
     def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide what a question's record holds, flat and JSON-ready.
 
@@ -206,7 +214,7 @@ class EvalConfig(MethodOptions, QuestionOptions):
         names = ["num_traces", "seed", "system", "chat_template_kwargs"]
         names += ["kv_budget", "kv_budget_tokens"]
         names += sorted({s for name in self.method_names for s in find_method(name).settings})
-        settings = self.reading_settings()
+        settings = self.reading_settings() | self.answer_options.settings()
         for name in (*names, "sampling", "boundary"):
             value = getattr(self, name)
             if dataclasses.is_dataclass(value) and not isinstance(value, type):

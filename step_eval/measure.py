@@ -83,7 +83,7 @@ def measure(
         repeat: number of the repeat, for the record.
         question: the question, with its answer.
         plans: the orders for its traces.
-        grader: compares answers with each other and with the truth.
+        grader: finds answers, and compares them with each other and with the truth.
         keep_series: keep the readings of the engine's counters in the record.
         keep_text: keep the traces' text in the record.
         on_trace: called with each trace when it is finished.
@@ -93,7 +93,7 @@ def measure(
         alone: entered while the traces are sampled, and left before they are graded.
     """
     traces = []
-    plans = [replace(plan, vote=vote_open) for plan in plans]
+    plans = [replace(plan, vote=vote_open, extract=grader.extract) for plan in plans]
     with alone or nullcontext():
         meter = Meter(llm.stats)
 

@@ -22,6 +22,7 @@ from step_eval.statistics import COVERAGE, DRAWS, INTERVAL_KIND
 from step_eval.stops import describe_stops, stop_totals, stops
 from step_eval.votes import SHOWN_VOTES, UNIFORM, has_signal
 from step_infer.client.grading import Grader
+from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
 from step_infer.storage.files import write_json
 from step_infer.storage.run_directory import MANIFEST_NAME, read_manifest
@@ -112,7 +113,7 @@ def build_results(
             comparison = compare(records[baseline], group, votes, draws)
             if comparison is not None:
                 comparisons[name] = _described(comparison, records, votes)
-    with Grader() as grader:
+    with Grader(answers=AnswerOptions.from_settings(manifest["settings"])) as grader:
         undecided = against_undecided(records, votes, grader, draws)
     thresholds = (card or {}).get("deciding", {})
     return {

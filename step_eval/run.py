@@ -95,7 +95,7 @@ class Evaluation:
                 manifest = make_manifest(self.inputs, budget, earlier, self._prompt_date)
                 write_manifest(run.path, manifest)
             self._print_plan(budget, todo)
-            with Grader() as grader:
+            with Grader(answers=config.answer_options) as grader:
                 grader.warm_up()
                 for name, missing in todo.items():
                     if missing:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
+from step_infer.client.kinds.options import CHOICE, MATH
 from step_infer.errors import InputError
 
 
@@ -27,6 +28,8 @@ class Benchmark:
     """Fields of the id."""
     wrong_options: tuple[str, ...] = ()
     """Fields of the other options, for multiple choice; otherwise none."""
+    answers: str = MATH
+    """Answer kind of its questions."""
 
 
 PLAIN = Benchmark()
@@ -49,6 +52,7 @@ BENCHMARKS = {
         ("Correct Answer",),
         ("Record ID", "id"),
         ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+        CHOICE,
     ),
 }
 """The benchmarks of the paper (arXiv 2601.09093, section 4.1), by name."""

@@ -73,6 +73,12 @@ class QuestionOptions:
             raise InputError(f"Expected --limit of at least 1 question, found {self.limit}.")
         shard_part(self.shard)
 
+    def form(self, source: Path | str) -> Benchmark:
+        """Return the form in which the questions of a source are."""
+        if str(source) in BENCHMARKS and not Path(source).exists():
+            return find_benchmark(str(source))
+        return PLAIN if self.benchmark is None else find_benchmark(self.benchmark)
+
     def reading_settings(self) -> dict[str, Any]:
         """Return the options that decide what a row becomes, flat and JSON-ready."""
         names = ("benchmark", "question_field", "answer_field", "id_field", "choice_seed")
@@ -128,11 +134,8 @@ def load_questions(
         InputError: the source cannot be read, holds no question, or has a row that cannot be used;
             the message names file and line, or source and row.
     """
-    name, form = str(source), PLAIN
-    if options.benchmark is not None:
-        form = find_benchmark(options.benchmark)
+    name, form = str(source), options.form(source)
     if name in BENCHMARKS and not Path(source).exists():
-        form = find_benchmark(name)
         if options.benchmark not in (None, name):
             raise InputError(
                 f"Expected --benchmark {name} or none, found {options.benchmark}. "

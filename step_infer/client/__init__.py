@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "AnswerOptions": "kinds",
     "Grader": "grading",
     "Result": "llm",
     "Sampling": "trace",
@@ -18,6 +19,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AnswerOptions",
     "Grader",
     "Result",
     "Sampling",

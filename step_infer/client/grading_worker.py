@@ -1,53 +1,36 @@
-"""The body of a grading process: reads pairs of answers, writes verdicts, a JSON line each.
+"""The body of a grading process: math-verify's verdicts on pairs of answers."""
 
-Run by `step_infer.client.grading` as a process of its own rather than a fork of the caller, so that
-it shares neither threads nor an accelerator with it.
-"""
-
-import json
 import logging
-import os
-import signal
-import sys
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+from step_infer.client.worker_pool import serve
 
-def main() -> None:
-    """Answer [first, second] lines with true, false or null until standard input closes."""
-    limit_s = int(sys.argv[1])
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the caller, who ends this process
-        signal.signal(number, signal.SIG_IGN)
-    # Whatever a library prints must not come between the verdicts.
-    verdicts = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+def prepare(arguments: list[str]) -> Callable[[list[str]], bool | None]:
+    """Load math-verify, and return what compares the two answers of a job."""
     from math_verify import parse, verify
 
     @lru_cache(maxsize=1000)
     def read(text: str) -> list[Any]:
         return parse(f"${text}$", parsing_timeout=None, raise_on_error=True)
 
-    logging.disable(logging.CRITICAL)
-    print('"ready"', file=verdicts, flush=True)
-    for line in sys.stdin:
-        # Ends this process where it hangs and the caller, killed, can no longer do it.
-        signal.alarm(limit_s)
-        try:
-            parsed = [read(text) for text in json.loads(line)]
-            # The library reads its first argument as the right one: only what holds either way.
-            verdict = (
-                all(
-                    verify(*pair, timeout_seconds=None, raise_on_error=True)
-                    for pair in (parsed, parsed[::-1])
-                )
-                if all(parsed)
-                else None
+    def compare(pair: list[str]) -> bool | None:
+        parsed = [read(text) for text in pair]
+        # The library reads its first argument as the right one: only what holds either way.
+        return (
+            all(
+                verify(*both, timeout_seconds=None, raise_on_error=True)
+                for both in (parsed, parsed[::-1])
             )
-        except Exception:  # whatever the parser raises means that it cannot tell
-            verdict = None
-        signal.alarm(0)
-        print(json.dumps(verdict), file=verdicts, flush=True)
+            if all(parsed)
+            else None
+        )
+
+    logging.disable(logging.CRITICAL)
+    return compare
 
 
 if __name__ == "__main__":
-    main()
+    serve(prepare)

@@ -30,6 +30,7 @@ from step_infer.client.engine import (
     with_adapter,
 )
 from step_infer.client.grading import Grader
+from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer, system_note
 from step_infer.client.requests import ended_trace, report_of, request_id, sampling_params
 from step_infer.client.running_vote import RunningVote
@@ -365,12 +366,13 @@ class StepLLM:
         stop_rule: str = UNBEATABLE,
         budget: Budget | None = None,
         wave: int | None = None,
+        answers: AnswerOptions | None = None,
     ) -> list[Result]:
         """Answer questions one after the other, each by a vote of at most `n` traces.
 
         A trace that was stopped or filtered does not vote; the others vote by `trace_weight`.
-        Equal answers are grouped by mathematical equality. When the vote of a question is decided,
-        or its budget is spent, its other traces are stopped, and `Result.ended` says so.
+        Equal answers are grouped, as the answer kind has it. When the vote of a question is
+        decided, or its budget is spent, its other traces are stopped, and `Result.ended` says so.
 
         Args:
             questions: what to ask.
@@ -388,10 +390,12 @@ class StepLLM:
             budget: what each question may cost.
             wave: traces of a question that run at once; as one ends and the vote is still open, the
                 next begins, and other questions fill the room up to `n`. None starts all at once.
+            answers: the answer kind, such as AnswerOptions("choice"); None is math.
 
         Raises:
             InputError: no questions, or one that cannot be asked (nothing has been sampled then);
-                a bad `n`, `sampling`, `stop_rule` or `wave`.
+                a bad `n`, `sampling`, `stop_rule` or `wave`; an answer kind of one's own that
+                cannot be loaded.
         """
         from rich.progress import Progress
 
@@ -424,11 +428,11 @@ class StepLLM:
         note = system_note(self.tokenizer, questions[0], system, chat_template_kwargs)
         if note is not None:
             warnings.warn(note, stacklevel=2)
-        with Grader() as grader, Progress(disable=not progress) as bar:
+        with Grader(answers=answers) as grader, Progress(disable=not progress) as bar:
             runs = [
                 _Question(
                     question,
-                    plans,
+                    [replace(plan, extract=grader.extract) for plan in plans],
                     RunningVote(
                         range(n), trace_weight, most, rule, budget, grader, float, self._falls
                     ),

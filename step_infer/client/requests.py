@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from step_infer.client.answers import extract_boxed
 from step_infer.client.trace import STOPPED, Trace, TraceKey, TracePlan
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.think_end import is_unfinished
@@ -137,4 +136,4 @@ def _answer(
         prompt_end = tokenizer.decode(list(order.prompt_token_ids[-_PROMPT_END:]))
         if is_unfinished(prompt_end, text, rule.think_end):
             return None
-    return extract_boxed(text, rule.think_end)
+    return order.extract(text, rule.think_end)

@@ -2,10 +2,11 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from step_infer.client.answers import extract_boxed
 from step_infer.client.running_vote import RunningVote
 from step_infer.errors import InputError
 from step_infer.wire import CLOSED_REASONS, CONFIDENCE, PRUNED
@@ -75,6 +76,10 @@ class TracePlan:
     `window` and `stop_below`; stock vLLM gets none of it."""
     vote: RunningVote | None = field(default=None, compare=False, repr=False)
     """Its question's vote, which may end the trace, or keep it from beginning."""
+    extract: Callable[[str, str | None], str | None] = field(
+        default=extract_boxed, compare=False, repr=False
+    )
+    """Finds its answer, given its text and what ends the thinking, such as `Grader.extract`."""
 
     @property
     def key(self) -> TraceKey:
@@ -100,7 +105,8 @@ class Trace:
     the vote did not need it any more, "over_budget" when its question's budget was spent. Of the
     last two some never began: they have no tokens."""
     answer: str | None = None
-    r"""Content of the last \boxed{}; None for a trace that was stopped."""
+    r"""What its order's `extract` found, by default the content of the last \boxed{}; None for a
+    trace that was stopped."""
     boundary_positions: list[int] = field(default_factory=list)
     """Indices of the step boundaries in `token_ids` [S]."""
     step_scores: list[float | None] = field(default_factory=list)

@@ -15,6 +15,7 @@ from step_eval.votes import vote_rule
 from step_infer.cli.progress import track
 from step_infer.client.answers import vote
 from step_infer.client.grading import Grader
+from step_infer.client.kinds import AnswerOptions
 from step_train.data.trace_table import TraceTable
 from step_train.evaluation.held_out import trace_scores
 from step_train.evaluation.metrics import mean_figure
@@ -62,7 +63,8 @@ def evaluate_votes(
 ) -> dict[str, Any]:
     """Return the vote accuracies of a split's questions (`vote_accuracy`)."""
     (trace_score_N,) = trace_scores(table, score_S, aggregator, [1.0])
-    with Grader() as grader:
+    answers = AnswerOptions.from_settings(directory.manifest.get("settings", {}))
+    with Grader(answers=answers) as grader:
         ballots = read_ballots(directory, table, trace_score_N, grader)
     return vote_accuracy(ballots, seed=seed)
 

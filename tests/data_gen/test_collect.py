@@ -27,6 +27,8 @@ from data_gen.commands import main
 from data_gen.config import CollectConfig
 from data_gen.summary import print_summary
 from data_gen.traces.directory import TraceDirectory
+from step_eval.config import EvalConfig
+from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import chat_prompt, load_tokenizer
 from step_infer.client.trace import Sampling, Trace, TracePlan
 from step_infer.errors import InputError
@@ -119,8 +121,70 @@ def test_the_summary_says_so_when_most_traces_have_no_answer(
     assert "warning" not in printed
     out = io.StringIO()
     print_summary(summary | {"no_answer": no_answer}, Console(file=out, width=400))
-    warning = rf"warning: {no_answer} of 18 traces have no answer: only one in \boxed{{}} is looked"
+    warning = f"warning: {no_answer} of 18 traces have no answer of the kind that was looked for."
     assert (warning in out.getvalue()) is told
+
+
+def test_the_answer_kind_finds_and_compares_answers_and_the_manifest_keeps_it(
+    config: CollectConfig,
+) -> None:
+    options = AnswerOptions("number", tolerance=1)
+    summary, _ = run(dataclasses.replace(config, answers=options), CollectEngine())
+    rows = [row for part in range(5) for row in TraceDirectory(config.out).part(part).to_pylist()]
+    # 0 and 1 are equal now, and no number can be compared with the truth of the third question.
+    for row in rows:
+        answered = row["extracted_answer"] is not None
+        assert answered is (row["trace_id"] % 3 != 0)
+        known = answered and row["question_id"] != "long"
+        assert row["is_correct"] is (True if known else None)
+    assert summary["majority_accuracy"] == 2 / 3
+    kept = TraceDirectory(config.out).manifest["settings"]
+    assert AnswerOptions.from_settings(kept) == options
+
+
+def test_a_pattern_finds_what_no_box_holds(config: CollectConfig) -> None:
+    options = AnswerOptions("regex", "I (give)")
+    run(dataclasses.replace(config, answers=options), CollectEngine())
+    rows = [row for part in range(5) for row in TraceDirectory(config.out).part(part).to_pylist()]
+    found = {row["trace_id"] % 3: row["extracted_answer"] for row in rows}
+    assert found == {0: "give", 1: None, 2: None}
+
+
+def test_an_answer_kind_that_cannot_be_loaded_is_refused_before_the_engine_starts(
+    config: CollectConfig,
+) -> None:
+    engine = CollectEngine()
+    with pytest.raises(InputError, match="Expected an answer kind at no_such.module that can be"):
+        run(dataclasses.replace(config, answers=AnswerOptions("no_such.module")), engine)
+    assert engine.started_with is None
+
+
+@pytest.mark.parametrize(
+    ("questions", "benchmark", "answers", "kind"),
+    [
+        ("q.jsonl", None, AnswerOptions(), "math"),
+        ("gpqa_diamond", None, AnswerOptions(), "choice"),
+        ("q.jsonl", "gpqa_diamond", AnswerOptions(), "choice"),
+        ("q.jsonl", "gpqa_diamond", AnswerOptions("auto"), "auto"),
+        ("aime_2025", None, AnswerOptions(), "math"),
+    ],
+)
+def test_a_benchmark_sets_the_answer_kind_where_none_is_given(
+    questions: str, benchmark: str | None, answers: AnswerOptions, kind: str
+) -> None:
+    for config in (
+        CollectConfig("m", questions, "o", benchmark=benchmark, answers=answers),
+        EvalConfig(
+            model="m",
+            questions=questions,
+            out="o",
+            methods="sc",
+            benchmark=benchmark,
+            answers=answers,
+        ),
+    ):
+        assert config.answer_options.name == kind
+        assert config.result_settings()["answers.kind"] == kind
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -180,6 +244,7 @@ def test_a_finished_run_needs_no_engine(config: CollectConfig) -> None:
         ({"sampling": Sampling(top_k=5)}, r"sampling\.top_k 20"),
         ({"limit": 1}, "limit None"),
         ({"engine": {"dtype": "float32"}}, r"engine\.dtype None"),
+        ({"answers": AnswerOptions("number")}, r"answers\.kind 'math'"),
         ({"boundary": BoundaryOptions("newline")}, "boundary"),
         ({"boundary": BoundaryOptions(think_end="[/THINK]")}, "boundary"),
         ({"chat_template_kwargs": {"role": 1}}, "chat_template_kwargs {}"),

@@ -22,6 +22,7 @@ from data_gen.questions.load import Question, shard_questions
 from data_gen.traces.directory import TraceDirectory
 from data_gen.traces.writer import TraceWriter
 from step_eval.budget import mean_response_tokens
+from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
 from step_train.data.training_data import read_training_data
 
@@ -158,6 +159,20 @@ def test_runs_without_features_are_joined(whole: CollectConfig, tmp_path: Path) 
     assert found.table(["shard"])["shard"].null_count == N * QUESTIONS
 
 
+def test_joined_shards_compare_answers_as_their_runs_did(
+    whole: CollectConfig, tmp_path: Path
+) -> None:
+    near = AnswerOptions("number", tolerance=1)
+    parts = [
+        run(whole, shard=f"{index}/2", out=str(tmp_path / str(index)), answers=near)
+        for index in range(2)
+    ]
+    summary = join(parts, tmp_path / "joined")
+    assert summary["majority_accuracy"] == 1.0
+    kept = TraceDirectory(tmp_path / "joined").manifest["settings"]
+    assert AnswerOptions.from_settings(kept) == near
+
+
 def test_a_join_that_is_done_stays_as_it_is(shards: list[str], tmp_path: Path) -> None:
     summary = join(shards, tmp_path)
     before = (tmp_path / "manifest.json").read_bytes()
@@ -195,6 +210,7 @@ def test_collecting_into_joined_shards_is_refused(
     [
         ({"seed": 1}, "found seed 0 in .* and 1 in"),
         ({"system": "Think."}, "found system '' in"),
+        ({"answers": AnswerOptions("exact")}, "found answers.kind 'math' in .* and 'exact' in"),
         ({"shard": "1/2"}, "found number of shards 3 in .* and 2 in"),
         ({"feature_dtype": "float16"}, "found feature_dtype 'auto' in"),
     ],

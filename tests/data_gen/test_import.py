@@ -24,6 +24,7 @@ from data_gen.importer import import_traces
 from data_gen.ledger.questions import iter_questions
 from data_gen.ledger.reasoner import Reasoner
 from data_gen.traces.directory import TraceDirectory
+from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import chat_prompt, load_tokenizer
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
@@ -115,6 +116,26 @@ def test_another_text_can_end_the_thinking(config: ImportConfig) -> None:
     (row,) = traces(config)
     assert row["extracted_answer"] == "3"
     assert row["num_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers"),
+    [("math", ["7"]), ("auto", ["3.50", "7"]), ("number", ["3.50", "7", "4.0"])],
+)
+def test_the_answer_kind_says_which_responses_have_an_answer(
+    config: ImportConfig, kind: str, answers: list[str]
+) -> None:
+    thoughts = "S1=1\n\nS2=9\n\n</think>"
+    ends = ["The answer is 3.50.", "So \\boxed{7}", "It is 4.0 in all", "I do not know"]
+    rows = [line(0, thoughts + end, ground_truth="3.5") for end in ends]
+    write(Path(config.responses), rows)
+    found = run(dataclasses.replace(config, answers=AnswerOptions(kind)))
+    rows = traces(config)
+    assert [row["extracted_answer"] for row in rows] == answers
+    assert [row["is_correct"] for row in rows] == [answer == "3.50" for answer in answers]
+    assert found["imported"]["skipped"]["no answer"] == len(ends) - len(answers)
+    with pytest.raises(InputError, match=rf"answers\.kind '{kind}' \(the run started in"):
+        run(dataclasses.replace(config, answers=AnswerOptions("exact")))
 
 
 def test_responses_without_any_boundary_are_told(config: ImportConfig) -> None:

@@ -8,9 +8,9 @@ import torch
 
 from data_gen.config import CollectConfig
 from data_gen.traces.directory import TraceDirectory
-from step_infer.client.answers import extract_boxed
 from step_infer.client.engine import EngineStats
 from step_infer.client.trace import Trace, TracePlan, trace_seed
+from step_infer.scorer.think_end import THINK_END
 
 
 class CollectEngine:
@@ -66,7 +66,7 @@ class CollectEngine:
             list(range(10 + plan.trace_id)),
             text,
             "stop",
-            extract_boxed(text),
+            plan.extract(text, THINK_END),
             positions,
             hidden_SH=hidden_SH,
         )

@@ -1,6 +1,7 @@
 """The documents name what the commands show: columns, methods, votes, metrics, tests."""
 
 import re
+from typing import Any
 
 import pytest
 from places import ROOT
@@ -8,6 +9,7 @@ from places import ROOT
 from step_eval.methods.registry import METHODS
 from step_eval.report.words import HEADINGS
 from step_eval.votes import SHOWN_VOTES
+from step_infer.client.kinds import KINDS
 
 
 def rows(page: str, heading: str) -> set[str]:
@@ -45,3 +47,26 @@ def test_the_tests_that_the_documents_name_are_there() -> None:
     assert len(named) > 5
     there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert named - there == set()
+
+
+def test_every_answer_kind_is_explained() -> None:
+    text = (ROOT / "docs" / "answers.md").read_text()
+    first = {row.split("|")[1].strip() for row in text.splitlines() if row.startswith("| `")}
+    assert first == {f"`{kind}`" for kind in KINDS} - {"`math`"} | {
+        "`math` (default)",
+        "`my_module.MyAnswers`",
+    }
+
+
+def test_the_example_of_an_answer_kind_of_ones_own_works() -> None:
+    text = (ROOT / "docs" / "answers.md").read_text()
+    (example,) = [
+        part for part in re.findall(r"```python\n(.*?)```", text, re.S) if "class" in part
+    ]
+    names: dict[str, Any] = {}
+    exec(example, names)
+    route = names["Route"]()
+    assert route.extract("So\nRoute: A-B-C\n") == "A-B-C"
+    assert route.extract("no way") is None
+    assert route.equal("A-B", "B-A")
+    assert not route.equal("A-B", "A-C")

@@ -24,6 +24,7 @@ from step_eval.results import write_results
 from step_eval.run import evaluate
 from step_eval.simulation.check import check
 from step_eval.simulation.timing import Timing, read_timing
+from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
 from step_infer.storage.run_directory import (
@@ -239,6 +240,7 @@ def test_a_run_grows_by_questions_methods_and_repeats(run, config, tmp_path):
         ({"engine": {"dtype": "float32"}}, "engine.dtype"),
         ({"shard": "0/2"}, "shard"),
         ({"min_steps": 3}, "min_steps"),
+        ({"answers": AnswerOptions("exact")}, "answers.kind"),
     ],
 )
 def test_other_settings_in_the_same_directory_are_refused(run, config, change, name):
@@ -304,6 +306,10 @@ def test_runs_that_do_not_belong_together_are_not_joined(run, config, tmp_path):
     evaluate(config(other, seed=1, limit=1), FakeEngine, quiet())
     with pytest.raises(InputError, match="found seed 0 in .* and 1 in"):
         merge([whole, str(other)], str(tmp_path / "joined"))
+    kind = tmp_path / "kind"
+    evaluate(config(kind, limit=1, answers=AnswerOptions("exact")), FakeEngine, quiet())
+    with pytest.raises(InputError, match="found answers.kind 'math' in .* and 'exact' in"):
+        merge([whole, str(kind)], str(tmp_path / "joined"))
     with pytest.raises(InputError, match="Expected each question once"):
         merge([whole, whole], str(tmp_path / "joined"))
     with pytest.raises(InputError, match="found one of the runs"):

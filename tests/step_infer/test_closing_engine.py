@@ -10,6 +10,7 @@ from places import CHECKPOINT, SCORER
 from data_gen.ledger.questions import iter_questions
 from step_eval.recorded.events import read_events
 from step_infer.client.deciding import Budget
+from step_infer.client.kinds import AnswerOptions
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
@@ -96,6 +97,20 @@ def test_waves_begin_traces_only_while_the_vote_is_open(llm):
     first, second = (min(t.submitted_s for t in r.traces if t.token_ids) for r in results[:2])
     ends = max(trace.finished_s for trace in results[0].traces)
     assert first <= second < ends  # the next question fills the room
+
+
+def test_an_answer_kind_says_what_answers_are_and_which_are_equal(llm, whole):
+    last_digit = AnswerOptions("regex", r"boxed\{\d*(\d)\}")
+    results = answer(llm, stop_rule="never", answers=last_digit)
+    for result, entire in zip(results, whole, strict=True):
+        digits = [t.answer and t.answer[-1] for t in entire.traces]
+        assert [t.answer for t in result.traces] == digits
+        assert result.vote.groups[0][0] == result.answer
+        assert {form for form, _, _ in result.vote.groups} == set(digits) - {None}
+    alike = answer(llm, answers=AnswerOptions("number", tolerance=1000))
+    for result in alike:
+        assert len(result.vote.groups) == 1
+        assert result.vote.share == 1.0
 
 
 def test_a_budget_of_tokens_ends_a_question_within_a_step(llm, whole):

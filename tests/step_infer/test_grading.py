@@ -71,14 +71,14 @@ def test_an_answer_that_is_too_long_is_not_parsed(grader: Grader) -> None:
 def test_plain_numbers_need_no_process() -> None:
     with Grader() as grader:
         assert grader.equal_many([("1", "1"), ("1", "2")]) == [True, False]
-        assert grader._workers == []
+        assert grader._pool.workers == []
 
 
 def test_fractions_units_intervals_and_letters_need_no_process() -> None:
     with Grader() as grader:
         pairs = [("0.5", "1/2"), ("5 cm", "50 mm"), ("x>2", r"(2,\infty)"), ("C", "C. 42")]
         assert grader.equal_many(pairs) == [True] * 4
-        assert grader._workers == []
+        assert grader._pool.workers == []
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_what_math_verify_would_leave_out_makes_no_answer_right(truth: str, answ
     with Grader() as grader:
         assert grader.equal(truth, answer) is not True
         assert grader.equal(answer, truth) is not True
-        assert grader._workers == []
+        assert grader._pool.workers == []
 
 
 def test_math_verify_gives_one_verdict_both_ways_round(grader: Grader) -> None:
@@ -139,13 +139,13 @@ def test_what_explodes_is_never_evaluated(grader: Grader) -> None:
     with Grader() as fresh:
         assert fresh.equal(rf"{_INTEGRAL} + 9^{{9^{{9^{{9}}}}}}", "2") is None
         assert fresh.equal(rf"{_INTEGRAL} + 99999!", "2") is None
-        assert fresh._workers == []
+        assert fresh._pool.workers == []
 
 
 def test_a_killed_process_is_replaced() -> None:
     with Grader() as grader:
         assert grader.equal(_INTEGRAL, "1/2") is True
-        process = grader._workers[0].process
+        process = grader._pool.workers[0].process
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         assert grader.equal(_ANOTHER, "2") is True
@@ -155,13 +155,13 @@ def test_several_processes_share_the_work() -> None:
     with Grader(workers=2) as grader:
         pairs = [(rf"\int_0^{i} 1\,dt", f"{i}") for i in range(1, 8)]
         assert grader.equal_many(pairs) == [True] * 7
-        assert len(grader._workers) == 2
+        assert len(grader._pool.workers) == 2
 
 
 def test_no_process_is_left_after_closing() -> None:
     with Grader() as grader:
         grader.equal(_INTEGRAL, "1/2")
-        process = grader._workers[0].process
+        process = grader._pool.workers[0].process
     assert process.poll() is not None
 
 
@@ -173,7 +173,7 @@ def _poll_until_known(grader: Grader, answers: Collection[str]) -> None:
 
 def _poll_until_busy(grader: Grader) -> None:
     """Return once the first process is at work."""
-    while grader._workers[0].job is None:
+    while grader._pool.workers[0].job is None:
         grader.poll()
         time.sleep(0.01)
 
@@ -187,10 +187,10 @@ def test_verdicts_that_were_not_waited_for_are_those_that_are(grader: Grader) ->
         other_grader.submit(_INTEGRAL, others)
         assert other_grader.pending([*others, _INTEGRAL]) > {_INTEGRAL, "2"}
         _poll_until_known(other_grader, [*others, _INTEGRAL])
-        started = [worker.process.pid for worker in other_grader._workers]
+        started = [worker.process.pid for worker in other_grader._pool.workers]
         assert other_grader.equal_many(pairs) == expected
-        assert other_grader._waiting == deque()
-        assert [worker.process.pid for worker in other_grader._workers] == started
+        assert other_grader._pool.waiting == deque()
+        assert [worker.process.pid for worker in other_grader._pool.workers] == started
 
 
 def test_what_is_open_is_waited_for_by_whoever_must_know_before_all_else(grader: Grader) -> None:
@@ -200,7 +200,7 @@ def test_what_is_open_is_waited_for_by_whoever_must_know_before_all_else(grader:
     assert grader.equal("13", integral) is False
     assert grader.equal(integral, "3") is True
     assert not grader.pending([integral, "3", "13"])
-    assert len(grader._waiting) >= 8
+    assert len(grader._pool.waiting) >= 8
 
 
 def test_a_comparison_is_asked_once() -> None:
@@ -209,14 +209,14 @@ def test_a_comparison_is_asked_once() -> None:
             grader.submit(_INTEGRAL, ["1/2", f"  {_INTEGRAL} "])
             grader.submit("1/2", [_INTEGRAL])
             grader.submit(_INTEGRAL, ["0.5", r"\frac{2}{4}"])  # says the same
-        assert list(grader._open.values()) == [("1/2", _INTEGRAL)]
-        assert len(grader._waiting) == 1
+        assert list(grader._pool.open.values()) == [("1/2", _INTEGRAL)]
+        assert len(grader._pool.waiting) == 1
 
 
 def test_submitting_and_polling_never_wait_for_a_process() -> None:
     with Grader(timeout_s=600.0) as grader:
         grader.equal(_INTEGRAL, "1/2")
-        process = grader._workers[0].process
+        process = grader._pool.workers[0].process
         process.send_signal(signal.SIGSTOP)
         # A poll that waits goes on in the end, but with a verdict, which the test then sees.
         rescue = threading.Timer(60.0, process.send_signal, [signal.SIGCONT])
@@ -225,7 +225,7 @@ def test_submitting_and_polling_never_wait_for_a_process() -> None:
         for polled, other in enumerate(others, 1):
             grader.submit(_INTEGRAL, [other])
             grader.poll()
-            assert len(grader._open) == polled
+            assert len(grader._pool.open) == polled
         assert grader.pending([*others, _INTEGRAL]) == {*others, _INTEGRAL}
         rescue.cancel()
         process.send_signal(signal.SIGCONT)
@@ -235,7 +235,7 @@ def test_only_what_needs_a_process_is_pending() -> None:
     with Grader() as grader:
         grader.submit("1/2", ["0.5", "3", "x>2"])
         assert grader.pending(["1/2", "0.5", "3", "x>2"]) == set()
-        assert grader._workers == []
+        assert grader._pool.workers == []
         grader.submit(_INTEGRAL, ["1/2"])
         # 0.5 is bound to 1/2: what is open for one is open for the other.
         assert grader.pending(["1/2", "0.5", "3", _INTEGRAL]) == {"1/2", "0.5", _INTEGRAL}
@@ -248,7 +248,7 @@ def test_a_hang_that_nobody_waits_for_is_cut_off_too() -> None:
         grader.submit(_ENDLESS, ["2"])
         grader.submit(_INTEGRAL, ["1/2"])
         _poll_until_busy(grader)
-        hung = grader._workers[0].process
+        hung = grader._pool.workers[0].process
         _poll_until_known(grader, [_ENDLESS, "2"])
         assert hung.wait() == -signal.SIGKILL
         assert grader.equal(_ENDLESS, "2") is None
@@ -260,7 +260,7 @@ def test_a_process_that_is_killed_at_work_costs_only_its_own_verdict() -> None:
         grader.submit(_ENDLESS, ["2"])
         grader.submit(_INTEGRAL, ["1/2"])
         _poll_until_busy(grader)
-        grader._workers[0].process.kill()
+        grader._pool.workers[0].process.kill()
         _poll_until_known(grader, [_ENDLESS, "2"])
         assert grader.equal(_ENDLESS, "2") is None
         assert grader.equal(_INTEGRAL, "1/2") is True
@@ -269,16 +269,16 @@ def test_a_process_that_is_killed_at_work_costs_only_its_own_verdict() -> None:
 def test_processes_start_ahead_of_need() -> None:
     with Grader(workers=2) as grader:
         grader.warm_up()
-        started = [worker.process.pid for worker in grader._workers]
+        started = [worker.process.pid for worker in grader._pool.workers]
         assert len(started) == 2
         assert grader.equal(_INTEGRAL, "1/2") is True
-        assert [worker.process.pid for worker in grader._workers] == started
+        assert [worker.process.pid for worker in grader._pool.workers] == started
 
 
 def test_a_process_that_cannot_start_is_told() -> None:
     with Grader() as grader:
         grader.warm_up()
-        process = grader._workers[0].process
+        process = grader._pool.workers[0].process
         process.kill()
         process.wait()
         with pytest.raises(RuntimeError, match="ended at its start; is math-verify installed"):
@@ -289,7 +289,7 @@ def test_closing_leaves_no_process_and_nothing_open() -> None:
     with Grader() as grader:
         grader.submit(_ENDLESS, ["2", "3", "4"])
         _poll_until_busy(grader)
-        process = grader._workers[0].process
+        process = grader._pool.workers[0].process
     assert process.returncode == -signal.SIGKILL
     assert grader.pending([_ENDLESS, "2"]) == set()
 

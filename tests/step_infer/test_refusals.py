@@ -21,6 +21,8 @@ from step_eval.recorded.events import read_events
 from step_infer import serve
 from step_infer.cli.options import parse_config
 from step_infer.client.engine import engine_arguments, start_engine
+from step_infer.client.grading import Grader
+from step_infer.client.kinds import AnswerOptions
 from step_infer.client.llm import StepLLM, _Running
 from step_infer.client.prompt import chat_prompt, load_tokenizer, prompt_lengths
 from step_infer.client.trace import Sampling, TracePlan
@@ -97,6 +99,77 @@ def step(**options):
 )
 def test_a_setting_or_an_option(refused, text):
     assert refusal(refused) == f"Expected step {text}"
+
+
+NAMES = "math, auto, choice, exact, number, json, regex"
+
+
+@pytest.mark.parametrize(
+    ("refused", "text"),
+    [
+        (
+            lambda: AnswerOptions("maths"),
+            f"kind out of {NAMES}, found 'maths'. Hint: the dotted path of a function of your own "
+            "is one too.",
+        ),
+        (
+            lambda: AnswerOptions("regex"),
+            "pattern for the answer kind regex, found none. Hint: such as 'Total: (\\d+)'.",
+        ),
+        (
+            lambda: AnswerOptions("exact", pattern="(a)"),
+            "kind regex beside a pattern, found 'exact'. Hint: choose that kind, or "
+            "leave the pattern out.",
+        ),
+        (
+            lambda: AnswerOptions("exact", tolerance=1),
+            "kind number beside a tolerance, found 'exact'. Hint: choose that kind, or "
+            "leave the tolerance out.",
+        ),
+        (
+            lambda: AnswerOptions("number", tolerance="1/2"),
+            "tolerance as a number from 0 on, or below 100%, found '1/2'. Hint: 0.01 is a "
+            "distance, 1% a part of the larger number.",
+        ),
+        (
+            lambda: AnswerOptions("regex", "(a|b"),
+            "pattern in the syntax of RE2, found '(a|b': missing ): (a|b. Hint: RE2 has neither "
+            "look-around nor back-references, and repeats are to be small.",
+        ),
+        (
+            lambda: AnswerOptions("regex", "a|b"),
+            "pattern with one group, found 0 in 'a|b'. Hint: such as 'Total: (\\d+)'; (?:...) "
+            "groups without being one.",
+        ),
+        (
+            lambda: AnswerOptions("regex", "(a)" * 100),
+            "pattern of at most 200 characters, found 300. Hint: it need not match more than the "
+            "words before the answer.",
+        ),
+        (
+            lambda: Grader(answers=AnswerOptions("no_such.name")).__enter__(),
+            "kind at no_such.name that can be loaded, found ModuleNotFoundError: No module named "
+            "'no_such'. Hint: a dotted path to a function, or to a class or module with extract, "
+            "that can be imported here.",
+        ),
+        (
+            lambda: AnswerOptions.from_request("os.system"),
+            f"kind out of {NAMES}, found 'os.system'. Hint: leave it out for the server's own.",
+        ),
+        (
+            lambda: AnswerOptions.from_request(7),
+            "kind as a text, or as an object of kind, pattern, tolerance, found 7. Hint: such as "
+            "{'kind': 'number', 'tolerance': '1%'}.",
+        ),
+        (
+            lambda: AnswerOptions.from_request({"tolerance": [1]}),
+            "kind with a text as tolerance, found [1]. Hint: such as {'kind': 'number', "
+            "'tolerance': '1%'}.",
+        ),
+    ],
+)
+def test_answer_kinds(refused, text):
+    assert refusal(refused) == f"Expected an answer {text}"
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_the_table_needs_no_process() -> None:
             first, second = row["pair"]
             assert grader.equal(first, second) is row["right"]
             assert grader.equal(second, first) is row["right"]
-        assert grader._workers == []
+        assert grader._pool.workers == []
 
 
 _HOSTILE = [
