@@ -2,12 +2,12 @@ r"""A voted call against what a client does without one, and a hundred voted cal
 
 A real server (`step-serve`) with a voted model, asked by the openai client:
 
+- `storm`: voted calls at once, half of them streams; a third are cut off at random moments. Then
+  what is left in the engine is read from the server's metrics until nothing is, and the memory of
+  its processes; a second storm shows whether a storm leaves anything behind.
 - `questions`: every question once by a voted call, and once by a call of n traces whose answers
   the client puts to a vote itself, one vote each. Both find the server quiet; who goes first
   changes from question to question. The server prunes in neither but the voted call.
-- `storm`: voted calls at once, half of them streams; a third are cut off at random moments. Then
-  what is left in the engine is read from the server's metrics until nothing is, and the memory of
-  its processes; the second storm shows whether a storm leaves anything behind.
 
     python benchmarks/voted_calls.py --model MODEL --scorer scorer.safetensors \
         --questions math_500.jsonl --limit 30 --out FIGURES.json -- --num-gpu-blocks-override 1102
@@ -26,6 +26,7 @@ import statistics
 import sys
 import time
 import urllib.request
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,17 +130,11 @@ class Asker:
             return f"{type(error).__name__}: {error}"
 
 
-async def ask_each(asker: Asker, questions: list[Question]) -> list[dict[str, Answer]]:
-    """Ask every question in both ways, in turn."""
-    found = []
-    for number, question in enumerate(questions):
-        ways = {VOTED_CALL: asker.voted, CLIENT_VOTE: asker.client_vote}
-        names = list(ways) if number % 2 == 0 else list(reversed(ways))
-        answers = {name: await ways[name](question) for name in names}
-        line = ", ".join(f"{n}: {a.seconds:.1f} s, {a.right}" for n, a in answers.items())
-        print(f"{number + 1} of {len(questions)}: {line}", file=sys.stderr, flush=True)
-        found.append(answers)
-    return found
+async def ask_both(asker: Asker, question: Question, voted_first: bool) -> dict[str, Answer]:
+    """Ask a question in both ways, one after the other."""
+    ways = {VOTED_CALL: asker.voted, CLIENT_VOTE: asker.client_vote}
+    names = list(ways) if voted_first else list(reversed(ways))
+    return {name: await ways[name](question) for name in names}
 
 
 def figures(found: list[dict[str, Answer]]) -> dict[str, Any]:
@@ -239,29 +234,38 @@ def _resident_mib(pid: int) -> dict[str, int]:
     return {"processes": len(found), "mib": sum(found)}
 
 
-async def measure(server: Served, options: argparse.Namespace) -> dict[str, Any]:
-    """Return every figure."""
+async def measure(server: Served, options: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
+    """Yield all figures so far, after each storm and each question."""
     questions = load_questions(options.questions, QuestionOptions(limit=options.limit)).questions
     with Grader() as grader:
         grader.warm_up()
         asker = Asker(server.address, options, grader)
         await asker.voted(questions[-1])  # the first requests of a server are slower
         await asker.client_vote(questions[-1])
-        found = await ask_each(asker, questions)
-        table: dict[str, Any] = figures(found)
-        table["each"] = [
-            {"id": question.id} | {name: asdict(answer) for name, answer in answers.items()}
-            for question, answers in zip(questions, found, strict=True)
-        ]
-        table["resident_mib_before_storms"] = _resident_mib(server.pid)
+        table: dict[str, Any] = {"resident_mib_before_storms": _resident_mib(server.pid)}
         table["storms"] = []
         for number in range(options.storms):
             table["storms"].append(await storm(asker, server, questions, options, number))
             print(json.dumps(table["storms"][-1]), file=sys.stderr, flush=True)
-        if options.storms:
-            after = await asker.voted(questions[0])
-            table["a_voted_call_after_the_storms"] = asdict(after)
-    return table
+            yield table
+        found: list[dict[str, Answer]] = []
+        for number, question in enumerate(questions):
+            found.append(await ask_both(asker, question, voted_first=number % 2 == 0))
+            line = ", ".join(f"{n}: {a.seconds:.1f} s, {a.right}" for n, a in found[-1].items())
+            print(f"{number + 1} of {len(questions)}: {line}", file=sys.stderr, flush=True)
+            each = [{name: asdict(answer) for name, answer in answers.items()} for answers in found]
+            yield table | figures(found) | {"each": each}
+
+
+async def _main(server: Served, options: argparse.Namespace) -> None:
+    about: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "device": device_name()}
+    about |= {"versions": package_versions(), "cpus": os.cpu_count()}
+    table: dict[str, Any] = {}
+    async for table in measure(server, options):
+        if options.out is not None:
+            write_json(options.out, about | table)
+    shown = {name: value for name, value in (about | table).items() if name != "each"}
+    print(json.dumps(shown, indent=1))
 
 
 def main() -> None:
@@ -291,15 +295,9 @@ def main() -> None:
     command += ["--voted-model-name", VOTED, "--voted-traces", str(options.num_traces)]
     try:
         with served([*command, *options.served]) as server:
-            table = asyncio.run(measure(server, options))
+            asyncio.run(_main(server, options))
     except InputError as error:
         sys.exit(f"error: {error}")
-    about: dict[str, Any] = {"command": " ".join(["python", *sys.argv]), "device": device_name()}
-    about |= {"versions": package_versions(), "cpus": os.cpu_count()}
-    table = about | table
-    print(json.dumps({name: value for name, value in table.items() if name != "each"}, indent=1))
-    if options.out is not None:
-        write_json(options.out, table)
 
 
 if __name__ == "__main__":
