@@ -215,13 +215,13 @@ class Grader:
             self._pool.poll()
 
     def give_up(self) -> None:
-        """Leave what is open without a verdict."""
+        """Leave what is open, and what would be from now on, without a verdict."""
         if self._jobs is not None:
             self._jobs.give_up()
 
     @property
     def given_up(self) -> int:
-        """Comparisons that were not made for want of time."""
+        """Comparisons that were given up."""
         return 0 if self._jobs is None else self._jobs.given_up
 
     def pending(self, answers: Collection[str]) -> set[str]:

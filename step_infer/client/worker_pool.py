@@ -68,6 +68,7 @@ class WorkerPool:
         self.workers: list[Worker] = []
         self._killed: list[subprocess.Popen[bytes]] = []
         self.lists: list[JobList] = []
+        """Those that have open jobs."""
 
     def join(self, limit_s: float = _NEVER) -> "JobList":
         """Return a new list of jobs.
@@ -76,11 +77,9 @@ class WorkerPool:
         done: who gives them long jobs does not keep them from the others.
 
         Args:
-            limit_s: seconds that its jobs may take, all of them together.
+            limit_s: seconds that its jobs may take, all of them together; then it gives up.
         """
-        jobs = JobList(self, limit_s)
-        self.lists.append(jobs)
-        return jobs
+        return JobList(self, limit_s)
 
     def close(self) -> None:
         """Stop the processes; what was open stays undone."""
@@ -236,23 +235,28 @@ class JobList:
         self.open: dict[Hashable, Sequence[str]] = {}
         self.waiting: deque[Hashable] = deque()
         self.given_up = 0
-        """Jobs that were not done, or not to their end, for want of time."""
+        """Jobs that were not done when it gave up, or came later."""
 
     def begin(self, key: Hashable, job: Sequence[str]) -> None:
         """See that a job is done once, as `done[key]`."""
         if key in self.done or key in self.open:
             return
+        if not self.open:
+            self.pool.lists.append(self)
         self.open[key] = job
         self.waiting.append(key)
         if self.taken_s >= self._limit_s:
             self.give_up()
 
     def give_up(self) -> None:
-        """Count all open jobs as done, with None; one that a process is at goes on for nobody."""
+        """Have no more jobs done: what came of all that are open, and of later ones, is None.
+
+        One that a process is at goes on for nobody.
+        """
+        self._limit_s = 0.0
         self.given_up += len(self.open)
         self.done |= dict.fromkeys(self.open)
-        self.open.clear()
-        self.waiting.clear()
+        self.close()
 
     def wait(self, keys: Collection[Hashable]) -> None:
         """Wait for jobs, which are done before all others that have not begun."""
@@ -268,17 +272,19 @@ class JobList:
         """Take in what came of a job that took a process so many seconds."""
         self.taken_s += seconds
         if key in self.open:
-            del self.open[key]
             self.done[key] = outcome
+            del self.open[key]
+            if not self.open:
+                self.pool.lists.remove(self)
         if self.taken_s >= self._limit_s:
             self.give_up()
 
     def close(self) -> None:
-        """Leave the pool; what is open stays undone."""
+        """Drop what is open, which stays undone."""
+        if self.open:
+            self.pool.lists.remove(self)
         self.open.clear()
         self.waiting.clear()
-        if self in self.pool.lists:
-            self.pool.lists.remove(self)
 
 
 def _send(worker: Worker) -> None:

@@ -78,13 +78,24 @@ class AutoKind(MathKind):
         return extract_choice(final)
 
 
-@lru_cache(maxsize=10_000)
 def _clean(answer: str) -> str:
+    # What is too long to be read is not kept either.
+    return (_known_clean if len(answer) <= canonical.LONGEST_ANSWER else _mended)(answer)
+
+
+def _mended(answer: str) -> str:
     return " ".join(canonical.mend_escapes(answer).split())
 
 
-@lru_cache(maxsize=10_000)
 def _read(answer: str) -> tuple[Canonical | None, Hashable]:
     """Return the canonical form of an answer, where it has one, and its binding."""
+    return _known_form(answer) if len(answer) <= canonical.LONGEST_ANSWER else (None, answer)
+
+
+def _form(answer: str) -> tuple[Canonical | None, Hashable]:
     form = canonical.canonical(answer)
     return form, (answer if form is None else canonical.identity(form))
+
+
+_known_clean = lru_cache(maxsize=10_000)(_mended)
+_known_form = lru_cache(maxsize=10_000)(_form)
