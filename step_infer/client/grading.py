@@ -256,7 +256,7 @@ class Grader:
         return (first, second) if first <= second else (second, first)
 
     def _key(self, pair: _Pair) -> _Key:
-        return frozenset(map(self._kind.binding, pair))
+        return frozenset(map(self.binding, pair))
 
 
 def _extraction(text: str, think_end: str | None) -> tuple[str, str]:

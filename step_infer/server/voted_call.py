@@ -308,7 +308,7 @@ class VotedCall:
             self.vote.add(trace)
             return None if answer is None else self._grader.binding(answer)
 
-        key = await self._model.grading.do(add)
+        key = await self._model.grading.do(self._grader, add)
         if answer is not None:
             form, weight = self._tally.get(key, (answer, 0.0))
             self._tally[key] = form, weight + self._weigh(trace)
@@ -317,7 +317,7 @@ class VotedCall:
         """Return why the vote is closed, if it is."""
         now_s = time.monotonic()
         if self.vote.compares:
-            return await self._model.grading.do(self.vote.check, now_s)
+            return await self._model.grading.do(self._grader, self.vote.check, now_s)
         return self.vote.check(now_s)
 
     async def _outcome(self) -> Outcome:
@@ -337,7 +337,7 @@ class VotedCall:
             len(first.prompt_token_ids or ()),
             first.num_cached_tokens or 0,
             OWN if self._options.answers.runs_code else self._options.answers.name,
-            self._grader.given_up,
+            self._grader.uncompared,
         )
 
     def _answer(self, best: Trace) -> Any:

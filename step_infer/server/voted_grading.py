@@ -26,6 +26,8 @@ _MATH_TIMEOUT_S = 3.0
 """For one comparison by math-verify; nearly all take milliseconds."""
 _MATH_LIMIT_S = 10.0
 """For all of one call's together."""
+_COMPARED_S = 3.0
+"""For all of one call's that need no process: nearly all take microseconds."""
 _LAST_S = 30.0
 """How long the last answers of a call may be compared, whatever other calls have to compare."""
 _POLL_S = 0.02
@@ -34,7 +36,47 @@ T = TypeVar("T")
 
 
 class CallGrader(Grader):
-    """The grader of one call."""
+    """The grader of one call; only `VotedGrading.do`, and what awaits it, may call its methods."""
+
+    def __init__(self, answers: AnswerOptions, jobs: JobList | None) -> None:
+        super().__init__(answers=answers, jobs=jobs)
+        self.turn = asyncio.Lock()
+        self._numbers: dict[Hashable, int] = {}
+        self._bindings: dict[str, int] = {}
+        self._known: dict[tuple[str, str], bool | None] = {}
+        self._compared_s = 0.0
+        self._left_out = 0
+
+    @property
+    def uncompared(self) -> int:
+        """Comparisons that the vote which was held last went without, for want of time."""
+        return self.given_up + self._left_out
+
+    def hold(self, answers: Sequence[str | None], weights: Sequence[float]) -> Vote:
+        """Hold the vote of some answers, of which no more are compared by worker processes."""
+        self.give_up()
+        self._left_out = 0
+        return vote(answers, weights, self.same(answers))
+
+    def binding(self, answer: str) -> Hashable:
+        """Return a key of an answer, a small one: that of a long list takes long to be hashed."""
+        if answer not in self._bindings:
+            number = self._numbers.setdefault(super().binding(answer), len(self._numbers))
+            self._bindings[answer] = number
+        return self._bindings[answer]
+
+    def _begin(self, pair: tuple[str, str], in_vote: bool) -> bool | None | Open:
+        if pair in self._known:
+            return self._known[pair]
+        if self._compared_s >= _COMPARED_S:
+            self._left_out += 1
+            return None
+        began_s = time.thread_time()
+        verdict = super()._begin(pair, in_vote)
+        self._compared_s += time.thread_time() - began_s
+        if not isinstance(verdict, Open):
+            self._known[pair] = verdict
+        return verdict
 
     def poll(self) -> None:
         """Take in what has come; where no process can be started, do without."""
@@ -62,12 +104,14 @@ class VotedGrading:
             jobs.pool.await_start()
 
     def grader(self, answers: AnswerOptions) -> CallGrader:
-        """Return a new call's grader; only `do` and what awaits it may call its methods."""
-        return CallGrader(answers=answers, jobs=self._jobs(answers))
+        """Return a new call's grader."""
+        return CallGrader(answers, self._jobs(answers))
 
-    async def do(self, work: Callable[..., T], *arguments: object) -> T:
-        """Do some work on answers, after all that came before it."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+    async def do(self, grader: CallGrader, work: Callable[..., T], *arguments: object) -> T:
+        """Do some work with a grader in the thread, which does one piece for each call in turn."""
+        async with grader.turn:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._thread, work, *arguments)
 
     async def extract(self, grader: CallGrader, text: str, think_end: str | None) -> str | None:
         """Return the answer of a whole response, as `Grader.extract` does."""
@@ -76,7 +120,7 @@ class VotedGrading:
             grader.poll()
             return grader.begin_extract(text, think_end)
 
-        while isinstance(found := await self.do(find), Open):
+        while isinstance(found := await self.do(grader, find), Open):
             await asyncio.sleep(_POLL_S)
         return found
 
@@ -90,14 +134,10 @@ class VotedGrading:
             grader.poll()
             return bool(grader.pending(given))
 
-        def hold() -> Vote:
-            grader.give_up()  # from here on nothing waits for a process
-            return vote(answers, weights, grader.same(answers))
-
         deadline = time.monotonic() + _LAST_S
-        while await self.do(compares) and time.monotonic() < deadline:
+        while await self.do(grader, compares) and time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
-        return await self.do(hold)
+        return await self.do(grader, grader.hold, answers, weights)
 
     def end(self, grader: CallGrader) -> None:
         """Forget what a call has not got done."""

@@ -13,6 +13,7 @@ from step_infer.client.grading import Grader
 from step_infer.client.kinds import AnswerOptions, find_kind
 from step_infer.client.worker_pool import WorkerPool
 from step_infer.errors import InputError
+from step_infer.server import voted_grading
 from step_infer.server.voted_grading import VotedGrading
 
 pytestmark = pytest.mark.slow
@@ -110,13 +111,13 @@ def test_a_call_whose_processes_cannot_start_is_answered_all_the_same(monkeypatc
         grading = VotedGrading(MATH)
         call = grading.grader(MATH)
         monkeypatch.setattr("sys.executable", "/bin/false")
-        await grading.do(call.submit, _SAME[0], _SAME[1:])
+        await grading.do(call, call.submit, _SAME[0], _SAME[1:])
         outcome = await grading.vote(call, [*_SAME, _SAME[1]], [1.0] * 3)
         assert (outcome.answer, len(outcome.groups)) == ("(n-1)!", 2)
-        assert call.given_up == 1
+        assert call.uncompared == 1
         monkeypatch.undo()
         later = grading.grader(MATH)
-        await grading.do(later.submit, _SAME[0], _SAME[1:])
+        await grading.do(later, later.submit, _SAME[0], _SAME[1:])
         outcome = await grading.vote(later, [*_SAME, _SAME[1]], [1.0] * 3)
         assert len(outcome.groups) == 1
         _close(grading)
@@ -130,16 +131,34 @@ def test_comparisons_without_end_end_a_calls_vote_but_not_that_of_others():
         hostile, other = grading.grader(MATH), grading.grader(MATH)
         # Each of them takes as long as it may.
         endless = [rf"{_ENDLESS} + {number}" for number in range(20)]
-        await grading.do(hostile.submit, "2", endless)
-        await grading.do(other.submit, _SAME[0], _SAME[1:])
+        await grading.do(hostile, hostile.submit, "2", endless)
+        await grading.do(other, other.submit, _SAME[0], _SAME[1:])
         held = asyncio.create_task(grading.vote(hostile, ["2", *endless], [1.0] * 21))
         outcome = await grading.vote(other, _SAME, [1.0] * 2)
         assert len(outcome.groups) == 1
         assert not held.done()
         outcome = await held
-        assert hostile.given_up > 0
+        assert hostile.uncompared > 0
         assert len(outcome.groups) >= 20
         _close(grading)
+
+    asyncio.run(run())
+
+
+def test_what_is_left_out_for_want_of_time_is_told_and_equal_texts_still_vote_together(monkeypatch):
+    async def run() -> None:
+        grading = VotedGrading(MATH)
+        call = grading.grader(MATH)
+        monkeypatch.setattr(voted_grading, "_COMPARED_S", 0.0)
+        answers = ["5", "5 cm", "5", "1/2", "0.5", None]  # 0.5 says the same as 1/2
+        outcome = await grading.vote(call, answers, [1.0] * 6)
+        assert [voters for _, _, voters in outcome.groups] == [(0, 2), (3, 4), (1,)]
+        assert call.uncompared == 3
+        monkeypatch.undo()
+        again = grading.grader(MATH)
+        outcome = await grading.vote(again, answers, [1.0] * 6)
+        assert [voters for _, _, voters in outcome.groups] == [(0, 1, 2), (3, 4)]
+        assert again.uncompared == 0
 
     asyncio.run(run())
 
@@ -153,7 +172,7 @@ def test_answers_that_nobody_reads_are_not_compared_at_the_end_either():
         sums = [rf"\sum_{{k={start}}}^\infty \frac{{1}}{{k^3}}" for start in range(1, 60)]
         outcome = await grading.vote(call, [*sums, sums[3]], [1.0] * 60)
         assert (outcome.answer, len(outcome.groups)) == (sums[3], 59)
-        assert call.given_up == 0
+        assert call.uncompared == 0
         assert [pool.workers for pool in grading._pools.values()] == [[]]
 
     asyncio.run(run())
@@ -196,7 +215,8 @@ def test_a_thousand_patterns_leave_nothing_behind():
             assert await grading.extract(call, f"{number}y{number}", None) == f"{number}"
             grading.end(call)
         del call
-        await grading.do(gc.collect)
+        grading._thread.shutdown()
+        gc.collect()
         assert len(kinds) <= 1
         assert grading._pools == {}
 

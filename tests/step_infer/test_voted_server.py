@@ -291,7 +291,6 @@ def test_a_client_that_goes_away_ends_all_its_traces(server, stream):
         ({"answers": {"kind": "regex"}}, "Expected an answer pattern"),
         ({"answers": {"kind": "regex", "pattern": "("}}, "in the syntax of RE2"),
         ({"answers": {"kind": "number", "tolerance": -1}}, "tolerance as a number from 0 on"),
-        ({"answers": {"kind": "number", "tolerance": 10**4000}}, "tolerance as a number"),
         ({"answers": {"tolerance": 1}}, "Expected an answer kind number beside a tolerance"),
         ({"group": "mine"}, "Expected step options out of .*, found 'group'."),
         ("q1", "Expected an object under 'step', found 'q1'."),
