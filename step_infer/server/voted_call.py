@@ -278,7 +278,7 @@ class VotedCall:
         if self._model.scored:
             step: dict[str, Any] = {"group": self._group, "progress": self.vote.watches}
             if self._options.min_keep is not None:
-                step["min_keep"] = self._options.min_keep
+                step["min_keep"] = min(self._options.min_keep, self._options.traces)
             # Its own caller: no other request, whatever its key, can be of this group.
             own = {CONFIG_KEY: step, CALLER_KEY: self._group}
             params.extra_args = {**(params.extra_args or {}), **own}
