@@ -31,7 +31,7 @@ from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_infer.server.voted_grading import VotedGrading
 from step_infer.server.voted_settings import SCORE, VotedOptions, VotedSettings
-from step_infer.wire import CALLER_KEY, CONFIG_KEY, because
+from step_infer.wire import CALLER_KEY, CONFIG_KEY, OVER_BUDGET, because
 
 QUESTION_ID = "0"
 """As that of the first question of `StepLLM.generate`: a seed gives the same seeds to traces."""
@@ -263,7 +263,9 @@ class VotedCall:
             ours,
         )
         for text, think_end in final:
-            trace.answer = await self._model.grading.extract(self._grader, text, think_end)
+            trace.answer = await self._model.grading.extract(
+                self._grader, text, think_end, lambda: self.vote.closed == OVER_BUDGET
+            )
         return trace
 
     def _params(self, number: int, sampling_params: Any) -> Any:

@@ -113,14 +113,22 @@ class VotedGrading:
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._thread, work, *arguments)
 
-    async def extract(self, grader: CallGrader, text: str, think_end: str | None) -> str | None:
-        """Return the answer of a whole response, as `Grader.extract` does."""
+    async def extract(
+        self,
+        grader: CallGrader,
+        text: str,
+        think_end: str | None,
+        late: Callable[[], bool] = lambda: False,
+    ) -> str | None:
+        """Return the answer of a whole response, as `Grader.extract` does; None once it is late."""
 
         def find() -> str | None | Open:
             grader.poll()
             return grader.begin_extract(text, think_end)
 
         while isinstance(found := await self.do(grader, find), Open):
+            if late():
+                return None
             await asyncio.sleep(_POLL_S)
         return found
 

@@ -195,6 +195,7 @@ def test_a_users_function_holds_up_neither_the_loop_nor_other_calls(tmp_path, mo
         assert not slow.done()
         (tmp_path / "a").touch()
         assert await slow == "a"
+        assert await grading.extract(first, f"{tmp_path} c", None, lambda: True) is None
         _close(grading)
 
     asyncio.run(run())

@@ -96,11 +96,11 @@ def test_a_process_that_is_killed_costs_no_later_call_its_answer(server):
     killed = workers()
     assert killed
     for process in killed:
-        process.kill()
-    psutil.wait_procs(killed)
+        process.kill()  # the server sees it with the next call
     for _ in range(2):
-        step = chat(server, stop_rule="never").step
+        step = chat(server).step
         assert (step["kind"], step["chosen_by"]) == ("own", "vote")
+        assert len(step["answers"]) <= 2
     assert not {process.pid for process in killed} & {process.pid for process in workers()}
     assert len(workers()) <= 2
 
