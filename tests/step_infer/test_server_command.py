@@ -51,9 +51,11 @@ def test_the_adapter_is_filled_in():
 
 def test_a_voted_model_is_set_in_the_environment(monkeypatch):
     monkeypatch.setenv("VLLM_PLUGINS", "step")
-    words = command("--voted-model-name", "my voted", "--voted-traces=8", "--voted_max_traces", "9")
+    answers = '{"kind": "number", "tolerance": "1%"}'
+    flags = ["--voted-traces=8", "--voted_max_traces", "9", f"--voted_answers={answers}"]
+    words = command("--voted-model-name", "my voted", *flags)
     assert words[:2] == [
-        'STEP_VOTED={"name": "my voted", "traces": 8, "max_traces": 9}',
+        f'STEP_VOTED={{"name": "my voted", "traces": 8, "max_traces": 9, "answers": {answers}}}',
         "VLLM_PLUGINS=step",
     ]
     assert "my voted" not in words[2:]
