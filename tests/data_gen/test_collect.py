@@ -387,8 +387,8 @@ class NoSteps(CollectEngine):
         return super().stream(plans, max_in_flight, lambda: None)
 
 
-@pytest.mark.parametrize(("part_traces", "parts"), [(4, [6]), (3, [6]), (2, [4, 2])])
-def test_sampling_waits_for_no_verdict_until_a_second_part_is_due(
+@pytest.mark.parametrize(("part_traces", "parts"), [(4, [6]), (2, [6]), (1, [4, 1, 1])])
+def test_sampling_waits_for_no_verdict_until_a_fourth_part_is_due(
     config: CollectConfig, part_traces: int, parts: list[int]
 ) -> None:
     question = {"id": "open", "question": "?", "answer": r"\int_0^1 2t\,dt"}
