@@ -98,7 +98,8 @@ def write_traces(
         "boundary": BOUNDARY,
         "sampling": {"temperature": 1.0},
     }
-    with TraceWriter(path, {"seed": seed}, **manifest) as out, Grader(answers=answers) as grader:
+    settings = {"seed": seed, **(answers or AnswerOptions()).settings()}
+    with TraceWriter(path, settings, **manifest) as out, Grader(answers=answers) as grader:
         groups = AnswerGroups(grader, out.read())
         for start in range(0, len(rows), part_traces):
             some = rows[start : start + part_traces]
