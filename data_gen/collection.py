@@ -19,7 +19,7 @@ from data_gen.traces.features import FEATURE_DTYPES, feature_bytes
 from data_gen.traces.groups import AnswerGroups
 from data_gen.traces.writer import TraceWriter
 from step_infer.cli.command import sigterm_as_interrupt
-from step_infer.cli.progress import TraceProgress
+from step_infer.cli.progress import TraceProgress, track
 from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
 from step_infer.client.prompt import dated_kwargs
@@ -128,27 +128,29 @@ class Collection:
         self.clock = self.written = time.monotonic()
         try:
             self._check_prompts(engine)
-            with (
-                sigterm_as_interrupt(),
-                TraceProgress(self.total, len(self.done)) as progress,
-            ):
-
-                def on_step() -> None:
-                    grader.poll()
-                    progress.step(lambda: engine.stats().generated_tokens)
-
-                traces = engine.stream(
-                    self._plans(engine), max_in_flight=config.max_in_flight, on_step=on_step
-                )
+            with sigterm_as_interrupt():
                 try:
-                    for trace in traces:
-                        progress.finished(len(trace.token_ids))
-                        self._take(trace, progress)
+                    self._sample(engine)
                 finally:
                     # After an interruption too: what is finished need not be sampled again.
+                    self._await_verdicts()
                     self._flush()
         finally:
             engine.close()
+
+    def _sample(self, engine: StepLLM) -> None:
+        with TraceProgress(self.total, len(self.done)) as progress:
+
+            def on_step() -> None:
+                self.grader.poll()
+                progress.step(lambda: engine.stats().generated_tokens)
+
+            traces = engine.stream(
+                self._plans(engine), max_in_flight=self.config.max_in_flight, on_step=on_step
+            )
+            for trace in traces:
+                progress.finished(len(trace.token_ids))
+                self._take(trace, progress)
 
     def _plans(self, engine: StepLLM) -> Iterator[TracePlan]:
         for question in self.questions.values():
@@ -245,6 +247,15 @@ class Collection:
             texts = self.seen[question_id].union(() if truth is None else (truth,))
             is_open[question_id] = bool(self.grader.pending(texts))
         return [trace for trace in self.waiting if not is_open[trace.question_id]]
+
+    def _await_verdicts(self) -> None:
+        """Wait for the open comparisons of the waiting traces, and show how many there are."""
+        graded = {trace.question_id for trace in self._graded()}
+        missing = sorted({trace.question_id for trace in self.waiting} - graded)
+        for question_id in track(missing, len(missing), "questions graded", delay_s=2):
+            answers = self.seen[question_id]
+            self.grader.grade_many((text, self.questions[question_id].answer) for text in answers)
+            self.grader.same(answers)
 
     def _flush(self, waits: bool = True) -> None:
         """Grade, group and write the finished traces as one part.

@@ -33,7 +33,7 @@ from step_infer.storage.run_directory import read_manifest
 
 _AGGREGATOR = b"step_infer.aggregator"
 _SOURCE = b"step_infer.source"
-_ANSWERS = b"step_infer.answers"
+_ANSWERS = b"step_infer.answer_kind"
 _COLUMNS = (
     "question_id",
     "trace_id",
