@@ -299,7 +299,7 @@ class StepLLM:
             )
         orders = iter(plans)
         in_flight: dict[str, _Running] = {}
-        more = True
+        more, voting = True, False
         try:
             while True:
                 while more and len(in_flight) < max_in_flight:
@@ -315,6 +315,7 @@ class StepLLM:
                     else:
                         running = _Running(order, by_delta=stop is not None or _watched(order))
                         in_flight[self._submit(running)] = running
+                        voting |= order.vote is not None
                 if not in_flight:
                     return
                 outputs = self._engine.step()
@@ -326,7 +327,8 @@ class StepLLM:
                     if output.finished:
                         del in_flight[output.request_id]
                         yield self._trace(running, output)
-                yield from self._end_closed(in_flight)
+                if voting:
+                    yield from self._end_closed(in_flight)
                 if stop is not None:
                     keys = stop({r.order.key: r.token_ids for r in in_flight.values()})
                     yield from self._end([request_id(key) for key in keys], in_flight, SIMILAR)

@@ -376,6 +376,7 @@ def collected(folder, features=None):
         "finish_reason": "stop",
         "extracted_answer": "2",
         "is_correct": True,
+        "answer_group": 0,
         "boundary_positions": [0, 1, 2],
         "step_scores": None,
         "step_confidences": None,
