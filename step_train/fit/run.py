@@ -60,6 +60,8 @@ class FitResult:
     """The best of them, from 1."""
     aggregator: str
     """The trace aggregator for the scorer card."""
+    confidence: dict[str, float]
+    """What token confidence adds to the logit (`ConfidenceTerm`); empty: nothing."""
     calibration: dict[str, Any]
     """The temperature and what it does (`step_train.fit.calibration.calibrate`)."""
     metrics: dict[str, Any]
@@ -329,6 +331,7 @@ def _result(run: FitDirectory, outcome: dict[str, Any], started: float) -> FitRe
         epochs=outcome["epochs"],
         best_epoch=outcome["best_epoch"],
         aggregator=outcome["aggregator"],
+        confidence=outcome.get("confidence", {}),
         calibration=outcome["calibration"],
         metrics=outcome["metrics"],
         baselines=outcome["baselines"],

@@ -1,6 +1,7 @@
 """Token confidence beside the scorer: its weight is chosen, and it is added everywhere alike."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from data_gen.traces.directory import TraceDirectory
 from step_eval.recorded.files import read_pool
 from step_infer.errors import InputError
 from step_infer.scorer.network import load_scorer
+from step_train.commands import main
 from step_train.data.feature_blocks import FeatureRows
 from step_train.data.trace_table import read_traces
 from step_train.evaluation.config import EvaluateConfig
@@ -120,3 +122,21 @@ def test_traces_without_confidences_are_refused_before_training(tmp_path):
     with pytest.raises(InputError, match=r"Expected the token confidence at every step of .*none"):
         fit(config)
     assert not (tmp_path / "run" / "best.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (1.0, r"Token confidence: \+\d\.\d{3} on the logit for each nat\."),
+        (-3.0, r"Token confidence: left out; validation questions are ranked best without\."),
+    ],
+)
+def test_the_command_says_whether_confidence_is_taken(tmp_path, monkeypatch, capsys, told, said):
+    with_confidences(tmp_path, "both", told=told, questions=40, strength=1.5)
+    arguments = ["--traces", str(tmp_path / "traces"), "--out", str(tmp_path / "run")]
+    arguments += ["--confidence", "true", "--baselines", "none", "--progress", "false"]
+    arguments += ["--max-epochs", "8", "--learning-rate", "1e-3"]
+    monkeypatch.setattr("sys.argv", ["step-train", "fit", *arguments])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert re.search(said, capsys.readouterr().out)
