@@ -27,6 +27,7 @@ from step_eval.results import read_run
 from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.confidence_term import ConfidenceTerm
 from step_infer.scorer.network import StepScorer, load_scorer
 from step_infer.storage.files import atomic_path, check_output
 from step_infer.storage.run_directory import read_manifest
@@ -256,8 +257,8 @@ def read_pool(path: Path | str, scorer: Path | str | None = None) -> TracePool:
     directory = TraceDirectory(path)
     for index in range(directory.num_parts):
         rows = directory.part(index, _DIRECTORY_COLUMNS).to_pylist()
-        if net is not None:
-            _score(rows, net, directory.shard(index))
+        if net is not None and card is not None:
+            _score(rows, net, card.confidence_term, directory.shard(index))
         for row in rows:
             row["token_ids"] = np.array(row["token_ids"], dtype=np.int64)
             row["num_tokens"] = len(row["token_ids"])
@@ -280,7 +281,9 @@ def _answers_of(manifest: dict[str, Any]) -> AnswerOptions:
     return AnswerOptions.from_settings(manifest.get("settings") or {})
 
 
-def _score(rows: list[dict[str, Any]], net: StepScorer, shard: FeatureShard) -> None:
+def _score(
+    rows: list[dict[str, Any]], net: StepScorer, term: ConfidenceTerm | None, shard: FeatureShard
+) -> None:
     """Put a scorer's step scores of a part's states [S, H] in the place of its rows' own."""
     width = net.net[0].in_features
     if shard.hidden_size != width:
@@ -292,6 +295,16 @@ def _score(rows: list[dict[str, Any]], net: StepScorer, shard: FeatureShard) -> 
         score_S = torch.sigmoid(net(shard.hidden())).tolist()
     for row in rows:
         row["step_scores"] = score_S[row["row_start"] : row["row_start"] + row["num_steps"]]
+        if term is None:
+            continue
+        confidences = row["step_confidences"]
+        if confidences is None:
+            raise InputError(
+                f"Expected token confidences beside {shard.path}, which the scorer takes, found "
+                "none. Hint: collect the traces with --confidence true."
+            )
+        pairs = zip(row["step_scores"], confidences, strict=True)
+        row["step_scores"] = [term.score(*pair) for pair in pairs]
 
 
 def _eval_pool(path: Path | str) -> TracePool:

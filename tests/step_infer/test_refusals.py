@@ -699,6 +699,11 @@ THEIRS = ModelIdentity("other", "c" * 64, "t" * 64, 512)
             "Hint: export the scorer again.",
         ),
         (
+            lambda tmp: card_json(confidence={"weight": "1"}),
+            "finite numbers for weight and mean under confidence (scorer card), found "
+            "\"{'weight': '1'}\" in file. Hint: export the scorer again.",
+        ),
+        (
             lambda tmp: card_json(aggregator="median"),
             "aggregator out of mean, last, min, ema in file, found 'median'. "
  "Hint: export the scorer again.",
