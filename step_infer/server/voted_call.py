@@ -24,7 +24,14 @@ from step_infer.client.deciding import (
 )
 from step_infer.client.requests import ended_trace, report_of
 from step_infer.client.running_vote import RunningVote
-from step_infer.client.trace import Sampling, Trace, TracePlan, trace_seed, trace_weight
+from step_infer.client.trace import (
+    Sampling,
+    Trace,
+    TracePlan,
+    one_each,
+    trace_seed,
+    trace_weight,
+)
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import NEVER_RISE
 from step_infer.scorer.boundary import BoundaryRule
@@ -114,10 +121,10 @@ class VotedCall:
             InputError: the stop rule needs a threshold that the scorer card does not have.
         """
         self._model, self._options = model, options
-        self._weigh = trace_weight if options.vote == SCORE else _one_each
         aggregator = model.aggregator or (model.card.aggregator if model.card else None)
         self._grader = model.grading.grader(options.answers)
-        by_score = model.scored and options.vote == SCORE
+        by_score = model.card is not None and options.vote == SCORE
+        self._weigh = trace_weight if by_score else one_each
         self.vote = RunningVote(
             range(options.traces),
             self._weigh,
@@ -350,10 +357,6 @@ class VotedCall:
         if best.finish_reason not in ("stop", "error"):
             completion.finish_reason, completion.stop_reason = "length", None
         return output
-
-
-def _one_each(trace: Trace) -> float:
-    return 0.0 if trace.stopped or trace.filtered else 1.0
 
 
 def _rank(trace: Trace) -> tuple[bool, float, int]:

@@ -39,7 +39,7 @@ DEFINITIONS = {
     "score^4": "a trace counts as much as its trace score to the fourth power",
     "confidence": "a trace counts as much as its mean token confidence (DeepConf)",
     "traces": "all finished traces of a question; one without an answer does not vote, one "
-    "without a score or confidence counts 1",
+    "without a score counts 0.5 in its place, and one without a confidence 1",
 }
 
 
