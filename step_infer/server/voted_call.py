@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from step_infer.client.answers import Vote, vote
 from step_infer.client.deciding import (
@@ -25,7 +25,7 @@ from step_infer.client.deciding import (
 from step_infer.client.grading import Grader
 from step_infer.client.requests import ended_trace, report_of
 from step_infer.client.running_vote import RunningVote
-from step_infer.client.trace import Sampling, Trace, TracePlan, trace_seed, trace_weight
+from step_infer.client.trace import STOPPED, Sampling, Trace, TracePlan, trace_seed, trace_weight
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import NEVER_RISE
 from step_infer.scorer.boundary import BoundaryRule
@@ -33,6 +33,8 @@ from step_infer.scorer.card import ScorerCard
 from step_infer.server.voted_settings import SCORE, VotedOptions, VotedSettings
 from step_infer.wire import CALLER_KEY, CONFIG_KEY, because
 
+WAITING, RUNNING = "waiting", "running"
+"""States of a trace that has not ended: before and after its first token."""
 QUESTION_ID = "0"
 """As that of the first question of `StepLLM.generate`: a seed gives the same seeds to traces."""
 _LOOK_S = 0.1
@@ -87,6 +89,17 @@ class Outcome:
         return sum(len(trace.token_ids) for trace in self.traces)
 
 
+class TraceState(NamedTuple):
+    """Where a trace is."""
+
+    state: str
+    """`WAITING`, `RUNNING`, `FINISHED` by itself, or why it was stopped."""
+    tokens: int
+    """Generated so far."""
+    score: float | None
+    """Its trace score so far."""
+
+
 class VotedCall:
     """An engine client for one request of vLLM's serving code, which it answers by a vote."""
 
@@ -109,10 +122,12 @@ class VotedCall:
             expect=float if by_score else None,
             falls=by_score and aggregator in NEVER_RISE,
         )
+        self._watches = self.vote.watches or model.settings.page
         self._group = secrets.token_hex(16)
         self._traces: dict[int, Trace] = {}
         self._outputs: dict[int, Any] = {}
-        self._tally: dict[Any, tuple[str, float]] = {}
+        self._seen: dict[int, TraceState] = {}
+        self._tally: dict[Any, tuple[str, float, list[int]]] = {}
         self.request_id: str | None = None
         """What vLLM named the request; None before the traces begin."""
         self.begun = asyncio.Event()
@@ -126,12 +141,30 @@ class VotedCall:
     def progress(self) -> str:
         """Return how far the vote is, in one line."""
         text = f"{len(self._traces)} of {self._options.traces} traces"
-        if not self._tally:
+        groups = self.standing()
+        if not groups:
             return text
-        total = sum(weight for _, weight in self._tally.values())
-        leader, weight = max(self._tally.values(), key=lambda group: group[1])
+        total = sum(weight for _, weight, _ in groups)
+        leader, weight, _ = groups[0]
         share = weight / total if total > 0 else 0.0
         return f"{text}, {' '.join(leader.split())[:_SHOWN]} leads with {share:.0%}"
+
+    def standing(self) -> list[tuple[str, float, list[int]]]:
+        """Return the answers so far, the heaviest first: a form, its weight, its traces."""
+        return sorted(self._tally.values(), key=lambda group: group[1], reverse=True)
+
+    def traces_so_far(self) -> list[TraceState]:
+        """Return where each trace is [N]; of running ones only where calls watch them."""
+        states = []
+        for number in range(self._options.traces):
+            seen = self._seen.get(number, TraceState(WAITING, 0, None))
+            if (trace := self._traces.get(number)) is not None:
+                reason = trace.finish_reason
+                score = seen.score if trace.trace_score is None else trace.trace_score
+                state = reason if reason in STOPPED else FINISHED
+                seen = TraceState(state, len(trace.token_ids), score)
+            states.append(seen)
+        return states
 
     async def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
@@ -208,12 +241,19 @@ class VotedCall:
             whole = None
             async for output in self._model.engine.generate(prompt, params, name, **options):
                 whole = output if whole is None else _joined(whole, output)
-                if self.vote.watches:
-                    tokens = len(whole.outputs[0].token_ids)
-                    self.vote.see(number, tokens, report_of(output).get("score"))
+                if self._watches:
+                    self._see(number, whole, report_of(output).get("score"))
             arrived.put_nowait((number, whole))
         except Exception as error:
             arrived.put_nowait((number, error))
+
+    def _see(self, number: int, whole: Any, score: float | None) -> None:
+        """Note how far a trace is, and its trace score where it is new."""
+        tokens = len(whole.outputs[0].token_ids)
+        self.vote.see(number, tokens, score)
+        if score is None and number in self._seen:
+            score = self._seen[number].score
+        self._seen[number] = TraceState(RUNNING, tokens, score)
 
     def _params(self, number: int, sampling_params: Any) -> Any:
         """Return the sampling parameters of one trace."""
@@ -222,10 +262,10 @@ class VotedCall:
         params = sampling_params.clone()
         if params.seed is not None:
             params.seed = trace_seed(params.seed, QUESTION_ID, number)
-        if self.vote.watches:
+        if self._watches:
             params.output_kind = RequestOutputKind.DELTA
         if self._model.scored:
-            step: dict[str, Any] = {"group": self._group, "progress": self.vote.watches}
+            step: dict[str, Any] = {"group": self._group, "progress": self._watches}
             if self._options.min_keep is not None:
                 step["min_keep"] = self._options.min_keep
             # Its own caller: no other request, whatever its key, can be of this group.
@@ -272,8 +312,9 @@ class VotedCall:
         answer = self._traces[number].answer
         if answer is not None:
             key = self._model.grader.binding(answer)
-            form, weight = self._tally.get(key, (answer, 0.0))
-            self._tally[key] = form, weight + self._weigh(self._traces[number])
+            form, weight, givers = self._tally.get(key, (answer, 0.0, []))
+            weight += self._weigh(self._traces[number])
+            self._tally[key] = form, weight, [*givers, number]
 
     async def _outcome(self, began_s: float) -> Outcome:
         traces = [self._traces[number] for number in sorted(self._traces)]
@@ -339,7 +380,9 @@ def _joined(whole: Any, output: Any) -> Any:
     """Add a later output of a request to what came before it."""
     before, new = whole.outputs[0], output.outputs[0]
     before.text += new.text
-    before.token_ids = [*before.token_ids, *new.token_ids]
+    if not isinstance(before.token_ids, list):
+        before.token_ids = list(before.token_ids)
+    before.token_ids.extend(new.token_ids)  # long traces have thousands of outputs
     before.finish_reason, before.stop_reason = new.finish_reason, new.stop_reason
     whole.finished, whole.kv_transfer_params = output.finished, output.kv_transfer_params
     return whole

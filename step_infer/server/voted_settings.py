@@ -38,6 +38,8 @@ class VotedSettings:
     """The most that a call may ask for; None: `traces`."""
     max_seconds: float | None = None
     """The most time that a call may take, and takes where it does not say; None: no limit."""
+    page: bool = False
+    """Show running calls at /step; all of them ask for their traces' progress then."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -56,6 +58,11 @@ class VotedSettings:
             raise InputError(
                 f"Expected voted max_seconds above 0, found {self.max_seconds!r:.60}. "
                 "Hint: leave it out for no limit."
+            )
+        if not isinstance(self.page, bool):
+            raise InputError(
+                f"Expected voted page as true or false, found {self.page!r:.60}. "
+                "Hint: leave it out for no page."
             )
         if self.traces > self.most_traces:
             raise InputError(
@@ -95,7 +102,9 @@ class VotedSettings:
 
     def to_text(self) -> str:
         """Return the settings as the value of `STEP_VOTED`."""
-        return json.dumps({k: v for k, v in dataclasses.asdict(self).items() if v is not None})
+        return json.dumps(
+            {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, False)}
+        )
 
 
 @dataclass(frozen=True)
