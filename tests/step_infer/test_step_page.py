@@ -208,7 +208,7 @@ def test_the_end_of_a_call_is_as_its_response_says(pool):
     assert sum(call["traces"]["tokens"]) == body["usage"]["completion_tokens"]
 
 
-def test_a_decision_is_told():
+def test_a_decision_is_told(browser):
     async def two_wait(number: int) -> AsyncIterator[Part]:
         if number > 2:
             yield "hm", 0.25, None
@@ -219,6 +219,11 @@ def test_a_decision_is_told():
         post(url, traces=5, vote="uniform")
         with reader(url) as events:
             call = events.until_ended()
+        with page(browser, f"{url}/step") as (opened, complaints):
+            card = opened.locator(".call[data-state=decided]")
+            assert card.locator(".verdict").inner_text().startswith("Answer 7 with 100% (decided")
+            assert card.locator(".traces li[data-state=decided]").count() == 2
+            assert complaints == []
     assert (call["state"], call["closed"], call["why"]) == ("decided", "decided", "unbeatable")
     assert call["traces"]["states"] == ["finished"] * 3 + ["decided"] * 2
     assert call["traces"]["scores"] == [0.5] * 3 + [0.25] * 2, "what was known of them stays"

@@ -21,7 +21,6 @@ pytestmark = pytest.mark.engine
 NAME = "demo-voted"
 KEY = "mine"
 QUESTION = "618+487+934 mod 1000 = ?"
-EASY = "1+2 mod 1000 = ?"
 KV_BLOCKS = 161
 """5,120 tokens, which the traces of one call of `CROWD` outgrow."""
 CROWD = {"traces": 20, "stop_rule": "never"}
@@ -74,7 +73,9 @@ def test_running_calls_are_drawn_to_their_end(server):
         cut = {"traces": 4, "min_keep": 4}
         calls = [
             crowd,
-            pool.submit(ask, server, EASY, {"traces": 9, "vote": "uniform"}, extra_headers=named),
+            pool.submit(
+                ask, server, QUESTION, {"traces": 9, "vote": "uniform"}, extra_headers=named
+            ),
             pool.submit(ask, server, QUESTION, {"traces": 6}, seed=1),
             pool.submit(ask, server, QUESTION, {"traces": 6, "tokens": 300}, seed=2),
         ]
@@ -98,7 +99,6 @@ def test_running_calls_are_drawn_to_their_end(server):
             for name in ("finished", "pruned", "decided", "over_budget"):
                 marked = states.and_(opened.locator(f"[data-state={name}]"))
                 assert marked.count() == step["traces"][name], name
-        assert calls[1].result().step["ended"] == "decided"
         assert calls[3].result().step["ended"] == "over_budget"
         assert EVIL in calls[1].result().id
         assert opened.locator("img").count() == 0
