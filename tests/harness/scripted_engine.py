@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -157,7 +158,10 @@ def scripted_server(script: Script, settings: VotedSettings, port: int = 0) -> I
     thread.start()
     while not server.started:
         time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    (listening,) = server.servers[0].sockets
+    # Connections inherit it: little is on its way to a reader that does not read.
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive(), "the server waits for a reader"

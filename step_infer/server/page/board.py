@@ -107,10 +107,11 @@ class Board:
 
 def _state(card: Card, call: VotedCall, state: str) -> dict[str, Any]:
     vote, outcome, now_s = call.vote, call.outcome, time.monotonic()
-    assert vote.began_s is not None
+    # Its traces have been ordered before the first of them begins.
+    began_s = now_s if vote.began_s is None else vote.began_s
     if card.began is None:
-        card.began = round(time.time() - now_s + vote.began_s, 3)
-    seconds = now_s - vote.began_s if outcome is None else outcome.seconds
+        card.began = round(time.time() - now_s + began_s, 3)
+    seconds = now_s - began_s if outcome is None else outcome.seconds
     groups = call.standing() if outcome is None else outcome.vote.groups
     total = sum(weight for _, weight, _ in groups)
     traces = call.traces_so_far()

@@ -38,7 +38,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-_LOAD = {
+_LOAD: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "vllm:num_requests_running": ("running", sum),
     "vllm:num_requests_waiting": ("waiting", sum),
     "vllm:kv_cache_usage_perc": ("kv_use", max),
