@@ -98,6 +98,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind
 
 test: lint ## Lint, then run the tests (ARGS="tests/step_infer/test_policy.py -x": some)
 ifeq ($(ARGS),)
+	requirements/chromium.sh
 	HF_HUB_OFFLINE=1 $(ONE_THREAD) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not alone and not nightly"
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/step_infer -m "alone and not nightly"
 else

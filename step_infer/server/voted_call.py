@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 from step_infer.client.answers import Vote
 from step_infer.client.deciding import (
@@ -25,6 +25,7 @@ from step_infer.client.deciding import (
 from step_infer.client.requests import ended_trace, report_of
 from step_infer.client.running_vote import RunningVote
 from step_infer.client.trace import (
+    STOPPED,
     Sampling,
     Trace,
     TracePlan,
@@ -40,6 +41,8 @@ from step_infer.server.voted_grading import VotedGrading
 from step_infer.server.voted_settings import SCORE, VotedOptions, VotedSettings
 from step_infer.wire import CALLER_KEY, CONFIG_KEY, OVER_BUDGET, because
 
+WAITING, RUNNING = "waiting", "running"
+"""States of a trace that has not ended: before and after its first token."""
 QUESTION_ID = "0"
 """As that of the first question of `StepLLM.generate`: a seed gives the same seeds to traces."""
 OWN = "own"
@@ -111,6 +114,17 @@ _Ended = tuple[Any, Trace] | Exception
 """A trace with vLLM's last output of it, or why there is none."""
 
 
+class TraceState(NamedTuple):
+    """Where a trace is."""
+
+    state: str
+    """`WAITING`, `RUNNING`, `FINISHED` by itself, or why it was stopped."""
+    tokens: int
+    """Generated so far."""
+    score: float | None
+    """Its trace score so far."""
+
+
 class VotedCall:
     """An engine client for one request of vLLM's serving code, which it answers by a vote."""
 
@@ -134,10 +148,12 @@ class VotedCall:
             expect=float if by_score else None,
             falls=by_score and aggregator in NEVER_RISE,
         )
+        self._watches = self.vote.watches or model.settings.page
         self._group = secrets.token_hex(16)
         self._traces: dict[int, Trace] = {}
         self._outputs: dict[int, Any] = {}
-        self._tally: dict[Hashable, tuple[str, float]] = {}
+        self._seen: dict[int, TraceState] = {}
+        self._tally: dict[Hashable, tuple[str, float, list[int]]] = {}
         self._began_s = 0.0
         self.request_id: str | None = None
         """What vLLM named the request; None before the traces begin."""
@@ -152,12 +168,30 @@ class VotedCall:
     def progress(self) -> str:
         """Return how far the vote is, in one line."""
         text = f"{len(self._traces)} of {self._options.traces} traces"
-        if not self._tally:
+        groups = self.standing()
+        if not groups:
             return text
-        total = sum(weight for _, weight in self._tally.values())
-        leader, weight = max(self._tally.values(), key=lambda group: group[1])
+        total = sum(weight for _, weight, _ in groups)
+        leader, weight, _ = groups[0]
         share = weight / total if total > 0 else 0.0
         return f"{text}, {' '.join(leader.split())[:_SHOWN]} leads with {share:.0%}"
+
+    def standing(self) -> list[tuple[str, float, list[int]]]:
+        """Return the answers so far, the heaviest first: a form, its weight, its traces."""
+        return sorted(self._tally.values(), key=lambda group: group[1], reverse=True)
+
+    def traces_so_far(self) -> list[TraceState]:
+        """Return where each trace is [N]; of running ones only where calls watch them."""
+        states = []
+        for number in range(self._options.traces):
+            seen = self._seen.get(number, TraceState(WAITING, 0, None))
+            if (trace := self._traces.get(number)) is not None:
+                reason = trace.finish_reason
+                score = seen.score if trace.trace_score is None else trace.trace_score
+                state = reason if reason in STOPPED else FINISHED
+                seen = TraceState(state, len(trace.token_ids), score)
+            states.append(seen)
+        return states
 
     async def generate(
         self, prompt: Any, sampling_params: Any, request_id: str, **options: Any
@@ -237,9 +271,8 @@ class VotedCall:
             whole = None
             async for output in self._model.engine.generate(prompt, params, name, **options):
                 whole = output if whole is None else _joined(whole, output)
-                if self.vote.watches:
-                    tokens = len(whole.outputs[0].token_ids)
-                    self.vote.see(number, tokens, report_of(output).get("score"))
+                if self._watches:
+                    self._see(number, whole, report_of(output).get("score"))
             arrived.put_nowait((whole, await self._trace(number, whole)))
         except Exception as error:
             arrived.put_nowait(error)
@@ -275,6 +308,14 @@ class VotedCall:
             )
         return trace
 
+    def _see(self, number: int, whole: Any, score: float | None) -> None:
+        """Note how far a trace is, and its trace score where it is new."""
+        tokens = len(whole.outputs[0].token_ids)
+        self.vote.see(number, tokens, score)
+        if score is None and number in self._seen:
+            score = self._seen[number].score
+        self._seen[number] = TraceState(RUNNING, tokens, score)
+
     def _params(self, number: int, sampling_params: Any) -> Any:
         """Return the sampling parameters of one trace."""
         from vllm.sampling_params import RequestOutputKind
@@ -282,10 +323,10 @@ class VotedCall:
         params = sampling_params.clone()
         if params.seed is not None:
             params.seed = trace_seed(params.seed, QUESTION_ID, number)
-        if self.vote.watches:
+        if self._watches:
             params.output_kind = RequestOutputKind.DELTA
         if self._model.scored:
-            step: dict[str, Any] = {"group": self._group, "progress": self.vote.watches}
+            step: dict[str, Any] = {"group": self._group, "progress": self._watches}
             if self._options.min_keep is not None:
                 step["min_keep"] = min(self._options.min_keep, self._options.traces)
             # Its own caller: no other request, whatever its key, can be of this group.
@@ -319,8 +360,8 @@ class VotedCall:
 
         key = await self._model.grading.do(self._grader, add)
         if answer is not None:
-            form, weight = self._tally.get(key, (answer, 0.0))
-            self._tally[key] = form, weight + self._weigh(trace)
+            form, weight, givers = self._tally.get(key, (answer, 0.0, []))
+            self._tally[key] = form, weight + self._weigh(trace), [*givers, trace.trace_id]
 
     async def _look(self) -> str | None:
         """Return why the vote is closed, if it is."""
@@ -376,7 +417,9 @@ def _joined(whole: Any, output: Any) -> Any:
     """Add a later output of a request to what came before it."""
     before, new = whole.outputs[0], output.outputs[0]
     before.text += new.text
-    before.token_ids = [*before.token_ids, *new.token_ids]
+    if not isinstance(before.token_ids, list):
+        before.token_ids = list(before.token_ids)
+    before.token_ids.extend(new.token_ids)  # long traces have thousands of outputs
     before.finish_reason, before.stop_reason = new.finish_reason, new.stop_reason
     whole.finished, whole.kv_transfer_params = output.finished, output.kv_transfer_params
     return whole

@@ -20,6 +20,7 @@ VOTED_FLAGS = (
     "--voted-max-traces",
     "--voted-max-seconds",
     "--voted-answers",
+    "--step-page",
 )
 _PLUGINS = "VLLM_PLUGINS"
 _GROUPS = "vllm."
@@ -58,6 +59,11 @@ def add_voted_options(add: Callable[..., Any], advanced: Callable[..., Any]) -> 
         help="answer kind of voted calls that name none: a name, the dotted path of your own "
         "function, or a JSON object with kind, pattern or tolerance (default: auto)",
     )
+    advanced(
+        "--step-page",
+        action="store_true",
+        help="show running voted calls at /step, for everybody with an API key (default: false)",
+    )
 
 
 def voted_settings(own: argparse.Namespace) -> VotedSettings | None:
@@ -71,12 +77,14 @@ def voted_settings(own: argparse.Namespace) -> VotedSettings | None:
         "max_traces": own.voted_max_traces,
         "max_seconds": own.voted_max_seconds,
         "answers": None if own.voted_answers is None else _answers(own.voted_answers),
+        "page": own.step_page or None,
     }
     given = {name: value for name, value in given.items() if value is not None}
     if own.voted_model_name is not None:
         return VotedSettings(own.voted_model_name, **given)
     if given:
-        flags = ", ".join(f"--voted-{name.replace('_', '-')}" for name in given)
+        prefix = {name: "step" if name == "page" else "voted" for name in given}
+        flags = ", ".join(f"--{prefix[name]}-{name.replace('_', '-')}" for name in given)
         raise InputError(
             f"Expected --voted-model-name beside {flags}, found none. "
             "Hint: --voted-model-name MODEL-voted."

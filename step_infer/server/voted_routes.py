@@ -24,6 +24,7 @@ from step_infer.errors import InputError, logged_errors
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard, read_card
 from step_infer.server import voted_metrics
+from step_infer.server.page.routes import Page
 from step_infer.server.voted_answer import (
     DONE,
     chunks,
@@ -63,6 +64,7 @@ class VotedRoutes:
     def __init__(self) -> None:
         self._settings: VotedSettings | None = None
         self._model: VotedModel | None = None
+        self._page: Page | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Stand before vLLM's routes, where a voted model is set."""
@@ -75,6 +77,8 @@ class VotedRoutes:
         _stand_before(app, _CHAT, "POST", self._chat)
         _stand_before(app, _TEXT, "POST", self._text)
         _stand_before(app, _RESPONSES, "POST", self._responses)
+        if self._settings.page:
+            self._page = Page(app)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Prepare what the voted calls of a server share."""
@@ -88,6 +92,13 @@ class VotedRoutes:
                 )
             self._model = _voted_model(self._settings, engine_client)
         voted_metrics.show(self._settings.name)
+        if self._page is not None:
+            self._page.describe(
+                voted=self._settings.name,
+                model=state.openai_serving_models.base_model_paths[0].name,
+                scored=self._model.scored,
+                servers=getattr(args, "api_server_count", None) or 1,
+            )
 
     async def _list(self, theirs: _Endpoint, raw_request: Request) -> Response:
         """List the voted model beside the others."""
@@ -139,7 +150,9 @@ class VotedRoutes:
         # A task of its own: whatever cancels the request's scope cancels this once, and it can
         # take its time to end its traces.
         answer = asyncio.create_task(serve(whole, raw_request))
-        answer.add_done_callback(functools.partial(_count, self._name, call))
+        if self._page is not None:
+            self._page.board.begin(call, options)
+        answer.add_done_callback(functools.partial(self._end, call))
         streams = False
         try:
             if request.stream:
@@ -162,6 +175,21 @@ class VotedRoutes:
         if call.outcome is None:
             return JSONResponse(body, body["error"]["code"])
         return JSONResponse(voted_body(body, call.outcome))
+
+    def _end(self, call: VotedCall, answer: "asyncio.Task[Any]") -> None:
+        """Note how a call has ended."""
+        ended = None
+        if call.outcome is not None:
+            ended = call.outcome.ended
+            voted_metrics.count(self._name, call.outcome)
+        elif call.begun.is_set():
+            cut = answer.cancelled() or answer.cancelling() > 0
+            ended = voted_metrics.CUT_OFF if cut else voted_metrics.FAILED
+            voted_metrics.count_without_outcome(self._name, ended)
+        if self._page is not None:
+            self._page.board.end(call, ended)
+        if not answer.cancelled():
+            answer.exception()  # it has been looked at
 
 
 class _Stream(StreamingResponse):
@@ -223,18 +251,6 @@ async def _gone(raw_request: Request) -> None:
     """Wait until the client has gone; its request has been read."""
     while (await raw_request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _count(model: str, call: VotedCall, answer: "asyncio.Task[Any]") -> None:
-    """Count a call that ends."""
-    if call.outcome is not None:
-        voted_metrics.count(model, call.outcome)
-    elif call.begun.is_set():
-        cut = answer.cancelled() or answer.cancelling() > 0
-        ended = voted_metrics.CUT_OFF if cut else voted_metrics.FAILED
-        voted_metrics.count_without_outcome(model, ended)
-    if not answer.cancelled():
-        answer.exception()  # it has been looked at
 
 
 def _voted_model(settings: VotedSettings, engine: Any) -> VotedModel:

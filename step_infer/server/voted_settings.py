@@ -41,6 +41,8 @@ class VotedSettings:
     """The most time that a call may take, and takes where it does not say; None: no limit."""
     answers: AnswerOptions = AnswerOptions("auto")
     """The answer kind of a call that does not say; it alone may be code."""
+    page: bool = False
+    """Show running calls at /step; all of them ask for their traces' progress then."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -59,6 +61,11 @@ class VotedSettings:
             raise InputError(
                 f"Expected voted max_seconds above 0, found {self.max_seconds!r:.60}. "
                 "Hint: leave it out for no limit."
+            )
+        if not isinstance(self.page, bool):
+            raise InputError(
+                f"Expected voted page as true or false, found {self.page!r:.60}. "
+                "Hint: leave it out for no page."
             )
         if self.traces > self.most_traces:
             raise InputError(
@@ -102,7 +109,7 @@ class VotedSettings:
         """Return the settings as the value of `STEP_VOTED`."""
         values = dataclasses.asdict(self)
         values["answers"] = {k: v for k, v in values["answers"].items() if v is not None}
-        return json.dumps({k: v for k, v in values.items() if v is not None})
+        return json.dumps({k: v for k, v in values.items() if v not in (None, False)})
 
 
 @dataclass(frozen=True)

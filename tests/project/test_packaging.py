@@ -5,9 +5,11 @@ import itertools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -327,6 +329,24 @@ def test_a_console_script_has_its_entry_point(command: str) -> None:
     assert path.exists(), f"{command} names {module}, which is not there"
     defined = {n.name for n in ast.parse(path.read_text()).body if isinstance(n, ast.FunctionDef)}
     assert function in defined
+
+
+def test_the_wheel_has_every_file_of_the_packages(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    made = shutil.ignore_patterns("__pycache__")
+    for package in FLOORS:
+        shutil.copytree(ROOT / package, source / package, ignore=made)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q"]
+    done = _run(*pip, "-w", str(tmp_path), str(source))
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    files = (path for package in FLOORS for path in (ROOT / package).rglob("*") if path.is_file())
+    wanted = {str(f.relative_to(ROOT)) for f in files if "__pycache__" not in f.parts}
+    assert "step_infer/server/page/page.html" in wanted
+    assert wanted - inside == set()
 
 
 # --- Make and the installer ---------------------------------------------------------------------

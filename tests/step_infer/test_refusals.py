@@ -375,6 +375,10 @@ def voted(**options):
             "voted max_seconds above 0, found 0. Hint: leave it out for no limit.",
         ),
         (
+            lambda: VotedSettings("a", page="yes"),
+            "voted page as true or false, found 'yes'. Hint: leave it out for no page.",
+        ),
+        (
             lambda: VotedSettings("a", 9, 8),
             "at most 8 voted traces (max_traces), found 9. "
             "Hint: raise --voted-max-traces, or lower --voted-traces.",
@@ -494,8 +498,9 @@ def served(*flags):
             "function, or to a class or module with extract, that can be imported here.",
         ),
         (
-            served("--voted-traces", "8", "--voted_max_seconds=5"),
-            "--voted-model-name beside --voted-traces, --voted-max-seconds, found none. "
+            served("--voted-traces", "8", "--voted_max_seconds=5", "--step-page"),
+            "--voted-model-name beside --voted-traces, --voted-max-seconds, --step-page, found "
+            "none. "
             "Hint: --voted-model-name MODEL-voted.",
         ),
         (

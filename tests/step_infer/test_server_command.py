@@ -59,6 +59,8 @@ def test_a_voted_model_is_set_in_the_environment(monkeypatch):
         "VLLM_PLUGINS=step",
     ]
     assert "my voted" not in words[2:]
+    words = command("--voted-model-name", "voted", "--step_page")
+    assert words[0] == 'STEP_VOTED={"name": "voted", "traces": 64, "page": true}'
 
 
 def test_the_vllm_command_is_used_where_it_can_start(monkeypatch):
