@@ -60,7 +60,11 @@ def test_a_voted_model_is_set_in_the_environment(monkeypatch):
     ]
     assert "my voted" not in words[2:]
     words = command("--voted-model-name", "voted", "--step_page")
-    assert words[0] == 'STEP_VOTED={"name": "voted", "traces": 64, "page": true}'
+    name, value = words[0].split("=", 1)
+    assert (name, json.loads(value)) == (
+        "STEP_VOTED",
+        {"name": "voted", "traces": 64, "answers": {"kind": "auto"}, "page": True},
+    )
 
 
 def test_the_vllm_command_is_used_where_it_can_start(monkeypatch):
