@@ -110,6 +110,7 @@ def write_features(path: Path, options: argparse.Namespace) -> None:
                         "finish_reason": "stop",
                         "extracted_answer": "1",
                         "is_correct": right,
+                        "answer_group": 0,
                         "boundary_positions": list(range(steps)),
                     }
                 )

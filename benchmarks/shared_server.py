@@ -28,18 +28,16 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openai
+from served import served
 
 from step_infer.storage.run_directory import package_versions
 
@@ -50,48 +48,19 @@ LONG, SHORT = 1400, 64
 """Tokens of the pressing client's traces, and of those that are asked beside them."""
 PRESSING = {"not competing": 3, "competing": 5}
 """How many traces the pressing client keeps running, by what they are."""
-START_S = 600
 
 
 @contextlib.contextmanager
 def server(checkout: Path) -> Iterator[str]:
     """Start the server of a checkout; yield its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     model = checkout / "checkpoints" / "ledger-5m"
     command = [sys.executable, "-m", "step_infer.serve", str(model)]
     command += ["--scorer", str(model / "scorer" / "scorer.safetensors")]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"]
-    command += ["--max-model-len", "1600", "--num-gpu-blocks-override", str(KV_BLOCKS)]
-    command += ["--max-num-seqs", "32"]
-    environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(
-            command, cwd=checkout, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        try:
-            deadline = time.monotonic() + START_S
-            while not _answers(f"http://127.0.0.1:{port}/health"):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    log.seek(0)
-                    raise SystemExit(f"error: The server did not start.\n{log.read()[-3000:]}")
-                time.sleep(1)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            try:
-                process.wait(60)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=5):
-            return True
-    except OSError:
-        return False
+    command += ["--served-model-name", "demo", "--max-model-len", "1600"]
+    command += ["--num-gpu-blocks-override", str(KV_BLOCKS), "--max-num-seqs", "32"]
+    environment = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
+    with served(command, checkout, environment) as found:
+        yield f"{found.address}/v1"
 
 
 class Client:

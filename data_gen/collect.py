@@ -11,6 +11,7 @@ from data_gen.collection import Collection
 from data_gen.config import CollectConfig
 from data_gen.questions.load import QuestionSet, load_questions, shard_questions
 from data_gen.summary import print_summary, summarise
+from data_gen.traces.groups import AnswerGroups
 from data_gen.traces.writer import TraceWriter
 from step_infer.client.engine import engine_revision
 from step_infer.client.grading import Grader
@@ -75,15 +76,17 @@ def collect(
     }
     with (
         TraceWriter(config.out, settings, **_described(config, identity, rule, found)) as out,
-        Grader(config.grading_workers, answers=config.answer_options) as grader,
+        Grader(config.grading_processes, answers=config.answer_options) as grader,
     ):
         collection = Collection(config, identity, questions, out, console)
         collection.print_start(context)
+        groups = AnswerGroups(grader, out.read())
         if collection.missing:
             if start_engine is None:
                 start_engine = StepLLM
-            collection.run(start_engine, rule, grader)
-        summary = summarise(out.read(), grader)
+            collection.run(start_engine, rule, grader, groups)
+        out.regroup(groups.changed())
+        summary = summarise(out.read())
         summary["skipped_lines"] = len(found.skipped)
         out.finish(summary=summary)
     print_summary(summary, console)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import shutil
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 from data_gen.config import CollectConfig
 from data_gen.questions.load import Question
 from data_gen.traces.features import FEATURE_DTYPES, feature_bytes
+from data_gen.traces.groups import AnswerGroups
 from data_gen.traces.writer import TraceWriter
 from step_infer.cli.command import sigterm_as_interrupt
-from step_infer.cli.progress import TraceProgress
+from step_infer.cli.progress import TraceProgress, track
 from step_infer.client.grading import Grader
 from step_infer.client.llm import StepLLM
 from step_infer.client.prompt import dated_kwargs
@@ -63,8 +64,8 @@ class Collection:
         self.dtype = FEATURE_DTYPES.get(config.feature_dtype, torch.bfloat16)
         self.waiting: list[Trace] = []
         self.waiting_bytes = 0
-        self.answers: dict[str, set[str]] = defaultdict(set)
-        """The answers to each question that has a truth, of this run."""
+        self.seen: dict[str, set[str]] = {}
+        """The different answers to each question."""
 
     def print_start(self, context: int | None = None) -> None:
         """Say how much there is to do and how much room it needs, and check that there is room.
@@ -103,9 +104,15 @@ class Collection:
         )
         return table + states, free
 
-    def run(self, start_engine: Callable[..., StepLLM], rule: BoundaryRule, grader: Grader) -> None:
+    def run(
+        self,
+        start_engine: Callable[..., StepLLM],
+        rule: BoundaryRule,
+        grader: Grader,
+        groups: AnswerGroups,
+    ) -> None:
         """Sample what is missing and write it, part by part."""
-        self.grader = grader
+        self.grader, self.groups = grader, groups
         config = self.config
         self.console.print("Starting the engine …")
         engine = start_engine(
@@ -121,27 +128,29 @@ class Collection:
         self.clock = self.written = time.monotonic()
         try:
             self._check_prompts(engine)
-            with (
-                sigterm_as_interrupt(),
-                TraceProgress(self.total, len(self.done)) as progress,
-            ):
-
-                def on_step() -> None:
-                    grader.poll()
-                    progress.step(lambda: engine.stats().generated_tokens)
-
-                traces = engine.stream(
-                    self._plans(engine), max_in_flight=config.max_in_flight, on_step=on_step
-                )
+            with sigterm_as_interrupt():
                 try:
-                    for trace in traces:
-                        progress.finished(len(trace.token_ids))
-                        self._take(trace, progress)
+                    self._sample(engine)
                 finally:
                     # After an interruption too: what is finished need not be sampled again.
+                    self._await_verdicts()
                     self._flush()
         finally:
             engine.close()
+
+    def _sample(self, engine: StepLLM) -> None:
+        with TraceProgress(self.total, len(self.done)) as progress:
+
+            def on_step() -> None:
+                self.grader.poll()
+                progress.step(lambda: engine.stats().generated_tokens)
+
+            traces = engine.stream(
+                self._plans(engine), max_in_flight=self.config.max_in_flight, on_step=on_step
+            )
+            for trace in traces:
+                progress.finished(len(trace.token_ids))
+                self._take(trace, progress)
 
     def _plans(self, engine: StepLLM) -> Iterator[TracePlan]:
         for question in self.questions.values():
@@ -194,13 +203,13 @@ class Collection:
         if trace.hidden_SH is not None:
             self.waiting_bytes += trace.hidden_SH.nbytes
         self._begin_grading(trace)
-        # Sampling does not wait for a verdict, unless for one that takes as long as a part.
-        if self._is_due(2) or (self._is_due(1) and self._are_graded()):
+        if self._is_due(1):
             first = not self.out.manifest["parts"]
             steps = sum(len(t.boundary_positions) for t in self.waiting) / len(self.waiting)
             tokens = sum(len(t.token_ids) for t in self.waiting) / len(self.waiting)
-            self._flush()
-            if first and self.missing:
+            # Sampling does not wait for verdicts, unless they are long in coming.
+            self._flush(waits=self._is_due(4))
+            if first and self.out.manifest["parts"] and self.missing:
                 with progress.paused():
                     basis = f"measured {steps:.0f} steps a trace"
                     needed, free = self._estimate(basis, steps, tokens)
@@ -219,29 +228,52 @@ class Collection:
 
     def _begin_grading(self, trace: Trace) -> None:
         """Have an answer compared with the truth and the question's other ones, beside sampling."""
-        truth, answers = self.questions[trace.question_id].answer, self.answers[trace.question_id]
-        if truth is None or trace.answer is None or trace.answer in answers:
+        seen = self.seen.get(trace.question_id)
+        if seen is None:
+            seen = self.seen[trace.question_id] = set(self.groups.answers(trace.question_id))
+        if trace.answer is None or trace.answer in seen:
             return
-        self.grader.submit(trace.answer, [truth])
-        self.grader.submit(trace.answer, answers, in_vote=True)
-        answers.add(trace.answer)
+        truth = self.questions[trace.question_id].answer
+        if truth is not None:
+            self.grader.submit(trace.answer, [truth])
+        self.grader.submit(trace.answer, seen, in_vote=True)
+        seen.add(trace.answer)
 
-    def _are_graded(self) -> bool:
-        graded = ((self.questions[t.question_id].answer, t.answer) for t in self.waiting)
-        return not any(self.grader.pending([text for text in pair if text]) for pair in graded)
+    def _graded(self) -> list[Trace]:
+        """Return the waiting traces whose questions have no comparison open."""
+        is_open = {}
+        for question_id in {trace.question_id for trace in self.waiting}:
+            truth = self.questions[question_id].answer
+            texts = self.seen[question_id].union(() if truth is None else (truth,))
+            is_open[question_id] = bool(self.grader.pending(texts))
+        return [trace for trace in self.waiting if not is_open[trace.question_id]]
 
-    def _flush(self) -> None:
-        """Grade and write the finished traces as one part."""
-        if not self.waiting:
+    def _await_verdicts(self) -> None:
+        """Wait for the open comparisons of the waiting traces, and show how many there are."""
+        graded = {trace.question_id for trace in self._graded()}
+        missing = sorted({trace.question_id for trace in self.waiting} - graded)
+        for question_id in track(missing, len(missing), "questions graded", delay_s=2):
+            answers = self.seen[question_id]
+            self.grader.grade_many((text, self.questions[question_id].answer) for text in answers)
+            self.grader.same(answers)
+
+    def _flush(self, waits: bool = True) -> None:
+        """Grade, group and write the finished traces as one part.
+
+        Args:
+            waits: for verdicts; else those that need none are written, if they are half of all.
+        """
+        traces = self.waiting if waits else self._graded()
+        if not traces or 2 * len(traces) < len(self.waiting):
             return
-        truths = [self.questions[trace.question_id].answer for trace in self.waiting]
+        truths = [self.questions[trace.question_id].answer for trace in traces]
         verdicts = self.grader.grade_many(
-            (trace.answer, truth) for trace, truth in zip(self.waiting, truths, strict=True)
+            (trace.answer, truth) for trace, truth in zip(traces, truths, strict=True)
         )
-        rows = [
-            self._row(trace, verdict) for trace, verdict in zip(self.waiting, verdicts, strict=True)
-        ]
-        hidden = self._hidden() if self.config.features else None
+        rows = [self._row(trace, verdict) for trace, verdict in zip(traces, verdicts, strict=True)]
+        for row, number in zip(rows, self.groups.add(rows), strict=True):
+            row["answer_group"] = number
+        hidden = self._hidden(traces) if self.config.features else None
         now = time.monotonic()
         seconds = self.out.manifest["seconds"] + now - self.clock
         if not self.out.manifest["parts"] and not any(row["boundary_positions"] for row in rows):
@@ -253,9 +285,15 @@ class Collection:
                 f"Expected to write a part to {self.config.out}, found: {error}. Hint: make room "
                 "and give the same command again; it goes on where it stopped."
             ) from error
-        self.done.update((trace.question_id, trace.trace_id) for trace in self.waiting)
+        written = {(trace.question_id, trace.trace_id) for trace in traces}
+        self.done |= written
         self.missing = self.total - len(self.done)
-        self.waiting, self.waiting_bytes = [], 0
+        self.waiting = [
+            trace for trace in self.waiting if (trace.question_id, trace.trace_id) not in written
+        ]
+        self.waiting_bytes = sum(
+            trace.hidden_SH.nbytes for trace in self.waiting if trace.hidden_SH is not None
+        )
         self.clock = self.written = now
 
     def _row(self, trace: Trace, verdict: bool | None) -> dict[str, Any]:
@@ -279,15 +317,15 @@ class Collection:
             "mean_token_confidence": trace.mean_token_confidence,
         }
 
-    def _hidden(self) -> list[Tensor]:
-        """Return each waiting trace's states [S, H] in the type they are stored in."""
-        for trace in self.waiting:
+    def _hidden(self, traces: Sequence[Trace]) -> list[Tensor]:
+        """Return each trace's states [S, H] in the type they are stored in."""
+        for trace in traces:
             if trace.hidden_SH is not None and self.config.feature_dtype == "auto":
                 self.dtype = trace.hidden_SH.dtype
         none_SH = torch.empty(0, self.identity.hidden_size, dtype=self.dtype)
         return [
             none_SH if trace.hidden_SH is None else trace.hidden_SH.to(self.dtype)
-            for trace in self.waiting
+            for trace in traces
         ]
 
 

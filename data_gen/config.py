@@ -1,6 +1,7 @@
 """Settings of collecting, importing and joining traces, and which of them decide the content."""
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -33,8 +34,13 @@ RESULT_FIELDS = (
 def _check_counts(config: object, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value < 1:
+        if value is not None and value < 1:
             raise InputError(f"Expected --{name.replace('_', '-')} of at least 1, found {value}.")
+
+
+def spare_cores() -> int:
+    """Return how many processes can compare answers beside an engine and its caller."""
+    return max(1, len(os.sched_getaffinity(0)) - 2)
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,8 @@ class CollectConfig(QuestionOptions):
     """Traces that are written at a time; what is not yet written is lost in a crash."""
     steps_per_trace: int = 300
     """Steps a trace taken for the size estimate, until the first part is written."""
-    grading_workers: int = 1
-    """Processes that compare answers."""
+    grading_workers: int | None = None
+    """Processes that compare answers; none given, one for each core but two, at least one."""
     engine: dict[str, Any] = field(default_factory=dict)
     """More vLLM engine arguments, as --engine.NAME VALUE."""
 
@@ -106,6 +112,11 @@ class CollectConfig(QuestionOptions):
         _check_counts(self, *counts, "grading_workers")
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")
+
+    @property
+    def grading_processes(self) -> int:
+        """The processes that compare answers."""
+        return self.grading_workers or spare_cores()
 
     @property
     def answer_options(self) -> AnswerOptions:
@@ -183,11 +194,16 @@ class ImportConfig:
     """Leave out rows that cannot be used, and count them, where the default is to stop."""
     part_traces: int = 256
     """Traces that are written at a time; what is not yet written is lost in a crash."""
-    grading_workers: int = 1
-    """Processes that compare answers."""
+    grading_workers: int | None = None
+    """Processes that compare answers; none given, one for each core but two, at least one."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "part_traces", "grading_workers")
+
+    @property
+    def grading_processes(self) -> int:
+        """The processes that compare answers."""
+        return self.grading_workers or spare_cores()
 
     def result_settings(self) -> dict[str, Any]:
         """Return the settings that decide the content, flat and JSON-ready."""

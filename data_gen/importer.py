@@ -17,6 +17,7 @@ from data_gen.config import ImportConfig
 from data_gen.questions.load import read_answer, read_text, unicode_text
 from data_gen.questions.rows import Row, RowSource, short
 from data_gen.summary import print_summary, summarise
+from data_gen.traces.groups import AnswerGroups
 from data_gen.traces.writer import TraceWriter
 from step_infer.cli.progress import TraceProgress
 from step_infer.client.grading import Grader
@@ -86,7 +87,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
         "chat_template_kwargs": config.chat_template_kwargs,
         "responses": config.responses,
     }
-    with Grader(config.grading_workers, answers=config.answers) as grader:
+    with Grader(config.grading_processes, answers=config.answers) as grader:
         rows, bad = check_rows(config, source, grader)
         with TraceWriter(config.out, settings, **described) as out:
             imported = _write(config, rows, maker, grader, out, console)
@@ -96,7 +97,7 @@ def import_traces(config: ImportConfig, console: Console | None = None) -> dict[
                     f"{config.responses}, found none ({_skipped(imported)}). "
                     "Hint: --boundary.think-end can name another end of the thinking."
                 )
-            summary = summarise(out.read(), grader) | {"imported": imported | {"bad_rows": bad}}
+            summary = summarise(out.read()) | {"imported": imported | {"bad_rows": bad}}
             out.finish(summary=summary)
     print_summary(summary, console)
     console.print(f"Left out: {_skipped(summary['imported'])}\nTraces: {config.out}")
@@ -242,13 +243,17 @@ def _write(
     skipped = Counter(imported["skipped"])
     next_id = Counter(question_id for question_id, _ in out.read().keys())  # noqa: SIM118
     waiting: list[dict[str, Any]] = []
+    groups = AnswerGroups(grader, out.read())
 
     def flush(rows_read: int) -> dict[str, Any]:
         state = {"rows": rows_read, "skipped": {name: skipped[name] for name in SKIP_REASONS}}
         verdicts = grader.grade_many(
             (trace["extracted_answer"], trace["ground_truth"]) for trace in waiting
         )
-        graded = [t | {"is_correct": v} for t, v in zip(waiting, verdicts, strict=True)]
+        graded = [
+            trace | {"is_correct": verdict, "answer_group": number}
+            for trace, verdict, number in zip(waiting, verdicts, groups.add(waiting), strict=True)
+        ]
         if graded:
             if not (out.manifest["parts"] or any(t["boundary_positions"] for t in graded)):
                 console.print(f"[bold]warning:[/] {NO_BOUNDARY}", highlight=False)
@@ -281,7 +286,9 @@ def _write(
                     next_id[found.question_id] += 1
             if len(waiting) >= config.part_traces:
                 flush(number + 1)
-    return flush(len(counts))
+    state = flush(len(counts))
+    out.regroup(groups.changed())
+    return state
 
 
 def _after(source: RowSource, rows: int) -> Iterator[tuple[int, Row]]:

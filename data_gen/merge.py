@@ -17,8 +17,6 @@ from data_gen.traces.directory import TraceDirectory
 from data_gen.traces.table import TRACE_SCHEMA, write_table
 from data_gen.traces.writer import TraceWriter, part_files
 from step_infer.cli.progress import track
-from step_infer.client.grading import Grader
-from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
 from step_infer.storage.files import atomic_path, real_path
 from step_infer.storage.run_directory import first_difference
@@ -79,8 +77,7 @@ def merge(config: CollectMergeConfig, console: Console | None = None) -> dict[st
             seconds = sum(found["seconds"] for found in manifests)
             out.update(parts=_write_parts(shards, out), seconds=seconds)
         if not out.manifest["complete"]:
-            with Grader(answers=AnswerOptions.from_settings(settings)) as grader:
-                summary = summarise(out.read(), grader)
+            summary = summarise(out.read())
             summary["skipped_lines"] = manifests[0]["summary"]["skipped_lines"]
             out.finish(summary=summary)
     summary = out.manifest["summary"]

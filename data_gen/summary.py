@@ -1,7 +1,6 @@
 """What a traces directory holds, in numbers."""
 
 from collections import defaultdict
-from itertools import combinations
 from typing import Any
 
 import pyarrow.compute as pc
@@ -9,9 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.groups import kept_vote
 from step_infer.cli.progress import track
-from step_infer.client.answers import vote
-from step_infer.client.grading import Grader
 
 _COLUMNS = (
     "question_id",
@@ -19,13 +17,14 @@ _COLUMNS = (
     "ground_truth",
     "extracted_answer",
     "is_correct",
+    "answer_group",
     "finish_reason",
     "num_steps",
 )
 
 
-def summarise(directory: TraceDirectory, grader: Grader) -> dict[str, Any]:
-    """Count, grade and measure all traces of a directory.
+def summarise(directory: TraceDirectory) -> dict[str, Any]:
+    """Count and measure all traces of a directory, by the verdicts and groups that it keeps.
 
     Shares are over the traces, or questions, that have a ground truth; None where there is none.
     A trace without an answer, or whose answer could not be graded, is not right. Lengths are
@@ -37,7 +36,8 @@ def summarise(directory: TraceDirectory, grader: Grader) -> dict[str, Any]:
         `any_accuracy` (questions with a right trace), counts, mean lengths and steps, seconds.
     """
     rows: list[dict[str, Any]] = []
-    for index in range(directory.num_parts):
+    parts = range(directory.num_parts)
+    for index in track(parts, len(parts), "parts summarised", delay_s=2):
         part = directory.part(index, (*_COLUMNS, "token_ids"))
         lengths = pc.list_value_length(part["token_ids"]).to_pylist()
         for row, length in zip(part.select(_COLUMNS).to_pylist(), lengths, strict=True):
@@ -49,13 +49,7 @@ def summarise(directory: TraceDirectory, grader: Grader) -> dict[str, Any]:
     right = [row for row in known if row["is_correct"] is True]
     wrong = [row for row in known if row["is_correct"] is False]
     judged = [traces for traces in by_question.values() if traces[0]["ground_truth"] is not None]
-    # All at once, so that the grader's processes share the work.
-    for traces in judged:
-        answers = {row["extracted_answer"] for row in traces} - {None}
-        for first, second in combinations(sorted(answers), 2):
-            grader.submit(first, [second], in_vote=True)
-    questions = track(judged, len(judged), "questions grouped", delay_s=2)
-    won = [_majority_is_right(traces, grader) for traces in questions]
+    won = [_majority_is_right(traces) for traces in judged]
     tokens = sum(row["tokens"] for row in rows)
     seconds = directory.manifest.get("seconds", 0.0)
     return {
@@ -85,11 +79,10 @@ def summarise(directory: TraceDirectory, grader: Grader) -> dict[str, Any]:
     }
 
 
-def _majority_is_right(traces: list[dict[str, Any]], grader: Grader) -> bool:
-    traces = sorted(traces, key=lambda row: row["trace_id"])
-    answers = [row["extracted_answer"] for row in traces]
-    outcome = vote(answers, equal=grader.same(answers))
-    return grader.grade(outcome.answer, traces[0]["ground_truth"]) is True
+def _majority_is_right(traces: list[dict[str, Any]]) -> bool:
+    outcome = kept_vote(sorted(traces, key=lambda row: row["trace_id"]))
+    verdicts = {row["extracted_answer"]: row["is_correct"] for row in traces}
+    return verdicts.get(outcome.answer) is True
 
 
 def _share(part: float, whole: float) -> float | None:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from step_eval.records import TraceRecord
-from step_infer.client.trace import Trace
+from step_infer.client.trace import UNSCORED, Trace
 from step_infer.errors import InputError
 
 Weights = Callable[[Sequence[float | None]], list[float]]
@@ -51,11 +51,11 @@ def best(scores: Sequence[float | None]) -> list[float]:
     return [float(index == winner) for index in range(len(scores))]
 
 
-def score_power(power: float) -> Weights:
-    """Return the rule that weighs a trace by its score to a power; 1 where it has no score."""
+def number_power(power: float, missing: float) -> Weights:
+    """Return the rule that weighs a trace by its number to a power, or by that of `missing`."""
 
-    def weights(scores: Sequence[float | None]) -> list[float]:
-        return [1.0 if score is None else max(score, 0.0) ** power for score in scores]
+    def weights(numbers: Sequence[float | None]) -> list[float]:
+        return [max(missing if n is None else n, 0.0) ** power for n in numbers]
 
     return weights
 
@@ -90,10 +90,12 @@ def vote_rule(name: str) -> Weights:
         return best
     if (top := _TOP.fullmatch(name)) is not None:
         return score_top(int(top[1]))
-    match = _POWER.fullmatch("score" if name in (CONFIDENCE, LOWEST_CONFIDENCE) else name)
+    if name in (CONFIDENCE, LOWEST_CONFIDENCE):
+        return number_power(1.0, missing=1.0)
+    match = _POWER.fullmatch(name)
     if match is None:
         raise InputError(f"Expected a vote out of {RULES}, found {name!r}.")
-    return score_power(float(match[1] or 1))
+    return number_power(float(match[1] or 1), missing=UNSCORED)
 
 
 def most_weight(name: str) -> float:

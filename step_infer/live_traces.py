@@ -15,6 +15,7 @@ from step_infer.counters import Counters
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import RunningScore
 from step_infer.scorer.boundary import BoundaryRule, BoundaryState
+from step_infer.scorer.confidence_term import ConfidenceTerm
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.wire import Report, StepRows
 
@@ -116,6 +117,7 @@ class LiveTraces:
         aggregator: str,
         settings: StepSettings,
         counters: Counters | None = None,
+        confidence_term: ConfidenceTerm | None = None,
     ) -> None:
         self._counters = Counters() if counters is None else counters
         self._rule = rule
@@ -124,6 +126,7 @@ class LiveTraces:
         self._dtype = "bfloat16"
         self.confidence = settings.confidence
         """Whether token confidences are recorded."""
+        self._confidence_term = confidence_term
         self.marks: Container[int] = rule.marks
         """Token ids that `see_tokens` must see; of others it is enough to count them."""
         self._live: dict[str, int] = {}
@@ -234,7 +237,9 @@ class LiveTraces:
 
     def _score(self, trace: LiveTrace, rows: StepRows | None, row: int) -> float:
         """Return the score of a trace's newest boundary; NaN where the worker gave none."""
-        return math.nan if rows is None or rows.scores_B is None else float(rows.scores_B[row])
+        score = math.nan if rows is None or rows.scores_B is None else float(rows.scores_B[row])
+        term = self._confidence_term
+        return score if term is None else term.score(score, trace.confidence)
 
     def take_confidence(self, trace: LiveTrace, confidence: float) -> bool:
         """Take in the confidence of a trace's newest token, NaN where unknown.

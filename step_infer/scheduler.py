@@ -101,14 +101,17 @@ class StepScheduler(AsyncScheduler):
         if settings.scorer is not None:
             card = read_card(settings.scorer)
             rule, aggregator = card.boundary_rule, settings.aggregator or card.aggregator
+            term = card.confidence_term
+            if term is not None:
+                settings = dataclasses.replace(settings, confidence=True)
         else:
             assert settings.boundary is not None
             rule = BoundaryRule.from_dict(settings.boundary)
-            aggregator = settings.aggregator or "mean"
+            aggregator, term = settings.aggregator or "mean", None
         self.settings = settings
         self._sends_counts = self.log_stats and compat.has_front_end(self.vllm_config)
         self.counters = Counters(keep_scores=self._sends_counts)
-        self.live = self.traces_class(rule, aggregator, settings, self.counters)
+        self.live = self.traces_class(rule, aggregator, settings, self.counters, term)
         self.reports = Reports(self.live.report)
         self.disabled = False
         self.events: EventLog | None = None

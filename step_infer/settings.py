@@ -43,7 +43,7 @@ class StepSettings:
     capture: bool = False
     """Return the hidden states at the boundaries of requests that ask for them (offline only)."""
     confidence: bool = False
-    """Also report each trace's token confidence (see `step_infer.row_scorer`)."""
+    """Also report token confidences (`step_infer.row_scorer`); on for a scorer that takes them."""
     event_log: str | None = None
     """File that gets a JSON line for each scored trace that ends (see `step_infer.event_log`)."""
     boundary: dict[str, Any] | None = None

@@ -59,16 +59,14 @@ class StepWorker(PlatformWorker):
                     "with it."
                 )
             settings = StepSettings.from_additional_config(self.vllm_config.additional_config)
-            scorer = self._load_scorer(settings)
+            scorer, confidence = self._load_scorer(settings)
         super().load_model(*args, **kwargs)
         if not (get_pp_group().is_last_rank and get_tp_group().is_first_rank):
             return  # only the rank whose output the engine reads needs to score
-        if scorer is None and not settings.capture and not settings.confidence:
+        if scorer is None and not settings.capture and not confidence:
             return  # boundaries are all that was asked for
         model = self.model_runner.get_model()
-        self.row_scorer = RowScorer(
-            model.compute_logits, scorer, settings.capture, settings.confidence
-        )
+        self.row_scorer = RowScorer(model.compute_logits, scorer, settings.capture, confidence)
         model.compute_logits = self.row_scorer
 
     def compile_or_warm_up_model(self) -> Any:
@@ -80,15 +78,16 @@ class StepWorker(PlatformWorker):
             self.row_scorer.capture_graphs(rows, self.model_config.dtype)
         return found
 
-    def _load_scorer(self, settings: StepSettings) -> StepScorer | None:
+    def _load_scorer(self, settings: StepSettings) -> tuple[StepScorer | None, bool]:
+        """Return the scorer, where there is one, and whether confidences are to be computed."""
         if settings.scorer is None:
-            return None
+            return None, settings.confidence
         model = identify(
             self.vllm_config.model_config.model, self.vllm_config.model_config.revision
         )
         scorer, card = load_scorer(settings.scorer, model, settings.allow_mismatch)
         logger.info("Step scorer %s for %s.", settings.scorer, card.shown_model)
-        return scorer.to(self.device)
+        return scorer.to(self.device), settings.confidence or card.confidence_term is not None
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """Run a step, with its first logits to be scored if any request asked for it."""

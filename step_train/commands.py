@@ -65,6 +65,13 @@ def fit_command(argv: Sequence[str]) -> None:
     print_metrics(result.metrics, result.aggregator, console)
     print_baselines(result.baselines, console)
     print_votes(result.metrics["votes"], console)
+    if config.confidence:
+        weight = result.confidence.get("weight")
+        console.print(
+            "Token confidence: left out; validation questions are ranked best without."
+            if weight is None
+            else f"Token confidence: {weight:+.3f} on the logit for each nat."
+        )
     console.print(
         f"Best of {result.epochs} epochs: {result.best_epoch}. Trace score: {result.aggregator}. "
         f"{result.seconds:.1f} s.\nRun: {result.run}\n"

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
+from step_infer.client.answers import extract_boxed
 from step_infer.client.kinds.options import CHOICE, MATH
 from step_infer.errors import InputError
+
+_MARK = "####"
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,9 @@ class Benchmark:
     """Fields of the question's text, the first that there is."""
     answer: tuple[str, ...] = ("answer",)
     """Fields of the right answer; for multiple choice, of the right option's text."""
+    worked: tuple[str, ...] = ()
+    """Fields of a solution that ends with the right answer, where none of `answer` is there. A
+    text under `answer` may be one too then."""
     id: tuple[str, ...] = ("id",)
     """Fields of the id."""
     wrong_options: tuple[str, ...] = ()
@@ -40,6 +46,10 @@ def _math_arena(name: str) -> Benchmark:
     return Benchmark(f"MathArena/{name}", ("problem", "question"), id=("problem_idx", "id"))
 
 
+def _math(source: str) -> Benchmark:
+    return Benchmark(source, ("problem", "question"), id=("unique_id", "id"), worked=("solution",))
+
+
 BENCHMARKS = {
     "aime_2025": _math_arena("aime_2025"),
     "hmmt_feb_2024": _math_arena("hmmt_feb_2024"),
@@ -50,12 +60,16 @@ BENCHMARKS = {
         "Idavidrein/gpqa:gpqa_diamond",
         ("Question",),
         ("Correct Answer",),
-        ("Record ID", "id"),
-        ("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
-        CHOICE,
+        id=("Record ID", "id"),
+        wrong_options=("Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"),
+        answers=CHOICE,
     ),
+    "gsm8k": Benchmark("openai/gsm8k:main@test", worked=("solution",)),
+    "math_500": _math("HuggingFaceH4/MATH-500@test"),
+    # Its training questions: MATH-500 is of the others.
+    "math": _math("DigitalLearningGmbH/MATH-lighteval@train"),
 }
-"""The benchmarks of the paper (arXiv 2601.09093, section 4.1), by name."""
+"""Benchmarks by name: first those of the paper (arXiv 2601.09093, section 4.1)."""
 
 
 def find_benchmark(name: str) -> Benchmark:
@@ -67,6 +81,15 @@ def find_benchmark(name: str) -> Benchmark:
     if name not in BENCHMARKS:
         raise InputError(f"Expected a benchmark out of {', '.join(BENCHMARKS)}, found {name!r}.")
     return BENCHMARKS[name]
+
+
+def final_answer(solution: str) -> str | None:
+    r"""Return what a worked solution ends with: what follows "####", or is in its last \boxed{}.
+
+    None where it has neither.
+    """
+    _, mark, end = solution.rpartition(_MARK)
+    return (end.strip() or None) if mark else extract_boxed(solution, None)
 
 
 def multiple_choice(

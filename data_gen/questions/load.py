@@ -11,6 +11,7 @@ from data_gen.questions.benchmarks import (
     BENCHMARKS,
     PLAIN,
     Benchmark,
+    final_answer,
     find_benchmark,
     multiple_choice,
 )
@@ -48,7 +49,8 @@ class QuestionOptions:
 
     benchmark: str | None = None
     """Read the questions in the form of this benchmark: aime_2025, hmmt_feb_2024, hmmt_feb_2025,
-    hmmt_2012_2023 or gpqa_diamond. Not needed where --questions is the benchmark's name."""
+    hmmt_2012_2023, gpqa_diamond, gsm8k, math_500 or math (the training questions of MATH). Not
+    needed where --questions is the benchmark's name."""
     question_field: str | None = None
     """Field of the question's text; none given, the benchmark's, or "question"."""
     answer_field: str | None = None
@@ -192,13 +194,26 @@ def _question(
         raise InputError(row.error)
     text = read_text(row, _names(options.question_field, form.question))
     wrong = [read_text(row, (name,)) for name in form.wrong_options]
-    answer = read_answer(
-        row, _names(options.answer_field, form.answer), require_answer or bool(wrong)
-    )
+    names = _names(options.answer_field, (*form.answer, *form.worked))
+    answer = read_answer(row, names, require_answer or bool(wrong))
+    if answer is not None and form.worked:
+        answer = _end_of_solution(row, names, answer, form)
     if wrong:
         assert answer is not None
         text, answer = multiple_choice(text, answer, wrong, options.choice_seed)
     return Question(_identifier(row, _names(options.id_field, form.id)), text, answer)
+
+
+def _end_of_solution(row: Row, names: Sequence[str], text: str, form: Benchmark) -> str:
+    """Return the right answer that a field states, by itself or at the end of a solution."""
+    name = next(name for name in names if name in row.values)
+    answer = final_answer(text)
+    if answer is None and (name in form.worked or "\n" in text.strip()):
+        raise InputError(
+            f"Expected a solution with the right answer after '####' or in \\boxed{{}} under "
+            f"{name!r}, found {short(text)}."
+        )
+    return text if answer is None else answer
 
 
 def _names(given: str | None, known: Sequence[str]) -> Sequence[str]:

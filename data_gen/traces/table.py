@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from step_infer.errors import InputError
@@ -26,6 +27,7 @@ TRACE_SCHEMA = pa.schema(
         pa.field("finish_reason", pa.string(), nullable=False),
         pa.field("extracted_answer", pa.string()),
         pa.field("is_correct", pa.bool_()),
+        pa.field("answer_group", pa.int32()),
         pa.field("boundary_positions", pa.list_(pa.int32()), nullable=False),
         pa.field("step_scores", pa.list_(pa.float32())),
         pa.field("trace_score", pa.float32()),
@@ -38,9 +40,14 @@ TRACE_SCHEMA = pa.schema(
 )
 """Columns of the table. `shard` and `row_start` say where a trace's features begin (null without
 features), `num_steps` how many rows they take; `is_correct` is null without a ground truth, an
-answer or a verdict; positions count generated tokens from 0. Of the token confidence (see
+answer or a verdict; `answer_group` numbers the groups of equal answers of a question from 0, in the
+order in which the table has their first traces, null without an answer; positions count generated
+tokens from 0. Of the token confidence (see
 `step_infer.row_scorer`) `step_confidences` is the mean from the first token up to and including
 each boundary, `mean_token_confidence` that of the whole trace; null where not recorded."""
+
+ANSWER_COLUMNS = ("extracted_answer", "answer_group")
+"""A trace's answer, and its group of equal ones: both are null, or none."""
 
 KEY_COLUMNS = ("question_id", "trace_id")
 """Columns that name a trace."""
@@ -54,7 +61,7 @@ def write_part(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
         rows: one dictionary a trace; columns that may be null can be left out.
 
     Raises:
-        InputError: a value does not fit its column.
+        InputError: a value does not fit its column, or an answer has no group.
     """
     unknown = {name for row in rows for name in row} - set(TRACE_SCHEMA.names)
     if unknown:
@@ -72,6 +79,13 @@ def write_part(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
                     f"Expected a value in every row of column {field.name!r}, found none in "
                     f"{empty} of {len(rows)} rows. Hint: fill it in every row."
                 )
+        answered, grouped = (pc.is_valid(table[name]) for name in ANSWER_COLUMNS)
+        if not answered.equals(grouped):
+            raise InputError(
+                "Expected an answer_group in every row with an extracted_answer, and in no other, "
+                f"found {pc.sum(answered).as_py() or 0} answers and "
+                f"{pc.sum(grouped).as_py() or 0} groups. Hint: AnswerGroups.add numbers them."
+            )
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise InputError(
             f"Expected rows of the traces table, found: {error}. "

@@ -4,21 +4,23 @@ The shard is written first, then the part, then the manifest that lists both.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from torch import Tensor
 
 from data_gen.traces.directory import TraceDirectory
 from data_gen.traces.features import write_shard
 from data_gen.traces.manifest import KIND
-from data_gen.traces.table import write_part
+from data_gen.traces.table import TRACE_SCHEMA, write_part, write_table
+from step_infer.cli.progress import track
 from step_infer.errors import InputError
 from step_infer.storage.files import sha256_file
 from step_infer.storage.run_directory import RunDirectory
 
-_OURS = re.compile(r"\.?(part-\d{5,}\.parquet|shard-\d{5,}\.safetensors)(\..*\.tmp)?")
+_OURS = re.compile(r"\.?(part-\d{5,}(-regrouped)?\.parquet|shard-\d{5,}\.safetensors)(\..*\.tmp)?")
 
 
 class TraceWriter(RunDirectory):
@@ -95,6 +97,40 @@ class TraceWriter(RunDirectory):
             "features": None if hidden is None else self.listed(shard_file, sum(steps)),
         }
         self.update(parts=[*parts, listed], **manifest)
+
+    def regroup(self, changed: Mapping[str, Sequence[int | None]]) -> None:
+        """Write the parts anew in which the groups of some questions' answers have changed.
+
+        Args:
+            changed: for each such question the column `answer_group` of its rows, in their order.
+        """
+        numbers = {question_id: iter(column) for question_id, column in changed.items()}
+        parts = range(len(self.manifest["parts"]) if changed else 0)
+        for index in track(parts, len(parts), "parts regrouped", delay_s=2):
+            found = self.read().part(index)
+            before = found["answer_group"].to_pylist()
+            after = [
+                next(numbers[question_id]) if question_id in numbers else number
+                for question_id, number in zip(
+                    found["question_id"].to_pylist(), before, strict=True
+                )
+            ]
+            if after != before:
+                self._replace_groups(index, found, after)
+
+    def _replace_groups(self, index: int, table: pa.Table, numbers: Sequence[int | None]) -> None:
+        parts = list(self.manifest["parts"])
+        old_file, (new_file, _) = parts[index]["traces"]["file"], part_files(index)
+        # Under another name, so that the manifest's checksum is right whenever a run is killed.
+        if new_file == old_file:
+            new_file = new_file.replace(".parquet", "-regrouped.parquet")
+        field = TRACE_SCHEMA.field("answer_group")
+        column = pa.array(numbers, field.type)
+        place = table.schema.get_field_index(field.name)
+        write_table(self.path / new_file, table.set_column(place, field, column))
+        parts[index] = parts[index] | {"traces": self.listed(new_file, len(table))}
+        self.update(parts=parts)
+        (self.path / old_file).unlink()
 
     def listed(self, file: str, rows: int) -> dict[str, Any]:
         """Return what the manifest says of a file of so many rows that has been written."""

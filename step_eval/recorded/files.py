@@ -6,6 +6,7 @@ record` makes and `write_table` writes.
 """
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from data_gen.traces.directory import TraceDirectory
 from data_gen.traces.features import FeatureShard
+from data_gen.traces.groups import kept_vote
 from data_gen.traces.manifest import KIND as TRACES_KIND
 from data_gen.traces.manifest import OWN_FILES as TRACE_FILES
 from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
@@ -22,14 +24,17 @@ from step_eval.records import QuestionRecord, TraceRecord
 from step_eval.results import KIND as EVAL_KIND
 from step_eval.results import OWN_FILES as EVAL_FILES
 from step_eval.results import read_run
+from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
+from step_infer.scorer.confidence_term import ConfidenceTerm
 from step_infer.scorer.network import StepScorer, load_scorer
 from step_infer.storage.files import atomic_path, check_output
 from step_infer.storage.run_directory import read_manifest
 
 _AGGREGATOR = b"step_infer.aggregator"
 _SOURCE = b"step_infer.source"
+_ANSWERS = b"step_infer.answer_kind"
 _COLUMNS = (
     "question_id",
     "trace_id",
@@ -42,6 +47,7 @@ _COLUMNS = (
     "step_confidences",
     "mean_token_confidence",
 )
+_GROUP = "answer_group"
 _LENGTHS = {"prompt_tokens": "prompt_token_ids", "num_tokens": "token_ids"}
 """Columns of lengths, and the lists that they count in step-collect's table."""
 
@@ -84,7 +90,11 @@ def write_table(path: Path | str, pool: TracePool) -> None:
             ("step_confidences", pa.list_(pa.float32())),
             ("mean_token_confidence", pa.float32()),
         ],
-        {_AGGREGATOR: (pool.aggregator or "").encode(), _SOURCE: pool.source.encode()},
+        {
+            _AGGREGATOR: (pool.aggregator or "").encode(),
+            _SOURCE: pool.source.encode(),
+            _ANSWERS: json.dumps(pool.answers.settings()).encode(),
+        },
     )
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
@@ -131,7 +141,9 @@ def read_table(path: Path | str) -> TracePool:
     try:
         found = pq.read_schema(path)
         lengths = {name: name if name in found.names else old for name, old in _LENGTHS.items()}
-        table = pq.read_table(path, columns=[*_COLUMNS, *lengths.values()])
+        # Those of step-collect have groups; in those of `write_table` equal answers have one form.
+        groups = [_GROUP] if _GROUP in found.names else []
+        table = pq.read_table(path, columns=[*_COLUMNS, *groups, *lengths.values()])
         for name, column in lengths.items():
             if column != name:
                 table = table.append_column(name, pc.list_value_length(table[column]))
@@ -148,6 +160,8 @@ def read_table(path: Path | str) -> TracePool:
     by_question: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["trace_id"]):
         by_question.setdefault(row["question_id"], []).append(row)
+    for group in by_question.values() if groups else ():
+        _give_forms(group)
     order = dict.fromkeys(row["question_id"] for row in rows)
     questions = tuple(
         PoolQuestion(
@@ -161,7 +175,16 @@ def read_table(path: Path | str) -> TracePool:
     metadata = found.metadata or {}
     source = metadata.get(_SOURCE, b"").decode()
     about = f"recorded traces of {path}" + (f" ({source})" if source else "")
-    return TracePool(questions, about, metadata.get(_AGGREGATOR, b"").decode() or None)
+    answers = AnswerOptions.from_settings(json.loads(metadata.get(_ANSWERS, b"{}")))
+    return TracePool(questions, about, metadata.get(_AGGREGATOR, b"").decode() or None, answers)
+
+
+def _give_forms(rows: Sequence[dict[str, Any]]) -> None:
+    """Give equal wrong answers of a question's rows one form, by the groups that are kept."""
+    wrong = [row for row in rows if not row["is_correct"]]
+    for form, _, voters in kept_vote(wrong).groups:
+        for voter in voters:
+            wrong[voter]["extracted_answer"] = form
 
 
 def pool_trace(row: dict[str, Any]) -> PoolTrace:
@@ -186,6 +209,7 @@ _DIRECTORY_COLUMNS = [
     "finish_reason",
     "extracted_answer",
     "is_correct",
+    _GROUP,
     "boundary_positions",
     "step_scores",
     "step_confidences",
@@ -229,31 +253,37 @@ def read_pool(path: Path | str, scorer: Path | str | None = None) -> TracePool:
             "Hint: make them with step-collect."
         )
     net, card = load_scorer(scorer) if scorer is not None else (None, None)
-    by_question: dict[str, list[tuple[dict[str, Any], PoolTrace]]] = {}
+    by_question: dict[str, list[dict[str, Any]]] = {}
     directory = TraceDirectory(path)
     for index in range(directory.num_parts):
         rows = directory.part(index, _DIRECTORY_COLUMNS).to_pylist()
-        if net is not None:
-            _score(rows, net, directory.shard(index))
+        if net is not None and card is not None:
+            _score(rows, net, card.confidence_term, directory.shard(index))
         for row in rows:
+            row["token_ids"] = np.array(row["token_ids"], dtype=np.int64)
             row["num_tokens"] = len(row["token_ids"])
-            text_T = np.array(row["token_ids"], dtype=np.int64)
-            trace = dataclasses.replace(pool_trace(row), text=text_T)
-            by_question.setdefault(row["question_id"], []).append((row, trace))
+            by_question.setdefault(row["question_id"], []).append(row)
     questions = []
-    for question_id, items in by_question.items():
-        items.sort(key=lambda item: item[0]["trace_id"])
-        first = items[0][0]
-        traces = tuple(trace for _, trace in items)
-        prompt_tokens = len(first["prompt_token_ids"])
-        questions.append(PoolQuestion(question_id, prompt_tokens, traces, first["ground_truth"]))
+    for question_id, rows in by_question.items():
+        rows.sort(key=lambda row: row["trace_id"])
+        _give_forms(rows)
+        traces = tuple(dataclasses.replace(pool_trace(row), text=row["token_ids"]) for row in rows)
+        prompt_tokens = len(rows[0]["prompt_token_ids"])
+        questions.append(PoolQuestion(question_id, prompt_tokens, traces, rows[0]["ground_truth"]))
     about = f"recorded traces of {path}: {len(questions)} questions"
     if scorer is not None:
         about += f", scored by {scorer}"
-    return TracePool(tuple(questions), about, card.aggregator if card is not None else None)
+    aggregator = card.aggregator if card is not None else None
+    return TracePool(tuple(questions), about, aggregator, _answers_of(manifest))
 
 
-def _score(rows: list[dict[str, Any]], net: StepScorer, shard: FeatureShard) -> None:
+def _answers_of(manifest: dict[str, Any]) -> AnswerOptions:
+    return AnswerOptions.from_settings(manifest.get("settings") or {})
+
+
+def _score(
+    rows: list[dict[str, Any]], net: StepScorer, term: ConfidenceTerm | None, shard: FeatureShard
+) -> None:
     """Put a scorer's step scores of a part's states [S, H] in the place of its rows' own."""
     width = net.net[0].in_features
     if shard.hidden_size != width:
@@ -265,11 +295,21 @@ def _score(rows: list[dict[str, Any]], net: StepScorer, shard: FeatureShard) -> 
         score_S = torch.sigmoid(net(shard.hidden())).tolist()
     for row in rows:
         row["step_scores"] = score_S[row["row_start"] : row["row_start"] + row["num_steps"]]
+        if term is None:
+            continue
+        confidences = row["step_confidences"]
+        if confidences is None:
+            raise InputError(
+                f"Expected token confidences beside {shard.path}, which the scorer takes, found "
+                "none. Hint: collect the traces with --confidence true."
+            )
+        pairs = zip(row["step_scores"], confidences, strict=True)
+        row["step_scores"] = [term.score(*pair) for pair in pairs]
 
 
 def _eval_pool(path: Path | str) -> TracePool:
     """Return the traces that the method sc of a step-eval directory made."""
-    _, records = read_run(path)
+    manifest, records = read_run(path)
     found = sc_records(records, path)
     by_id: dict[str, list[QuestionRecord]] = {}
     for record in found:
@@ -284,7 +324,7 @@ def _eval_pool(path: Path | str) -> TracePool:
         for question_id, group in by_id.items()
     )
     about = f"traces of the method sc in {path}: {len(questions)} questions"
-    return TracePool(questions, about)
+    return TracePool(questions, about, answers=_answers_of(manifest))
 
 
 def sc_records(

@@ -5,9 +5,11 @@ They come from recorded traces (`recorded.files`) or are drawn (`step_eval.simul
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from step_infer.client.kinds import AnswerOptions
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class TracePool:
     """One line for the reader of a report."""
     aggregator: str | None = None
     """The trace aggregator of the scorer that made the scores."""
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    """The answer kind by which equal answers have one form."""
 
     @property
     def scored(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from step_eval.config import EvalConfig, MethodOptions
 from step_eval.methods.registry import ALL, find_method, method_names
+from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
 
 
@@ -77,7 +78,11 @@ class ReplayConfig(MethodOptions):
         return names
 
     def evaluation(
-        self, model: Path | str, scorer: Path | str | None, engine: dict[str, Any]
+        self,
+        model: Path | str,
+        scorer: Path | str | None,
+        engine: dict[str, Any],
+        answers: AnswerOptions,
     ) -> EvalConfig:
         """Return the evaluation that the replay is, on a model without weights."""
         shared = {item.name: getattr(self, item.name) for item in dataclasses.fields(MethodOptions)}
@@ -88,5 +93,6 @@ class ReplayConfig(MethodOptions):
             "scorer": None if scorer is None else str(scorer),
             "lengths_from": self.traces,
             "engine": engine,
+            "answers": answers,
         }
         return EvalConfig(**{**shared, **own}, out=self.out, limit=self.limit, seed=self.seed)

@@ -16,6 +16,7 @@ from step_infer.client.engine import EngineStats
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Sampling, Trace, TracePlan, trace_seed
 from step_infer.settings import AdapterConfig
+from step_infer.wire import CLOSED_REASONS
 
 _SCHEDULER = "step_eval.replay.scheduler.ReplayScheduler"
 _WARM_UP_PROMPT = 32
@@ -109,8 +110,9 @@ class ReplayEngine:
     def _recorded(self, trace: Trace, recorded: PoolTrace, seed: int) -> Trace:
         count = len(trace.boundary_positions)
         own: dict[str, Any] = {}
-        if self._llm.plain:
-            own["boundary_positions"] = list(recorded.positions)
+        if self._llm.plain or trace.finish_reason in CLOSED_REASONS:  # nobody looked at its tokens
+            generated = len(trace.token_ids)
+            own["boundary_positions"] = [at for at in recorded.positions if at < generated]
         elif recorded.scores and tuple(trace.boundary_positions) != recorded.positions[:count]:
             raise RuntimeError(f"Trace {trace.trace_id} had other boundaries than the recorded.")
         ended = trace.finish_reason in ("stop", "length")

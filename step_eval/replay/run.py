@@ -120,7 +120,7 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, TracePool]:
     }
     traces = Path(config.traces)
     checksum = sha256_file(traces if traces.is_file() else traces / MANIFEST_NAME)
-    evaluation = config.evaluation(model, scorer, engine)
+    evaluation = config.evaluation(model, scorer, engine, pool.answers)
     identity = replace(
         identify(str(model)), model=f"{config.shape} with random weights (replay of {pool.source})"
     )

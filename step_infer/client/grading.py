@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from itertools import combinations
 
 from step_infer.client.kinds import OPEN, AnswerOptions, Open, final_part, find_kind
-from step_infer.client.worker_pool import WorkerPool
+from step_infer.client.worker_pool import JobList, WorkerPool
 from step_infer.errors import InputError
 from step_infer.scorer.think_end import THINK_END
 
@@ -35,6 +35,7 @@ class Grader:
         workers: int = 1,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         answers: AnswerOptions | None = None,
+        jobs: JobList | None = None,
     ) -> None:
         """Make a grader; its processes start with the first question that needs them.
 
@@ -43,6 +44,7 @@ class Grader:
             timeout_s: seconds for one comparison, or one call of a user's function, before its
                 process is killed.
             answers: the answer kind; None is math.
+            jobs: of a pool that other graders of this kind use too; None: processes of its own.
 
         Raises:
             InputError: fewer than one worker, or a time limit that is not above 0.
@@ -55,7 +57,11 @@ class Grader:
         self._kind = find_kind(answers)
         self._is_own = answers.runs_code
         program = self._kind.program
-        self._pool = None if program is None else WorkerPool(program, workers, timeout_s)
+        self._owns_pool = jobs is None
+        if jobs is None and program is not None:
+            jobs = WorkerPool(program, workers, timeout_s).join()
+        self._jobs = jobs
+        self._pool = None if jobs is None else jobs.pool
 
     def __enter__(self) -> "Grader":
         """Return this; a user's own function is loaded first.
@@ -71,8 +77,10 @@ class Grader:
         self.close()
 
     def close(self) -> None:
-        """Stop the worker processes; what was open stays without a verdict."""
-        if self._pool is not None:
+        """Stop the worker processes that are its own; what was open stays without a verdict."""
+        if self._jobs is not None:
+            self._jobs.close()
+        if self._pool is not None and self._owns_pool:
             self._pool.close()
 
     def warm_up(self) -> None:
@@ -94,15 +102,25 @@ class Grader:
         Raises:
             InputError: a user's own function cannot be loaded.
         """
+        while isinstance(found := self.begin_extract(text, think_end), Open):
+            assert self._jobs is not None
+            self._jobs.wait([_extraction(text, think_end)])
+        return found
+
+    def begin_extract(self, text: str, think_end: str | None = THINK_END) -> str | None | Open:
+        """Return the same as `extract`, or `OPEN` where a user's function is at it; never wait.
+
+        Ask again after a `poll`.
+        """
         found = self._kind.extract(text, think_end)
         if not isinstance(found, Open):
             return found
-        assert self._pool is not None
-        job = final_part(text, think_end)
-        key = ("extract", job)
-        self._pool.begin(key, [job])
-        self._pool.wait([key])
-        answer: str | None = self._pool.done.pop(key)
+        assert self._jobs is not None
+        key = _extraction(text, think_end)
+        self._jobs.begin(key, key[1:])
+        if key not in self._jobs.done:
+            return OPEN
+        answer: str | None = self._jobs.done.pop(key)
         return answer
 
     def equal(self, first: str, second: str) -> bool | None:
@@ -134,9 +152,9 @@ class Grader:
                 awaited[pair] = self._key(pair)
             else:
                 verdicts[pair] = verdict
-        if self._pool is not None:
-            self._pool.wait(awaited.values())
-            verdicts |= {pair: self._pool.done[key] for pair, key in awaited.items()}
+        if self._jobs is not None:
+            self._jobs.wait(awaited.values())
+            verdicts |= {pair: self._jobs.done[key] for pair, key in awaited.items()}
         return [verdicts[pair] for pair in cleaned]
 
     def same(self, answers: Iterable[str | None]) -> Callable[[str, str], bool]:
@@ -196,16 +214,26 @@ class Grader:
         if self._pool is not None:
             self._pool.poll()
 
+    def give_up(self) -> None:
+        """Leave what is open, and what would be from now on, without a verdict."""
+        if self._jobs is not None:
+            self._jobs.give_up()
+
+    @property
+    def given_up(self) -> int:
+        """Comparisons that were given up."""
+        return 0 if self._jobs is None else self._jobs.given_up
+
     def pending(self, answers: Collection[str]) -> set[str]:
         """Return which of some answers have an open comparison with another of them.
 
         Those that are bound to such an answer (`binding`) are among them.
         """
-        if self._pool is None or not self._pool.open:
+        if self._jobs is None or not self._jobs.open:
             return set()
         bindings = {self.binding(answer) for answer in answers}
         found: set[Hashable] = set()
-        for key in self._pool.open:
+        for key in self._jobs.open:
             if isinstance(key, frozenset) and key <= bindings:
                 found |= key
         return {answer for answer in answers if self.binding(answer) in found}
@@ -215,17 +243,22 @@ class Grader:
         verdict = self._kind.compare(*pair, in_vote)
         if not isinstance(verdict, Open):
             return verdict
-        assert self._pool is not None
+        assert self._jobs is not None
         key = self._key(pair)
-        if key in self._pool.done:
-            known: bool | None = self._pool.done[key]
-            return known
-        self._pool.begin(key, pair)
-        return OPEN
+        self._jobs.begin(key, pair)
+        if key not in self._jobs.done:
+            return OPEN
+        known: bool | None = self._jobs.done[key]
+        return known
 
     def _pair(self, first: str, second: str) -> _Pair:
         first, second = self._kind.clean(first), self._kind.clean(second)
         return (first, second) if first <= second else (second, first)
 
     def _key(self, pair: _Pair) -> _Key:
-        return frozenset(map(self._kind.binding, pair))
+        return frozenset(map(self.binding, pair))
+
+
+def _extraction(text: str, think_end: str | None) -> tuple[str, str]:
+    """Return the key of the job of finding a response's answer, which ends with the job."""
+    return "extract", final_part(text, think_end)

@@ -41,6 +41,7 @@ from step_infer.client.trace import (
     TraceKey,
     TracePlan,
     in_waves,
+    one_each,
     trace_seed,
     trace_weight,
 )
@@ -299,7 +300,7 @@ class StepLLM:
             )
         orders = iter(plans)
         in_flight: dict[str, _Running] = {}
-        more = True
+        more, voting = True, False
         try:
             while True:
                 while more and len(in_flight) < max_in_flight:
@@ -315,6 +316,7 @@ class StepLLM:
                     else:
                         running = _Running(order, by_delta=stop is not None or _watched(order))
                         in_flight[self._submit(running)] = running
+                        voting |= order.vote is not None
                 if not in_flight:
                     return
                 outputs = self._engine.step()
@@ -326,7 +328,8 @@ class StepLLM:
                     if output.finished:
                         del in_flight[output.request_id]
                         yield self._trace(running, output)
-                yield from self._end_closed(in_flight)
+                if voting:
+                    yield from self._end_closed(in_flight)
                 if stop is not None:
                     keys = stop({r.order.key: r.token_ids for r in in_flight.values()})
                     yield from self._end([request_id(key) for key in keys], in_flight, SIMILAR)
@@ -412,6 +415,7 @@ class StepLLM:
         rule = self._stop_rule(stop_rule)
         # Weights are scores up to 1, but a sampler may have traces weigh by their confidences.
         most = math.inf if sampler is not None and self.confidence else 1.0
+        weigh = one_each if self.card is None and sampler is None else trace_weight
         # All before the first is sampled: a bad one must not cost the answers of the others.
         orders = [
             self.plan(
@@ -433,9 +437,8 @@ class StepLLM:
                 _Question(
                     question,
                     [replace(plan, extract=grader.extract) for plan in plans],
-                    RunningVote(
-                        range(n), trace_weight, most, rule, budget, grader, float, self._falls
-                    ),
+                    RunningVote(range(n), weigh, most, rule, budget, grader, float, self._falls),
+                    weigh,
                 )
                 for question, plans in zip(questions, orders, strict=True)
             ]
@@ -518,8 +521,15 @@ class StepLLM:
 class _Question:
     """A question of `StepLLM.generate`, with what has come of it."""
 
-    def __init__(self, question: str, plans: Sequence[TracePlan], vote: RunningVote) -> None:
+    def __init__(
+        self,
+        question: str,
+        plans: Sequence[TracePlan],
+        vote: RunningVote,
+        weigh: Callable[[Trace], float],
+    ) -> None:
         self.question = question
+        self._weigh = weigh
         self.plans = [replace(plan, vote=vote) for plan in plans]
         self.vote = vote
         self.traces: list[Trace] = []
@@ -532,7 +542,7 @@ class _Question:
         traces = sorted(self.traces, key=lambda trace: trace.trace_id)
         outcome = vote(
             [None if trace.filtered else trace.answer for trace in traces],
-            [trace_weight(trace) for trace in traces],
+            [self._weigh(trace) for trace in traces],
             grader.same(trace.answer for trace in traces if not trace.filtered),
         )
         return Result(

@@ -87,6 +87,11 @@ class RunningVote:
         return by_score or self._rule.name == LIKELY or self._budget.tokens is not None
 
     @property
+    def compares(self) -> bool:
+        """Whether some answers are being compared, after which `check` asks."""
+        return bool(self._pending)
+
+    @property
     def running(self) -> int:
         """Traces that have begun and not ended."""
         return len(self._running)

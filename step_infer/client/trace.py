@@ -146,16 +146,26 @@ def trace_seed(seed: int, question_id: str, trace_id: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+UNSCORED = 0.5
+"""The weight of a trace that ended before its first step did, among scored ones: right or wrong, as
+a score of 0.5 says. Were it 1, such a trace would outvote several that were scored."""
+
+
 def trace_weight(trace: Trace) -> float:
     """Return a trace's weight in a vote, 0 for one that was stopped or filtered.
 
-    It is the lowest group confidence where that was looked at, else the score, else 1.
+    It is the lowest group confidence where that was looked at, else the score, else `UNSCORED`.
     """
     if trace.stopped or trace.filtered:
         return 0.0
     if trace.lowest_group_confidence is not None:
         return trace.lowest_group_confidence
-    return 1.0 if trace.trace_score is None else trace.trace_score
+    return UNSCORED if trace.trace_score is None else trace.trace_score
+
+
+def one_each(trace: Trace) -> float:
+    """Return a trace's weight where nothing scores them, 0 for one that was stopped or filtered."""
+    return 0.0 if trace.stopped or trace.filtered else 1.0
 
 
 def in_waves(questions: Iterable[Sequence[TracePlan]], wave: int) -> Iterator[TracePlan | None]:

@@ -40,6 +40,9 @@ class Worker:
     process: "subprocess.Popen[bytes]"
     ready: bool = False
     job: Hashable = None
+    jobs: "JobList | None" = None
+    """Whose job it is at."""
+    begun: float = 0.0
     deadline: float = _NEVER
     unsent: bytes = b""
     received: bytes = b""
@@ -49,7 +52,8 @@ class Worker:
 class WorkerPool:
     """Has jobs done in worker processes, each within a time limit.
 
-    Nothing but `wait` waits: `poll` takes in what is done and hands out what is to do.
+    Nothing but `JobList.wait` and `await_start` waits: `poll` takes in what is done and hands out
+    what is to do. It is not for several threads.
     """
 
     def __init__(self, program: WorkerProgram, size: int, timeout_s: float) -> None:
@@ -63,18 +67,27 @@ class WorkerPool:
         self._program, self._size, self._timeout_s = program, size, timeout_s
         self.workers: list[Worker] = []
         self._killed: list[subprocess.Popen[bytes]] = []
-        self.done: dict[Hashable, Any] = {}
-        """What came of each job; None where its process took too long, or died."""
-        self.open: dict[Hashable, Sequence[str]] = {}
-        self.waiting: deque[Hashable] = deque()
+        self.lists: list[JobList] = []
+        """Those that have open jobs."""
+
+    def join(self, limit_s: float = _NEVER) -> "JobList":
+        """Return a new list of jobs.
+
+        The list that has had the least time of the processes so far is the next to have a job
+        done: who gives them long jobs does not keep them from the others.
+
+        Args:
+            limit_s: seconds that its jobs may take, all of them together; then it gives up.
+        """
+        return JobList(self, limit_s)
 
     def close(self) -> None:
         """Stop the processes; what was open stays undone."""
         for worker in self.workers:
             self._stop(worker)
         self.workers.clear()
-        self.waiting.clear()
-        self.open.clear()
+        for jobs in list(self.lists):
+            jobs.close()
         for process in self._killed:
             process.wait()
         self._killed.clear()
@@ -93,27 +106,11 @@ class WorkerPool:
         self.warm_up()
         try:
             while not all(worker.ready for worker in self.workers):
-                self._select()
+                self.select()
                 self.poll()
         except Exception:
             self.close()
             raise
-
-    def begin(self, key: Hashable, job: Sequence[str]) -> None:
-        """See that a job is done once, as `done[key]`."""
-        if key not in self.done and key not in self.open:
-            self.open[key] = job
-            self.waiting.append(key)
-
-    def wait(self, keys: Collection[Hashable]) -> None:
-        """Wait for jobs, which are done before all others that have not begun."""
-        if keys:
-            first = set(keys)
-            self.waiting = deque(sorted(self.waiting, key=lambda key: key not in first))
-        self.hand_out()
-        while not self.open.keys().isdisjoint(keys):
-            self._select()
-            self.poll()
 
     def poll(self) -> None:
         """Take in what has been done by now, stop what takes too long, begin what waits.
@@ -131,17 +128,23 @@ class WorkerPool:
 
     def hand_out(self) -> None:
         """Give what waits to processes that are free."""
-        while len(self.workers) < min(self._size, len(self.open)):
+        wanted = sum(len(jobs.open) for jobs in self.lists)
+        while len(self.workers) < min(self._size, wanted):
             self.workers.append(self._start())
         for worker in list(self.workers):
-            if not worker.ready or worker.job is not None or not self.waiting:
+            if not worker.ready or worker.jobs is not None:
                 continue
+            waiting = [jobs for jobs in self.lists if jobs.waiting]
+            if not waiting:
+                return
             if worker.process.poll() is not None:  # killed while idle
                 self._replace(worker)
                 continue
-            worker.job = self.waiting.popleft()
-            worker.deadline = time.monotonic() + self._timeout_s
-            worker.unsent = json.dumps(self.open[worker.job]).encode() + b"\n"
+            worker.jobs = min(waiting, key=lambda jobs: jobs.taken_s)
+            worker.job = worker.jobs.waiting.popleft()
+            worker.begun = time.monotonic()
+            worker.deadline = worker.begun + self._timeout_s
+            worker.unsent = json.dumps(worker.jobs.open[worker.job]).encode() + b"\n"
             _send(worker)
 
     def _receive(self, worker: Worker) -> None:
@@ -154,6 +157,7 @@ class WorkerPool:
             return
         if not read:
             if not worker.ready:
+                self._drop(worker)
                 raise self._program.refused("a worker process that ended at its start")
             # It died, at work or while idle.
             self._settle(worker, None)
@@ -165,16 +169,16 @@ class WorkerPool:
             if worker.ready:
                 self._settle(worker, said)
             elif said != "ready":
+                self._drop(worker)
                 raise self._program.refused(said)
             worker.ready = True
 
     def _settle(self, worker: Worker, outcome: Any) -> None:
-        if worker.job is not None:
-            self.done[worker.job] = outcome
-            del self.open[worker.job]
-        worker.job, worker.deadline, worker.unsent = None, _NEVER, b""
+        if worker.jobs is not None:
+            worker.jobs.settle(worker.job, outcome, time.monotonic() - worker.begun)
+        worker.job, worker.jobs, worker.deadline, worker.unsent = None, None, _NEVER, b""
 
-    def _select(self) -> None:
+    def select(self) -> None:
         """Wait until a process writes or has room to read, or is over the time limit."""
         limit = min(worker.deadline for worker in self.workers)
         with selectors.DefaultSelector() as selector:
@@ -210,9 +214,77 @@ class WorkerPool:
             pipe.close()
         self._killed.append(worker.process)
 
+    def _drop(self, worker: Worker) -> None:
+        self._stop(worker)
+        self.workers.remove(worker)
+
     def _replace(self, worker: Worker) -> None:
         self._stop(worker)
         self.workers[self.workers.index(worker)] = self._start()
+
+
+class JobList:
+    """The jobs of one user of a pool, and what came of them; `WorkerPool.join` makes it."""
+
+    def __init__(self, pool: WorkerPool, limit_s: float) -> None:
+        self.pool, self._limit_s = pool, limit_s
+        self.taken_s = 0.0
+        """Seconds that processes have been at its jobs."""
+        self.done: dict[Hashable, Any] = {}
+        """What came of each job; None where its process took too long, or died, or time is up."""
+        self.open: dict[Hashable, Sequence[str]] = {}
+        self.waiting: deque[Hashable] = deque()
+        self.given_up = 0
+        """Jobs that were not done when it gave up, or came later."""
+
+    def begin(self, key: Hashable, job: Sequence[str]) -> None:
+        """See that a job is done once, as `done[key]`."""
+        if key in self.done or key in self.open:
+            return
+        if not self.open:
+            self.pool.lists.append(self)
+        self.open[key] = job
+        self.waiting.append(key)
+        if self.taken_s >= self._limit_s:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Have no more jobs done: what came of all that are open, and of later ones, is None.
+
+        One that a process is at goes on for nobody.
+        """
+        self._limit_s = 0.0
+        self.given_up += len(self.open)
+        self.done |= dict.fromkeys(self.open)
+        self.close()
+
+    def wait(self, keys: Collection[Hashable]) -> None:
+        """Wait for jobs, which are done before all others that have not begun."""
+        if keys:
+            first = set(keys)
+            self.waiting = deque(sorted(self.waiting, key=lambda key: key not in first))
+        self.pool.hand_out()
+        while not self.open.keys().isdisjoint(keys):
+            self.pool.select()
+            self.pool.poll()
+
+    def settle(self, key: Hashable, outcome: Any, seconds: float) -> None:
+        """Take in what came of a job that took a process so many seconds."""
+        self.taken_s += seconds
+        if key in self.open:
+            self.done[key] = outcome
+            del self.open[key]
+            if not self.open:
+                self.pool.lists.remove(self)
+        if self.taken_s >= self._limit_s:
+            self.give_up()
+
+    def close(self) -> None:
+        """Drop what is open, which stays undone."""
+        if self.open:
+            self.pool.lists.remove(self)
+        self.open.clear()
+        self.waiting.clear()
 
 
 def _send(worker: Worker) -> None:

@@ -57,7 +57,9 @@ def live_checks(model: str, scorer: str, revision: str | None = None) -> Iterato
         preemptions = llm.stats().preemptions
     device = "cuda" if torch.cuda.is_available() else "cpu"
     identity = identify(model, revision)
-    forward = DirectForward(model, *load_scorer(scorer, identity), device=device, revision=revision)
+    net, card = load_scorer(scorer, identity)
+    forward = DirectForward(model, net, card, device=device, revision=revision)
+    term = card.confidence_term
     count, misplaced, largest = 0, 0, 0.0
     for trace in traces:
         direct = forward.score(trace.prompt_token_ids, trace.token_ids)
@@ -66,7 +68,11 @@ def live_checks(model: str, scorer: str, revision: str | None = None) -> Iterato
         late = len(direct.positions) - len(found)
         complete = late == 0 or (trace.pruned and late == 1)
         misplaced += not complete or found != direct.positions[: len(found)]
-        for score, expected in zip(trace.step_scores, direct.scores_S.tolist(), strict=False):
+        expected_S = direct.scores_S.tolist()
+        if term is not None:  # the engine's own confidences: those of the state are compared
+            confidences = trace.step_confidences or []
+            expected_S = [term.score(*pair) for pair in zip(expected_S, confidences, strict=False)]
+        for score, expected in zip(trace.step_scores, expected_S, strict=False):
             count += 1
             largest = max(largest, 1.0 if score is None else abs(score - expected))
     stopped = sum(trace.pruned for trace in traces)

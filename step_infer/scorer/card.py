@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.confidence_term import ConfidenceTerm
 from step_infer.scorer.identity import ModelIdentity
 from step_infer.storage.files import check_types
 
@@ -54,6 +55,9 @@ class ScorerCard:
     """Where the state is read: "after final norm" for the last layer."""
     aggregator: str = "mean"
     """Trace aggregator: "mean", "last", "min" or "ema"."""
+    confidence: dict[str, Any] = field(default_factory=dict)
+    """What token confidence adds to a step score (`ConfidenceTerm`): "weight" and "mean"; empty
+    where the scorer reads states alone."""
     training: dict[str, Any] = field(default_factory=dict)
     """Summary of the training set and settings."""
     metrics: dict[str, Any] = field(default_factory=dict)
@@ -75,6 +79,11 @@ class ScorerCard:
     def boundary_rule(self) -> BoundaryRule:
         """The boundary rule that the scorer was trained with."""
         return BoundaryRule.from_dict(self.boundary)
+
+    @property
+    def confidence_term(self) -> ConfidenceTerm | None:
+        """What token confidence adds to a step score; None: nothing."""
+        return ConfidenceTerm.from_dict(self.confidence, "the scorer card")
 
     def to_json(self) -> str:
         """Return the card as indented JSON."""
@@ -120,6 +129,7 @@ class ScorerCard:
                 f"found {card.aggregator!r:.60}. Hint: export the scorer again."
             )
         BoundaryRule.from_dict(card.boundary)
+        ConfidenceTerm.from_dict(card.confidence, source)
         return card
 
     def check_model(self, model: ModelIdentity, allow_mismatch: Collection[str] = ()) -> None:

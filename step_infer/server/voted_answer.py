@@ -24,6 +24,8 @@ def step_object(outcome: Outcome) -> dict[str, Any]:
     others = {name: reasons[name] for name in (PRUNED, DECIDED, OVER_BUDGET)}
     return {
         "answer": outcome.vote.answer,
+        "kind": outcome.kind,
+        "chosen_by": outcome.chosen_by,
         "share": outcome.vote.share,
         "answers": [
             {
@@ -39,6 +41,7 @@ def step_object(outcome: Outcome) -> dict[str, Any]:
             "finished": len(outcome.traces) - sum(others.values()),
             **others,
         },
+        "uncompared": outcome.uncompared,
         "trace": outcome.best.trace_id,
         "score": outcome.best.trace_score,
         "ended": outcome.ended,

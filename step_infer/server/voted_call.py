@@ -10,11 +10,11 @@ import dataclasses
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from step_infer.client.answers import Vote, vote
+from step_infer.client.answers import Vote
 from step_infer.client.deciding import (
     FINISHED,
     LIKELY,
@@ -22,27 +22,34 @@ from step_infer.client.deciding import (
     StopRule,
     likely_rule,
 )
-from step_infer.client.grading import Grader
 from step_infer.client.requests import ended_trace, report_of
 from step_infer.client.running_vote import RunningVote
-from step_infer.client.trace import STOPPED, Sampling, Trace, TracePlan, trace_seed, trace_weight
+from step_infer.client.trace import (
+    STOPPED,
+    Sampling,
+    Trace,
+    TracePlan,
+    one_each,
+    trace_seed,
+    trace_weight,
+)
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import NEVER_RISE
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
+from step_infer.server.voted_grading import VotedGrading
 from step_infer.server.voted_settings import SCORE, VotedOptions, VotedSettings
-from step_infer.wire import CALLER_KEY, CONFIG_KEY, because
+from step_infer.wire import CALLER_KEY, CONFIG_KEY, OVER_BUDGET, because
 
 WAITING, RUNNING = "waiting", "running"
 """States of a trace that has not ended: before and after its first token."""
 QUESTION_ID = "0"
 """As that of the first question of `StepLLM.generate`: a seed gives the same seeds to traces."""
+OWN = "own"
 _LOOK_S = 0.1
 """Between two looks at the budget, while no trace ends."""
 _SHOWN = 60
 """Characters of an answer that progress shows."""
-_COMPARE_S = 30.0
-"""How long the last answers may be compared; what is open then counts as different."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +61,7 @@ class VotedModel:
     """vLLM's `AsyncLLM`."""
     tokenizer: Any
     rule: BoundaryRule
-    grader: Grader
+    grading: VotedGrading
     scored: bool = False
     """Whether the engine runs the adapter; without it every vote weighs the same."""
     card: ScorerCard | None = None
@@ -82,11 +89,29 @@ class Outcome:
     prompt_tokens: int
     cached_tokens: int
     """Of the prompt, those that were in the prefix cache before the call."""
+    kind: str
+    """The answer kind; `OWN` for code, of which a client need not know the name."""
+    uncompared: int
+    """Comparisons of answers that were given up for want of time; they count as different."""
+
+    @property
+    def chosen_by(self) -> str:
+        """What made the best trace's answer that of the call: its vote, or without any its score.
+
+        "none" where there is neither: then the first that ended answers, or else the longest.
+        """
+        if self.vote.answer is not None:
+            return "vote"
+        return "none" if self.best.trace_score is None else "score"
 
     @property
     def completion_tokens(self) -> int:
         """Generated tokens of all traces together."""
         return sum(len(trace.token_ids) for trace in self.traces)
+
+
+_Ended = tuple[Any, Trace] | Exception
+"""A trace with vLLM's last output of it, or why there is none."""
 
 
 class TraceState(NamedTuple):
@@ -110,15 +135,16 @@ class VotedCall:
             InputError: the stop rule needs a threshold that the scorer card does not have.
         """
         self._model, self._options = model, options
-        self._weigh = trace_weight if options.vote == SCORE else _one_each
         aggregator = model.aggregator or (model.card.aggregator if model.card else None)
-        by_score = model.scored and options.vote == SCORE
+        self._grader = model.grading.grader(options.answers)
+        by_score = model.card is not None and options.vote == SCORE
+        self._weigh = trace_weight if by_score else one_each
         self.vote = RunningVote(
             range(options.traces),
             self._weigh,
             rule=_rule(model, options),
             budget=Budget(options.seconds, options.tokens),
-            grader=model.grader,
+            grader=self._grader,
             expect=float if by_score else None,
             falls=by_score and aggregator in NEVER_RISE,
         )
@@ -127,7 +153,8 @@ class VotedCall:
         self._traces: dict[int, Trace] = {}
         self._outputs: dict[int, Any] = {}
         self._seen: dict[int, TraceState] = {}
-        self._tally: dict[Any, tuple[str, float, list[int]]] = {}
+        self._tally: dict[Hashable, tuple[str, float, list[int]]] = {}
+        self._began_s = 0.0
         self.request_id: str | None = None
         """What vLLM named the request; None before the traces begin."""
         self.begun = asyncio.Event()
@@ -187,7 +214,7 @@ class VotedCall:
         # A client may name its request: what can be aborted by name must not be guessed.
         prefix = f"{request_id}-{secrets.token_hex(8)}"
         names = [f"{prefix}-{number}" for number in range(self._options.traces)]
-        arrived: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+        arrived: asyncio.Queue[_Ended] = asyncio.Queue()
         rank = options.get("data_parallel_rank")
         if rank is None and self._model.ranks > 1:  # a group lives within one engine
             rank = min(range(self._model.ranks), key=self._model.load.__getitem__)
@@ -197,20 +224,23 @@ class VotedCall:
             asyncio.create_task(self._read(number, name, prompt, sampling_params, options, arrived))
             for number, name in enumerate(names)
         ]
-        began_s = time.monotonic()
+        self._began_s = time.monotonic()
         self.request_id = request_id
         self.begun.set()
         try:
-            await self._take(names, arrived, began_s)
+            await self._take(names, arrived)
+            self.outcome = await self._outcome()
         finally:
             self._model.load[rank or 0] -= len(names)
-            if len(self._traces) < len(names):  # the client has gone, or something failed
-                with suppress(Exception):  # an engine that is dead has nothing to abort
-                    await self._model.engine.abort(names)
-            for reader in readers:
-                reader.cancel()
-            await asyncio.gather(*readers, return_exceptions=True)
-        self.outcome = await self._outcome(began_s)
+            try:
+                if len(self._traces) < len(names):  # the client has gone, or something failed
+                    with suppress(Exception):  # an engine that is dead has nothing to abort
+                        await self._model.engine.abort(names)
+                for reader in readers:
+                    reader.cancel()
+                await asyncio.gather(*readers, return_exceptions=True)
+            finally:
+                self._model.grading.end(self._grader)
         yield self._answer(self.outcome.best)
 
     def _check(self, sampling_params: Any) -> None:
@@ -232,9 +262,9 @@ class VotedCall:
         prompt: Any,
         sampling_params: Any,
         options: dict[str, Any],
-        arrived: "asyncio.Queue[tuple[int, Any]]",
+        arrived: "asyncio.Queue[_Ended]",
     ) -> None:
-        """Sample one trace; hand its last output over, with all that came before it."""
+        """Sample one trace; hand it over with its last output, and all that came before that."""
         try:
             params = self._params(number, sampling_params)
             self.vote.begin(number, time.monotonic())
@@ -243,9 +273,40 @@ class VotedCall:
                 whole = output if whole is None else _joined(whole, output)
                 if self._watches:
                     self._see(number, whole, report_of(output).get("score"))
-            arrived.put_nowait((number, whole))
+            arrived.put_nowait((whole, await self._trace(number, whole)))
         except Exception as error:
-            arrived.put_nowait((number, error))
+            arrived.put_nowait(error)
+
+    async def _trace(self, number: int, output: Any) -> Trace:
+        """Return a trace that has ended."""
+        completion = output.outputs[0]
+        aborted = completion.finish_reason == "abort" and completion.stop_reason is None
+        ours = self.vote.closed if aborted else None
+        final: list[tuple[str, str | None]] = []
+        order = TracePlan(
+            QUESTION_ID,
+            number,
+            tuple(output.prompt_token_ids or ()),
+            None,
+            Sampling(),
+            self._group,
+            extract=lambda *response: final.append(response),  # to be looked at below
+        )
+        trace = ended_trace(
+            order,
+            list(completion.token_ids),
+            output if ours is None else None,
+            self._began_s,
+            self._model.tokenizer,
+            self._model.rule,
+            0,
+            ours,
+        )
+        for text, think_end in final:
+            trace.answer = await self._model.grading.extract(
+                self._grader, text, think_end, lambda: self.vote.closed == OVER_BUDGET
+            )
+        return trace
 
     def _see(self, number: int, whole: Any, score: float | None) -> None:
         """Note how far a trace is, and its trace score where it is new."""
@@ -267,87 +328,67 @@ class VotedCall:
         if self._model.scored:
             step: dict[str, Any] = {"group": self._group, "progress": self._watches}
             if self._options.min_keep is not None:
-                step["min_keep"] = self._options.min_keep
+                step["min_keep"] = min(self._options.min_keep, self._options.traces)
             # Its own caller: no other request, whatever its key, can be of this group.
             own = {CONFIG_KEY: step, CALLER_KEY: self._group}
             params.extra_args = {**(params.extra_args or {}), **own}
         return params
 
-    async def _take(
-        self, names: Sequence[str], arrived: "asyncio.Queue[tuple[int, Any]]", began_s: float
-    ) -> None:
+    async def _take(self, names: Sequence[str], arrived: "asyncio.Queue[_Ended]") -> None:
         """Take in the traces as they end, and end the others once the vote is closed."""
         closed = None
         while len(self._traces) < len(names):
             try:
-                number, output = await asyncio.wait_for(arrived.get(), _LOOK_S)
+                ended = await asyncio.wait_for(arrived.get(), _LOOK_S)
             except TimeoutError:
                 pass
             else:
-                if isinstance(output, Exception):
-                    raise output
-                self._add(number, output, began_s)
-            if closed is None and (closed := self.vote.check(time.monotonic())) is not None:
+                if isinstance(ended, Exception):
+                    raise ended
+                await self._add(*ended)
+            if closed is None and (closed := await self._look()) is not None:
                 running = [n for k, n in enumerate(names) if k not in self._traces]
                 await _abort(self._model.engine, running, closed)
 
-    def _add(self, number: int, output: Any, began_s: float) -> None:
-        completion = output.outputs[0]
-        aborted = completion.finish_reason == "abort" and completion.stop_reason is None
-        ours = self.vote.closed if aborted else None
-        prompt = tuple(output.prompt_token_ids or ())
-        order = TracePlan(QUESTION_ID, number, prompt, None, Sampling(), self._group)
-        self._outputs[number] = output
-        self._traces[number] = ended_trace(
-            order,
-            list(completion.token_ids),
-            output if ours is None else None,
-            began_s,
-            self._model.tokenizer,
-            self._model.rule,
-            0,
-            ours,
-        )
-        self.vote.add(self._traces[number])
-        answer = self._traces[number].answer
-        if answer is not None:
-            key = self._model.grader.binding(answer)
-            form, weight, givers = self._tally.get(key, (answer, 0.0, []))
-            weight += self._weigh(self._traces[number])
-            self._tally[key] = form, weight, [*givers, number]
+    async def _add(self, output: Any, trace: Trace) -> None:
+        self._outputs[trace.trace_id], self._traces[trace.trace_id] = output, trace
+        answer = trace.answer
 
-    async def _outcome(self, began_s: float) -> Outcome:
+        def add() -> Hashable:
+            self.vote.add(trace)
+            return None if answer is None else self._grader.binding(answer)
+
+        key = await self._model.grading.do(self._grader, add)
+        if answer is not None:
+            form, weight, givers = self._tally.get(key, (answer, 0.0, []))
+            self._tally[key] = form, weight + self._weigh(trace), [*givers, trace.trace_id]
+
+    async def _look(self) -> str | None:
+        """Return why the vote is closed, if it is."""
+        now_s = time.monotonic()
+        if self.vote.compares:
+            return await self._model.grading.do(self._grader, self.vote.check, now_s)
+        return self.vote.check(now_s)
+
+    async def _outcome(self) -> Outcome:
         traces = [self._traces[number] for number in sorted(self._traces)]
         answers = [trace.answer for trace in traces]
-        equal = await self._equality(answers)
-        outcome = vote(answers, [self._weigh(trace) for trace in traces], equal)
+        weights = [self._weigh(trace) for trace in traces]
+        outcome = await self._model.grading.vote(self._grader, answers, weights)
         voters = [traces[voter] for voter in outcome.groups[0][2]] if outcome.groups else traces
         first = self._outputs[0]
         return Outcome(
             outcome,
             traces,
             max(voters, key=_rank),
-            time.monotonic() - began_s,
+            time.monotonic() - self._began_s,
             self.vote.closed or FINISHED,
             self.vote.why,
             len(first.prompt_token_ids or ()),
             first.num_cached_tokens or 0,
+            OWN if self._options.answers.runs_code else self._options.answers.name,
+            self._grader.uncompared,
         )
-
-    async def _equality(self, answers: Iterable[str | None]) -> Callable[[str, str], bool]:
-        """Wait until answers have been compared; return whether two of them are equal."""
-        grader, given = self._model.grader, {answer for answer in answers if answer is not None}
-        deadline = time.monotonic() + _COMPARE_S
-        while grader.pending(given) and time.monotonic() < deadline:
-            await asyncio.sleep(_LOOK_S / 5)
-            grader.poll()
-
-        def equal(first: str, second: str) -> bool:
-            if grader.binding(first) == grader.binding(second):
-                return True
-            return not grader.pending({first, second}) and grader.equal(first, second) is True
-
-        return equal
 
     def _answer(self, best: Trace) -> Any:
         """Return the output of the trace that answers, as that of a request of its own."""
@@ -357,10 +398,6 @@ class VotedCall:
         if best.finish_reason not in ("stop", "error"):
             completion.finish_reason, completion.stop_reason = "length", None
         return output
-
-
-def _one_each(trace: Trace) -> float:
-    return 0.0 if trace.stopped or trace.filtered else 1.0
 
 
 def _rank(trace: Trace) -> tuple[bool, float, int]:

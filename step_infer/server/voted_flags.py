@@ -2,10 +2,13 @@
 
 import argparse
 import importlib.metadata
+import json
 import os
 from collections.abc import Callable
 from typing import Any
 
+from step_infer.client.grading import Grader
+from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
 from step_infer.server.voted_settings import VARIABLE, VotedSettings
 
@@ -16,6 +19,7 @@ VOTED_FLAGS = (
     "--voted-traces",
     "--voted-max-traces",
     "--voted-max-seconds",
+    "--voted-answers",
     "--step-page",
 )
 _PLUGINS = "VLLM_PLUGINS"
@@ -50,6 +54,12 @@ def add_voted_options(add: Callable[..., Any], advanced: Callable[..., Any]) -> 
         help="the most seconds that a voted call takes (default: no limit)",
     )
     advanced(
+        "--voted-answers",
+        metavar="KIND",
+        help="answer kind of voted calls that name none: a name, the dotted path of your own "
+        "function, or a JSON object with kind, pattern or tolerance (default: auto)",
+    )
+    advanced(
         "--step-page",
         action="store_true",
         help="show running voted calls at /step, for everybody with an API key (default: false)",
@@ -66,6 +76,7 @@ def voted_settings(own: argparse.Namespace) -> VotedSettings | None:
         "traces": own.voted_traces,
         "max_traces": own.voted_max_traces,
         "max_seconds": own.voted_max_seconds,
+        "answers": None if own.voted_answers is None else _answers(own.voted_answers),
         "page": own.step_page or None,
     }
     given = {name: value for name, value in given.items() if value is not None}
@@ -79,6 +90,23 @@ def voted_settings(own: argparse.Namespace) -> VotedSettings | None:
             "Hint: --voted-model-name MODEL-voted."
         )
     return None
+
+
+def _answers(text: str) -> AnswerOptions:
+    values: object = text
+    if text.lstrip().startswith("{"):
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(
+                f"Expected an answer kind or a JSON object after --voted-answers, found "
+                f'{text!r:.60}. Hint: such as \'{{"kind": "number", "tolerance": "1%"}}\'.'
+            ) from error
+    options = AnswerOptions.from_values(values, may_run_code=True)
+    if options.runs_code:
+        with Grader(answers=options):
+            pass  # it can be loaded: after the engine's start it would be late to hear that
+    return options
 
 
 def variables_of(settings: VotedSettings) -> dict[str, str]:

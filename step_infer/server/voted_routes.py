@@ -20,7 +20,6 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from fastapi.routing import APIRoute
 
 from step_infer.client.engine import takes_seeds
-from step_infer.client.grading import Grader
 from step_infer.errors import InputError, logged_errors
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard, read_card
@@ -35,6 +34,7 @@ from step_infer.server.voted_answer import (
     voted_body,
 )
 from step_infer.server.voted_call import VotedCall, VotedModel
+from step_infer.server.voted_grading import VotedGrading
 from step_infer.server.voted_settings import (
     REASONING,
     VARIABLE,
@@ -267,7 +267,7 @@ def _voted_model(settings: VotedSettings, engine: Any) -> VotedModel:
         engine,
         tokenizer,
         _rule(step, card, tokenizer),
-        Grader(),
+        VotedGrading(settings.answers),
         step is not None,
         card,
         None if step is None else step.aggregator,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from step_infer.client.deciding import LIKELY, NEVER, UNBEATABLE
+from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
 from step_infer.settings import finite
 from step_infer.wire import CONFIG_KEY
@@ -38,6 +39,8 @@ class VotedSettings:
     """The most that a call may ask for; None: `traces`."""
     max_seconds: float | None = None
     """The most time that a call may take, and takes where it does not say; None: no limit."""
+    answers: AnswerOptions = AnswerOptions("auto")
+    """The answer kind of a call that does not say; it alone may be code."""
     page: bool = False
     """Show running calls at /step; all of them ask for their traces' progress then."""
 
@@ -98,13 +101,15 @@ class VotedSettings:
                     f"Expected voted settings out of {', '.join(known)}, found {name!r:.60}. "
                     f"Hint: mend {VARIABLE}."
                 )
-        return cls(**values)
+        if values.get("answers") is not None:
+            values["answers"] = AnswerOptions.from_values(values["answers"], may_run_code=True)
+        return cls(**{name: value for name, value in values.items() if value is not None})
 
     def to_text(self) -> str:
         """Return the settings as the value of `STEP_VOTED`."""
-        return json.dumps(
-            {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, False)}
-        )
+        values = dataclasses.asdict(self)
+        values["answers"] = {k: v for k, v in values["answers"].items() if v is not None}
+        return json.dumps({k: v for k, v in values.items() if v is not None and v is not False})
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ class VotedOptions:
     min_keep: int | None = None
     """Traces that are never pruned; None: as the engine's setting says."""
     progress: str = COMMENTS
+    answers: AnswerOptions = VotedSettings.answers
+    """How answers are found and compared."""
 
     @classmethod
     def of(cls, values: Any, settings: VotedSettings) -> "VotedOptions":
@@ -152,7 +159,10 @@ class VotedOptions:
         for name, choices in (("stop_rule", RULES), ("vote", VOTES), ("progress", PROGRESS)):
             _check(name, values, choices.__contains__, f"one of {', '.join(choices)}")
         given = {name: value for name, value in values.items() if value is not None}
-        options = cls(**{"traces": settings.traces, "seconds": settings.max_seconds, **given})
+        if "answers" in given:
+            given["answers"] = _answers(given["answers"], settings.answers)
+        own = {name: getattr(settings, name) for name in ("traces", "answers")}
+        options = cls(**{**own, "seconds": settings.max_seconds, **given})
         if options.traces > settings.most_traces:
             raise InputError(
                 f"Expected at most {settings.most_traces} traces, found {options.traces}. "
@@ -167,6 +177,12 @@ class VotedOptions:
         return options
 
 
+def _answers(values: Any, own: AnswerOptions) -> AnswerOptions:
+    """Return the answer kind that a call asks for; the operator's where it names none."""
+    asked = AnswerOptions.from_values(values)
+    return own if asked.kind is None else asked
+
+
 def refuse_what_no_vote_can_do(request: Any) -> None:
     """Refuse what a request asks that a vote cannot give.
 
@@ -176,8 +192,9 @@ def refuse_what_no_vote_can_do(request: Any) -> None:
     Raises:
         InputError: names the first such field.
     """
-    for name in request.model_extra or {}:
-        if name != CONFIG_KEY:
+    for name, value in (request.model_extra or {}).items():
+        neutral = name in _LABELS or value is None or value in _NEUTRAL.get(name, ())
+        if name != CONFIG_KEY and not neutral:
             raise InputError(
                 f"Expected fields that this server knows for the voted model, found {name!r:.60}. "
                 "Hint: leave it out."
@@ -195,6 +212,20 @@ def refuse_what_no_vote_can_do(request: Any) -> None:
             "Expected no tools for the voted model, which votes on answers, found "
             f"{len(request.tools)}. Hint: leave them out, or ask the plain model."
         )
+
+
+_LABELS = (
+    *("metadata", "store", "service_tier", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_retention"),
+)
+"""Fields of OpenAI's interface that vLLM does not know and that no answer depends on."""
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "modalities": (["text"],),
+    "functions": ([],),
+    "function_call": ("none",),
+}
+"""Others, and what front ends send in them that asks for nothing."""
 
 
 def _never(_: Any) -> bool:

@@ -21,7 +21,7 @@ from step_train.data.training_data import identity_of
 from step_train.evaluation.baselines import compare, known_baselines
 from step_train.evaluation.config import EvaluateConfig
 from step_train.evaluation.held_out import evaluate
-from step_train.evaluation.trace_facts import read_step_facts
+from step_train.evaluation.trace_facts import read_confidences, read_step_facts
 from step_train.evaluation.votes import evaluate_votes
 from step_train.export.run import export
 from step_train.fit.run_directory import OWN_FILES as FIT_FILES
@@ -66,7 +66,9 @@ def evaluate_scorer(config: EvaluateConfig) -> dict[str, Any]:
     if split is not None and questions != "all":
         table = _only(table, split[questions], questions)
     require_both_classes(table, f"{directory.path} ({questions} questions)")
-    score_S = score_steps(scorer, FeatureRows(directory.shards()), table)
+    term = card.confidence_term
+    added_S = None if term is None else term.logits(read_confidences(directory, table))
+    score_S = score_steps(scorer, FeatureRows(directory.shards()), table, added_S)
     outcome = run_manifest(
         kind=KIND,
         scorer=str(config.run or config.scorer),
@@ -133,8 +135,16 @@ def _trained_on(table: TraceTable, split: dict[str, list[str]] | None, held: boo
     return len(asked.intersection(split["train"]))
 
 
-def score_steps(scorer: StepScorer, rows: FeatureRows, table: TraceTable) -> Floats:
+def score_steps(
+    scorer: StepScorer, rows: FeatureRows, table: TraceTable, added_S: Floats | None = None
+) -> Floats:
     """Return the step scores of a table's traces [S], in its order.
+
+    Args:
+        scorer: the network.
+        rows: states of the directory.
+        table: the traces.
+        added_S: what else the logits are made of.
 
     Raises:
         InputError: a state is not finite.
@@ -149,4 +159,6 @@ def score_steps(scorer: StepScorer, rows: FeatureRows, table: TraceTable) -> Flo
             "Expected a scorer with finite logits, found NaN or infinity. "
             "Hint: train again with a lower --learning-rate."
         )
+    if added_S is not None:
+        logits_S += torch.from_numpy(added_S)
     return np.asarray(torch.sigmoid(logits_S).numpy())

@@ -50,6 +50,21 @@ def read_step_facts(directory: TraceDirectory, table: TraceTable) -> StepFacts:
     return StepFacts(tokens_S, confidence_S)
 
 
+def read_confidences(directory: TraceDirectory, table: TraceTable) -> Floats:
+    """Return the mean token confidence so far at the steps of a split's traces [S].
+
+    Raises:
+        InputError: it is not known of every step.
+    """
+    confidence_S = read_step_facts(directory, table).confidence_S
+    if confidence_S is None or not np.isfinite(confidence_S).all():
+        raise InputError(
+            f"Expected the token confidence at every step of {directory.path}, found none at "
+            "some. Hint: collect the traces with --confidence true, or use a scorer without it."
+        )
+    return confidence_S
+
+
 def rows_of_traces(
     directory: TraceDirectory, table: TraceTable, columns: tuple[str, ...]
 ) -> Iterator[tuple[Ints, pa.Table]]:

@@ -77,6 +77,13 @@ def print_card(card: ScorerCard, source: str, console: Console) -> None:
     facts.add_row("reads", f"layer {card.layer}, {card.norm}, H = {card.hidden_size}")
     facts.add_row("network", _network(card))
     facts.add_row("boundary", _boundary(card.boundary))
+    term = card.confidence_term
+    facts.add_row(
+        "token confidence",
+        "not read"
+        if term is None
+        else f"{term.weight:+.3f} on the logit for each nat above {term.mean:.2f}",
+    )
     facts.add_row("trace score", f"{card.aggregator} of the step scores")
     for label, value in _training(card.training):
         facts.add_row(label, value)

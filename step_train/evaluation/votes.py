@@ -12,10 +12,6 @@ import numpy as np
 from data_gen.traces.directory import TraceDirectory
 from step_eval.statistics import DRAWS, Bools, Floats, Ints
 from step_eval.votes import vote_rule
-from step_infer.cli.progress import track
-from step_infer.client.answers import vote
-from step_infer.client.grading import Grader
-from step_infer.client.kinds import AnswerOptions
 from step_train.data.trace_table import TraceTable
 from step_train.evaluation.held_out import trace_scores
 from step_train.evaluation.metrics import mean_figure
@@ -34,13 +30,16 @@ _RULES = {
 }
 """Vote rules by name: what weighs a trace, and how (`step_eval.votes.vote_rule`)."""
 
+_RIGHT = -1
+"""Stands for the group of all right answers; those that are kept are numbered from 0."""
+
 DEFINITIONS = {
     "uniform": "each trace counts the same (self-consistency)",
     "score": "a trace counts as much as its trace score (STEP)",
     "score^4": "a trace counts as much as its trace score to the fourth power",
     "confidence": "a trace counts as much as its mean token confidence (DeepConf)",
     "traces": "all finished traces of a question; one without an answer does not vote, one "
-    "without a score or confidence counts 1",
+    "without a score counts 0.5 in its place, and one without a confidence 1",
 }
 
 
@@ -63,22 +62,18 @@ def evaluate_votes(
 ) -> dict[str, Any]:
     """Return the vote accuracies of a split's questions (`vote_accuracy`)."""
     (trace_score_N,) = trace_scores(table, score_S, aggregator, [1.0])
-    answers = AnswerOptions.from_settings(directory.manifest.get("settings", {}))
-    with Grader(answers=answers) as grader:
-        ballots = read_ballots(directory, table, trace_score_N, grader)
-    return vote_accuracy(ballots, seed=seed)
+    return vote_accuracy(read_ballots(directory, table, trace_score_N), seed=seed)
 
 
 def read_ballots(
-    directory: TraceDirectory, table: TraceTable, trace_score_N: Floats, grader: Grader
+    directory: TraceDirectory, table: TraceTable, trace_score_N: Floats
 ) -> list[Ballot]:
-    """Read the votes of a split's questions; equal answers are grouped once a question.
+    """Read the votes of a split's questions, with the groups of equal answers that are kept.
 
     Args:
         directory: the traces.
         table: the split's usable traces.
         trace_score_N: their trace scores.
-        grader: says which answers are mathematically equal.
     """
     score_of: dict[tuple[int, int], float] = {}
     for shard, row, score in zip(
@@ -87,39 +82,24 @@ def read_ballots(
         score_of[shard, row] = score
     questions = {table.questions[i] for i in np.unique(table.question_N).tolist()}
     columns = (
-        *("question_id", "finish_reason", "extracted_answer", "is_correct", "shard"),
-        *("row_start", "num_steps", "mean_token_confidence"),
+        *("question_id", "finish_reason", "extracted_answer", "is_correct", "answer_group"),
+        *("shard", "row_start", "num_steps", "mean_token_confidence"),
     )
     votes: dict[str, list[dict[str, Any]]] = {}
     for part in range(directory.num_parts):
         for row in directory.part(part, columns).to_pylist():
             if row["question_id"] in questions and row["finish_reason"] != "pruned":
                 votes.setdefault(row["question_id"], []).append(row)
-    tracked = track(votes.values(), len(votes), "questions grouped", delay_s=2)
-    return [_ballot(rows, score_of, grader) for rows in tracked]
+    return [_ballot(rows, score_of) for rows in votes.values()]
 
 
-def _ballot(
-    rows: list[dict[str, Any]], score_of: dict[tuple[int, int], float], grader: Grader
-) -> Ballot:
-    answers = [row["extracted_answer"] for row in rows]
-    right = {row["extracted_answer"]: row["is_correct"] is True for row in rows}
-
-    same = grader.same(form for form in right if not right[form])
-
-    def equal(first: str, second: str) -> bool:
-        # Right answers all equal the truth; only wrong ones have to be compared.
-        if right[first] or right[second]:
-            return right[first] and right[second]
-        return same(first, second)
-
-    groups = vote(answers, equal=equal).groups
-    group_M = np.full(len(rows), -1)
-    for index, (_, _, voters) in enumerate(groups):
-        group_M[list(voters)] = index
+def _ballot(rows: list[dict[str, Any]], score_of: dict[tuple[int, int], float]) -> Ballot:
+    # Right answers all equal the truth, and no wrong one does, whatever their groups.
+    groups = [_RIGHT if row["is_correct"] else row["answer_group"] for row in rows]
+    number_of = {group: index for index, group in enumerate(sorted({*groups} - {None}))}
     return Ballot(
-        group_M,
-        np.array([right[form] for form, _, _ in groups], dtype=bool),
+        np.array([-1 if group is None else number_of[group] for group in groups]),
+        np.array([group == _RIGHT for group in number_of], dtype=bool),
         [
             score_of.get((row["shard"], row["row_start"])) if row["num_steps"] else None
             for row in rows

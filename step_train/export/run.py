@@ -65,6 +65,7 @@ def export(checkpoint: Path | str, out: Path | str, force: bool = False) -> Scor
             width=width,
             depth=depth,
             aggregator=aggregator,
+            confidence=record.get("confidence", {}),
             training=_training(record, int(saved["epoch"])),
             metrics=metrics,
             calibration=record.get("calibration", {}),

@@ -21,6 +21,7 @@ from data_gen.traces.features import FeatureShard, write_shard
 from data_gen.traces.writer import TraceWriter
 from step_infer.cli.progress import Progress
 from step_infer.client.engine import cpu_dtype
+from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import load_tokenizer
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import NO_BOUNDARY, BoundaryRule
@@ -103,6 +104,7 @@ def _writer(
         "tokenizer_hash": identity.tokenizer_hash,
         "dtype": _dtype(config),
         "boundary": rule.to_dict(),
+        **AnswerOptions.from_settings(source.manifest["settings"]).settings(),
     }
     names = ("sampling", "seed", "system", "chat_template_kwargs", "prompt_date")
     kept = {name: source.manifest[name] for name in names if name in source.manifest}

@@ -38,6 +38,7 @@ class FitConfig:
         "test_fraction",
         "max_epochs",
         "components",
+        "confidence",
         "baselines",
         "memory_mib",
         "accelerator",
@@ -81,6 +82,9 @@ class FitConfig:
     ranking_weight: float = 0.0
     """Weight, against the cross-entropy, of a ranking loss over a batch's pairs of a right and a
     wrong step of one question; large batches hold more pairs."""
+    confidence: bool = False
+    """Add the mean token confidence of the trace so far to the scorer's logit, with a weight chosen
+    by validation questions. The engine then computes confidences, too, which costs it time."""
     select: Literal["paper", "within_question"] = "paper"
     """What chooses the best epoch, on validation questions: paper (0.75 AUROC + 0.25 F1 of the
     steps) or within_question (their AUROC within question)."""

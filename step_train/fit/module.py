@@ -68,15 +68,13 @@ class ScorerModule(LightningModule):
         """One entry a finished epoch: losses and validation metrics."""
         self.logits_S = torch.empty(0)
         """The newest evaluation's logits, in the order of the split's steps."""
-        self.temperature = 1.0
-        """What `score_S` divides logits by; fitted when training is over."""
         self._loss_sum: Tensor | float = 0.0
         self._loss_count = 0
 
     @property
     def score_S(self) -> Floats:
-        """The newest evaluation's step scores, in [0, 1]."""
-        return torch.sigmoid(self.logits_S.double() / self.temperature).numpy()
+        """The newest evaluation's step scores before calibration, in [0, 1]."""
+        return torch.sigmoid(self.logits_S.double()).numpy()
 
     def forward(self, hidden_BH: Tensor) -> Tensor:
         """Return the logits [B] of states as the model gave them."""

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from data_gen.traces.directory import TraceDirectory
 from step_eval.statistics import Floats
+from step_infer.scorer.confidence_term import ConfidenceTerm
 from step_infer.scorer.network import StepScorer
 from step_infer.storage.files import full_disk_named
 from step_train.data.datamodule import StepDataModule
@@ -27,9 +28,11 @@ from step_train.evaluation.baselines import compare
 from step_train.evaluation.baselines_trained import run_baselines
 from step_train.evaluation.held_out import choose_aggregator, evaluate
 from step_train.evaluation.report import write_report
+from step_train.evaluation.trace_facts import read_confidences
 from step_train.evaluation.votes import evaluate_votes
 from step_train.export.run import export
 from step_train.fit.calibration import calibrate
+from step_train.fit.confidence import choose_confidence, describe
 from step_train.fit.config import FitConfig
 from step_train.fit.loss import StepLoss
 from step_train.fit.module import MONITOR, ScorerModule
@@ -57,6 +60,8 @@ class FitResult:
     """The best of them, from 1."""
     aggregator: str
     """The trace aggregator for the scorer card."""
+    confidence: dict[str, float]
+    """What token confidence adds to the logit (`ConfidenceTerm`); empty: nothing."""
     calibration: dict[str, Any]
     """The temperature and what it does (`step_train.fit.calibration.calibrate`)."""
     metrics: dict[str, Any]
@@ -106,6 +111,9 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         verify_checksums=config.verify_checksums and rank_zero_only.rank in (None, 0),
     )
     require_components(config.components, data.rows, config.memory_mib)
+    if config.confidence:  # known before training, not after
+        for name in ("val", "test"):
+            read_confidences(TraceDirectory(data.path), data.splits[name])
     with FitDirectory(config.out) as run, full_disk_named(run.path):
         # With several devices, Lightning starts this program again for each: only the first writes.
         if rank_zero_only.rank in (None, 0):
@@ -248,13 +256,29 @@ def best_epoch(
     best = torch.load(run.best, map_location="cpu", weights_only=True)
     module.load_state_dict(best["state_dict"])
     datamodule = _datamodule(config, data, run)
-    module.temperature = 1.0
+    val, test = data.splits["val"], data.splits["test"]
     trainer.validate(module, datamodule=datamodule, verbose=False)
-    calibration = calibrate(data.splits["val"].label_S, module.logits_S)
-    module.temperature = calibration["temperature"]
-    val_score_S = module.score_S
-    chosen, choice = choose_aggregator(data.splits["val"], val_score_S)
+    val_logits_S = module.logits_S.double()
     trainer.test(module, datamodule=datamodule, verbose=False)
+    test_logits_S = module.logits_S.double()
+    term: ConfidenceTerm | None = None
+    term_choice: dict[str, float | None] = {}
+    if config.confidence:
+        directory = TraceDirectory(data.path)
+        confidence_S = read_confidences(directory, val)
+        term, term_choice = choose_confidence(
+            val, val_logits_S.numpy(), confidence_S, config.aggregator
+        )
+        if term is not None:
+            val_logits_S += torch.from_numpy(term.logits(confidence_S))
+            confidence_S = read_confidences(directory, test)
+            test_logits_S += torch.from_numpy(term.logits(confidence_S))
+    calibration = calibrate(val.label_S, val_logits_S)
+    val_score_S, test_score_S = (
+        torch.sigmoid(logits_S / calibration["temperature"]).numpy()
+        for logits_S in (val_logits_S, test_logits_S)
+    )
+    chosen, choice = choose_aggregator(val, val_score_S)
     facts = {
         "epochs": len(history),
         "best_epoch": int(best["epoch"]) + 1,
@@ -267,7 +291,9 @@ def best_epoch(
         "history": history,
         "data": module.record["data"],
     }
-    return BestEpoch(facts, val_score_S, module.score_S)
+    if config.confidence:
+        facts |= describe(term, term_choice, calibration["temperature"])
+    return BestEpoch(facts, val_score_S, test_score_S)
 
 
 def _compare(
@@ -305,6 +331,7 @@ def _result(run: FitDirectory, outcome: dict[str, Any], started: float) -> FitRe
         epochs=outcome["epochs"],
         best_epoch=outcome["best_epoch"],
         aggregator=outcome["aggregator"],
+        confidence=outcome.get("confidence", {}),
         calibration=outcome["calibration"],
         metrics=outcome["metrics"],
         baselines=outcome["baselines"],

@@ -93,6 +93,61 @@ def test_an_option_that_is_missing_is_named(gpqa: Path) -> None:
         load_questions(gpqa, QuestionOptions(benchmark="gpqa_diamond"))
 
 
+GSM8K_ROW = {"question": "Two and three?", "answer": "2+3=<<2+3=5>>5\nSo 5.\n#### 1,005"}
+MATH_ROW = {
+    "problem": "Find $x$.",
+    "level": "Level 2",
+    "type": "Algebra",
+    "solution": r"First $\boxed{7}$ is tried. In the end $x = \boxed{\frac{1}{2}}$.",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "found"),
+    [
+        ("gsm8k", GSM8K_ROW, Question("line-1", "Two and three?", "1,005")),
+        ("gsm8k", GSM8K_ROW | {"answer": "5"}, Question("line-1", "Two and three?", "5")),
+        ("math", MATH_ROW, Question("line-1", "Find $x$.", r"\frac{1}{2}")),
+        ("math", {"question": "Q?", "answer": "(1,2)"}, Question("line-1", "Q?", "(1,2)")),
+        (
+            "math_500",
+            MATH_ROW | {"answer": r"\frac12", "unique_id": "test/algebra/1.json"},
+            Question("test/algebra/1.json", "Find $x$.", r"\frac12"),
+        ),
+    ],
+)
+def test_the_truth_is_what_a_worked_solution_ends_with(
+    name: str, row: dict[str, str], found: Question, tmp_path: Path
+) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    options = QuestionOptions(benchmark=name)
+    assert load_questions(tmp_path / "q.jsonl", options).questions == [found]
+    assert options.form("q.jsonl").answers == "math"
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gsm8k", {"answer": "2+3=5\nSo 5."}),
+        ("gsm8k", {"answer": "2+3=5\n####"}),
+        ("math", {"solution": "The answer is 5."}),
+        ("math", {"solution": r"An empty \boxed{}."}),
+    ],
+)
+def test_a_solution_without_its_answer_is_named(
+    name: str, change: dict[str, str], tmp_path: Path
+) -> None:
+    row = GSM8K_ROW if name == "gsm8k" else MATH_ROW
+    path = tmp_path / "q.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row | change))
+    with pytest.raises(InputError, match=r"q.jsonl:2: Expected a solution with .* after '####' or"):
+        load_questions(path, QuestionOptions(benchmark=name))
+    skipping = QuestionOptions(benchmark=name, skip_bad_lines=True)
+    notes: list[str] = []
+    assert len(load_questions(path, skipping, note=notes.append).questions) == 1
+    assert len(notes) == 1
+
+
 def test_a_benchmark_by_its_name_alone_is_taken_from_the_hub() -> None:
     on_hub = {name for name, benchmark in BENCHMARKS.items() if benchmark.source is not None}
     assert set(BENCHMARKS) - on_hub == {"hmmt_2012_2023"}

@@ -387,8 +387,8 @@ class NoSteps(CollectEngine):
         return super().stream(plans, max_in_flight, lambda: None)
 
 
-@pytest.mark.parametrize(("part_traces", "parts"), [(4, [6]), (3, [6]), (2, [4, 2])])
-def test_sampling_waits_for_no_verdict_until_a_second_part_is_due(
+@pytest.mark.parametrize(("part_traces", "parts"), [(4, [6]), (2, [6]), (1, [4, 1, 1])])
+def test_sampling_waits_for_no_verdict_until_a_fourth_part_is_due(
     config: CollectConfig, part_traces: int, parts: list[int]
 ) -> None:
     question = {"id": "open", "question": "?", "answer": r"\int_0^1 2t\,dt"}
@@ -400,6 +400,26 @@ def test_sampling_waits_for_no_verdict_until_a_second_part_is_due(
     for row in pa.concat_tables(tables).to_pylist():
         answer = row["extracted_answer"]
         assert row["is_correct"] is (None if answer is None else answer == "1")
+
+
+def test_traces_whose_verdicts_are_there_are_written_without_the_others(
+    config: CollectConfig,
+) -> None:
+    questions = [{"id": "open", "question": "?", "answer": r"\int_0^1 2t\,dt"}]
+    questions += [{"id": f"q{n}", "question": f"{n}?", "answer": "1"} for n in range(3)]
+    lines = "".join(json.dumps(question) + "\n" for question in questions)
+    Path(config.questions).write_text(lines)
+    engine = NoSteps()
+    run(dataclasses.replace(config, part_traces=12), engine)
+    found = TraceDirectory(config.out)
+    assert set(found.part(0)["question_id"].to_pylist()) == {"q0", "q1", "q2"}
+    assert found.num_parts > 1
+    assert sorted(found.keys()) == sorted(engine.yielded)
+    assert_whole(config, 4)
+    for index in range(found.num_parts):
+        for row in found.part(index, ["extracted_answer", "is_correct"]).to_pylist():
+            answer = row["extracted_answer"]
+            assert row["is_correct"] is (None if answer is None else answer == "1")
 
 
 def test_parts_are_also_written_when_time_has_passed(

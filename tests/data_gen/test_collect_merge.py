@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import shutil
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,10 @@ def shards(whole: CollectConfig, tmp_path_factory: pytest.TempPathFactory) -> li
 
 
 def traces(path: Path | str) -> dict[tuple[str, int], tuple[dict[str, Any], list[list[float]]]]:
-    """Every trace's columns, but where its states are, and these states."""
+    """Every trace's columns, but where its states are, and these states.
+
+    For the number of its group stands which traces are in it: numbers follow the order of the ends.
+    """
     found = TraceDirectory(path)
     read = {}
     for index in range(found.num_parts):
@@ -78,6 +82,11 @@ def traces(path: Path | str) -> dict[tuple[str, int], tuple[dict[str, Any], list
             assert row.pop("shard") == index
             states_SH = shard.hidden(start, start + row["num_steps"])
             read[row["question_id"], row["trace_id"]] = row, states_SH.tolist()
+    groups: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for question_id, trace_id in sorted(read):
+        groups[question_id, read[question_id, trace_id][0]["answer_group"]].append(trace_id)
+    for row, _ in read.values():
+        row["answer_group"] = groups[row["question_id"], row["answer_group"]]
     return read
 
 

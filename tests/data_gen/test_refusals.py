@@ -137,6 +137,15 @@ def test_a_line_of_a_questions_file(line, text, tmp_path):
     assert found == f"TMP/q.jsonl:2: Expected {text} {SKIP}"
 
 
+def test_a_worked_solution_without_its_answer(tmp_path):
+    line = '{"problem": "x", "solution": "It is 5."}'
+    found = refusal(read("q.jsonl", f"{GOOD}\n{line}\n", benchmark="math"), tmp_path)
+    assert found == (
+        "TMP/q.jsonl:2: Expected a solution with the right answer after '####' or in \\boxed{} "
+        f"under 'solution', found \"It is 5.\". {SKIP}"
+    )
+
+
 @pytest.mark.parametrize(
     ("refused", "text"),
     [
@@ -331,6 +340,11 @@ def tensors(folder, **found):
             lambda tmp: write_part(tmp / "x", [trace(num_steps=2), trace(num_steps=2, text=None)]),
             "a value in every row of column 'text', found none in 1 of 2 rows. "
             "Hint: fill it in every row.",
+        ),
+        (
+            lambda tmp: write_part(tmp / "x", [trace(num_steps=2, extracted_answer="2")]),
+            "an answer_group in every row with an extracted_answer, and in no other, found 1 "
+            "answers and 0 groups. Hint: AnswerGroups.add numbers them.",
         ),
         (
             lambda tmp: (pq.write_table(pa.table({"a": [1]}), tmp / "x"), read_part(tmp / "x")),

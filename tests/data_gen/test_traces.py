@@ -34,6 +34,7 @@ def row(trace_id: int, positions: list[int], **more: Any) -> dict[str, Any]:
         "finish_reason": "stop",
         "extracted_answer": "2",
         "is_correct": True,
+        "answer_group": 0,
         "boundary_positions": positions,
         **more,
     }

@@ -7,7 +7,10 @@ import numpy as np
 import torch
 
 from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.groups import AnswerGroups
 from data_gen.traces.writer import TraceWriter
+from step_infer.client.grading import Grader
+from step_infer.client.kinds import AnswerOptions
 
 Signal = Literal["label", "noise", "question", "both"]
 
@@ -32,6 +35,7 @@ def write_traces(
     strength: float = 3.0,
     seed: int = 0,
     changes: dict[int, dict[str, Any]] | None = None,
+    answers: AnswerOptions | None = None,
 ) -> TraceDirectory:
     """Write right and wrong traces of every question, 4 to 15 steps each.
 
@@ -47,6 +51,7 @@ def write_traces(
         strength: of the signal, in standard deviations of the noise.
         seed: of everything.
         changes: columns to overwrite, by the number of the trace.
+        answers: the answer kind by which answers are grouped; None is math.
     """
     generator = np.random.default_rng(seed)
     confidences = np.random.default_rng([seed, 1])
@@ -93,9 +98,13 @@ def write_traces(
         "boundary": BOUNDARY,
         "sampling": {"temperature": 1.0},
     }
-    with TraceWriter(path, {"seed": seed}, **manifest) as out:
+    settings = {"seed": seed, **(answers or AnswerOptions()).settings()}
+    with TraceWriter(path, settings, **manifest) as out, Grader(answers=answers) as grader:
+        groups = AnswerGroups(grader, out.read())
         for start in range(0, len(rows), part_traces):
             some = rows[start : start + part_traces]
+            for row, number in zip(some, groups.add(some), strict=True):
+                row["answer_group"] = number
             hidden = [
                 state if row["boundary_positions"] else state[:0]
                 for row, state in zip(some, states[start:], strict=False)

@@ -43,6 +43,8 @@ WITHOUT_HINT = {
         "Expected a text or a whole number under {_or(names)}, found {short(value)}.",
         "Expected Unicode text under {_or(names)}, found the lone surrogate {found!a}.",
         "Expected an answer under {_or(names)}, found {found}.",
+        "Expected a solution with the right answer after '####' or in \\boxed{} under {name!r}, "
+        "found {short(text)}.",
         "Expected each id once, found {question.id!r:.60}{here} in {first} too{there}.",
         "Expected at most {MOST_LINE_MIB} Mi characters under {_or(names)}, found {len(value):,}.",
         "Expected at most {self.most_mib} MiB in a line of {self.path}, found more.",

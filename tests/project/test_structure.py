@@ -134,7 +134,7 @@ NAMED = re.compile(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)})(?:\.[A-Za-z_]\w*)+)"
 FILES = re.compile(rf"(?<![\w./-])((?:{'|'.join(PACKAGES)}|tests|docs|benchmarks)/[\w/.-]*\w)")
 VLLMS = "tests" + "/v1"
 """Where vLLM keeps its own tests."""
-KEYS = {"step_infer.aggregator", "step_infer.source"}
+KEYS = {"step_infer.aggregator", "step_infer.source", "step_infer.answer_kind"}
 """Names of metadata in Parquet files, not of modules."""
 
 

@@ -184,6 +184,7 @@ def collected(folder, pool):
     """Write the traces of a pool as step-collect does, with random states."""
     rows, hidden, positions = [], [], []
     for question in pool.questions:
+        forms = [trace.answer for trace in question.traces]
         for number, trace in enumerate(question.traces):
             hidden.append(torch.randn(len(trace.positions), 256).bfloat16())
             positions.append(list(trace.positions))
@@ -199,6 +200,7 @@ def collected(folder, pool):
                     "finish_reason": "stop",
                     "extracted_answer": trace.answer,
                     "is_correct": trace.right,
+                    "answer_group": None if trace.answer is None else forms.index(trace.answer),
                     "boundary_positions": positions[-1],
                     "shard": 0,
                     "num_steps": len(trace.positions),

@@ -110,8 +110,8 @@ def test_vote_rules_weigh_scores(rule, winner):
     assert ("a" if weights[0] > weights[1] + weights[2] else "b") == winner
 
 
-def test_a_trace_without_a_score_has_one_vote():
-    assert vote_rule("score^2")([None, 0.5]) == [1.0, 0.25]
+def test_a_trace_without_a_score_weighs_as_one_that_could_be_either():
+    assert vote_rule("score^2")([None, 0.3]) == [0.25, 0.09]
     assert vote_rule("best")([None, None]) == [1.0, 1.0]
 
 

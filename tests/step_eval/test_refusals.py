@@ -40,6 +40,7 @@ from step_eval.simulation.schedule import EngineShape, SimulatedTrace, check_fit
 from step_eval.simulation.scores import tuned_scores
 from step_eval.simulation.timing import read_timing
 from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.network import load_scorer, save_scorer
 from step_infer.storage.run_directory import RunDirectory, run_manifest, write_manifest
 
 RECORDED = str(ROOT / "benchmarks" / "recorded" / "ledger.parquet")
@@ -376,6 +377,7 @@ def collected(folder, features=None):
         "finish_reason": "stop",
         "extracted_answer": "2",
         "is_correct": True,
+        "answer_group": 0,
         "boundary_positions": [0, 1, 2],
         "step_scores": None,
         "step_confidences": None,
@@ -392,6 +394,15 @@ def collected(folder, features=None):
 
     states = None if features is None else listed(features, 3)
     return manifest(folder, parts=[{"traces": listed("part.parquet", 1), "features": states}])
+
+
+def unsure(folder):
+    """Make traces without confidences, and the path of a scorer that takes them."""
+    scorer, card = load_scorer(SCORER)
+    card = replace(card, confidence={"weight": 0.4, "mean": 12.0})
+    save_scorer(folder / "scorer.safetensors", scorer, card)
+    write_shard(folder / "shard.safetensors", [torch.zeros(3, card.hidden_size)], [[0, 1, 2]])
+    return collected(folder, "shard.safetensors"), str(folder / "scorer.safetensors")
 
 
 def narrow(folder):
@@ -434,6 +445,11 @@ def narrow(folder):
             lambda tmp: (parquet(collected(tmp) / "part.parquet", x=[1]), read_pool(tmp)),
             "column 'question_id' in TMP/part.parquet, found none. "
             "Hint: make it again with this version of the toolkit.",
+        ),
+        (
+            lambda tmp: read_pool(*unsure(tmp)),
+            "token confidences beside TMP/shard.safetensors, which the scorer takes, found none. "
+            "Hint: collect the traces with --confidence true.",
         ),
         (
             lambda tmp: read_pool(collected(tmp), SCORER),

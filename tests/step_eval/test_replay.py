@@ -6,11 +6,12 @@ import json
 import pytest
 import torch
 from places import ROOT, SCORER
+from synthetic_traces import write_traces
 
 from step_eval.command import command
 from step_eval.methods.registry import METHODS
 from step_eval.ranks import Ranks
-from step_eval.recorded.files import read_table, write_table
+from step_eval.recorded.files import read_pool, read_table, record, write_table
 from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
 from step_eval.replay.config import ReplayConfig
 from step_eval.replay.engine import chosen_traces
@@ -23,6 +24,9 @@ from step_eval.replay.shapes import (
     write_scorer,
 )
 from step_eval.replay.signals import signals
+from step_infer.client.answers import vote
+from step_infer.client.grading import Grader
+from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import load_tokenizer
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryRule
@@ -227,3 +231,46 @@ def test_a_directory_of_another_command_is_refused(tmp_path):
     options = ("--traces", RECORDED, "--out", tmp_path)
     assert "another command's" in refused(*options)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
+
+
+def test_answers_are_compared_as_they_were_when_the_traces_were_made(tmp_path):
+    # Three right answers, and four wrong ones in two forms of one number.
+    forms = ["7"] * 3 + ["3", "3.0"] * 2
+    traces = tuple(PoolTrace(9, (3, 6), form, form == "7") for form in forms)
+    question = PoolQuestion("q", 5, traces, "7")
+    for kind in ("exact", "math"):
+        path = tmp_path / f"{kind}.parquet"
+        write_table(path, TracePool((question,), "a test", answers=AnswerOptions(kind)))
+        inputs, pool = prepare(config(tmp_path / "out", traces=str(path), methods="sc"))
+        assert pool.answers == inputs.config.answer_options == AnswerOptions(kind)
+        assert inputs.settings()["answers.kind"] == kind
+        answers = [trace.answer for trace in pool.questions[0].traces]
+        with Grader(answers=inputs.config.answer_options) as grader:
+            winner = vote(answers, equal=grader.same(answers)).answer
+        assert winner == ("7" if kind == "exact" else "3")
+
+
+@pytest.mark.parametrize("kind", ["exact", "math"])
+def test_equal_wrong_answers_of_collected_traces_have_one_form(tmp_path, kind):
+    forms = ["1/2", "3", "3.0", "0.5", "6/2", None, "3", "8"]
+    right = {"1/2", "0.5"}
+    changes = {
+        n: {
+            "extracted_answer": form,
+            "is_correct": None if form is None else form in right,
+            "ground_truth": "1/2",
+        }
+        for n, form in enumerate(forms)
+    }
+    options = AnswerOptions(kind)
+    made = write_traces(tmp_path / "traces", "label", questions=1, changes=changes, answers=options)
+    one = ["right", "3", "3", "right", "3", None, "3", "8"]
+    expected = one if kind == "math" else ["right", "3", "3.0", "right", "6/2", None, "3", "8"]
+    for path in (made.path, made.part_paths()[0]):
+        (question,) = read_pool(path).questions
+        assert [trace.answer for trace in question.traces] == expected
+    assert read_pool(made.path).answers == options
+    record(made.path, tmp_path / "recorded.parquet")
+    pool = read_table(tmp_path / "recorded.parquet")
+    assert pool.answers == options
+    assert [trace.answer for trace in pool.questions[0].traces] == expected

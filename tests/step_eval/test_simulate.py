@@ -135,6 +135,7 @@ def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
             "finish_reason": "stop" if number else "length",
             "extracted_answer": str(number),
             "is_correct": number == 2,
+            "answer_group": number,
             "boundary_positions": positions[number],
             "shard": 0,
             "row_start": starts[number],

@@ -550,7 +550,7 @@ def test_a_manifest_keeps_the_options_but_never_names_code_that_is_run() -> None
     ],
 )
 def test_a_client_names_a_kind_or_its_options(values: object, options: AnswerOptions) -> None:
-    assert AnswerOptions.from_request(values) == options
+    assert AnswerOptions.from_values(values) == options
 
 
 @pytest.mark.parametrize(
@@ -569,4 +569,4 @@ def test_a_client_names_a_kind_or_its_options(values: object, options: AnswerOpt
 )
 def test_a_client_that_asks_for_anything_else_is_refused(values: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        AnswerOptions.from_request(values)
+        AnswerOptions.from_values(values)

@@ -12,6 +12,7 @@ from step_infer.doctor import command as doctor
 from step_infer.doctor import coupling
 from step_infer.doctor.command import DoctorConfig
 from step_infer.doctor.coupling import CouplingPoint
+from step_infer.doctor.live_check import live_checks
 from step_infer.errors import InputError
 from step_infer.scorer.network import StepScorer, load_scorer, save_scorer
 
@@ -143,3 +144,13 @@ def test_live_scores_are_compared_with_a_forward_pass():
     assert "0 traces with other boundaries" in live[1]
     assert "live scores equal a direct forward pass" in live[2]
     assert lines[-1] == "The adapter fits the installed vLLM."
+
+
+@pytest.mark.engine
+def test_live_scores_hold_the_confidence_that_a_scorer_takes(tmp_path):
+    """Unasked, the engine records it: a score without it would differ, or be missing."""
+    scorer, card = load_scorer(SCORER)
+    card = dataclasses.replace(card, confidence={"weight": 0.4, "mean": 12.0})
+    save_scorer(tmp_path / "scorer.safetensors", scorer, card)
+    checks = list(live_checks(str(CHECKPOINT), str(tmp_path / "scorer.safetensors")))
+    assert [check.passed for check in checks] == [True] * 4, checks

@@ -189,7 +189,7 @@ def test_verdicts_that_were_not_waited_for_are_those_that_are(grader: Grader) ->
         _poll_until_known(other_grader, [*others, _INTEGRAL])
         started = [worker.process.pid for worker in other_grader._pool.workers]
         assert other_grader.equal_many(pairs) == expected
-        assert other_grader._pool.waiting == deque()
+        assert other_grader._jobs.waiting == deque()
         assert [worker.process.pid for worker in other_grader._pool.workers] == started
 
 
@@ -200,7 +200,7 @@ def test_what_is_open_is_waited_for_by_whoever_must_know_before_all_else(grader:
     assert grader.equal("13", integral) is False
     assert grader.equal(integral, "3") is True
     assert not grader.pending([integral, "3", "13"])
-    assert len(grader._pool.waiting) >= 8
+    assert len(grader._jobs.waiting) >= 8
 
 
 def test_a_comparison_is_asked_once() -> None:
@@ -209,8 +209,8 @@ def test_a_comparison_is_asked_once() -> None:
             grader.submit(_INTEGRAL, ["1/2", f"  {_INTEGRAL} "])
             grader.submit("1/2", [_INTEGRAL])
             grader.submit(_INTEGRAL, ["0.5", r"\frac{2}{4}"])  # says the same
-        assert list(grader._pool.open.values()) == [("1/2", _INTEGRAL)]
-        assert len(grader._pool.waiting) == 1
+        assert list(grader._jobs.open.values()) == [("1/2", _INTEGRAL)]
+        assert len(grader._jobs.waiting) == 1
 
 
 def test_submitting_and_polling_never_wait_for_a_process() -> None:
@@ -225,7 +225,7 @@ def test_submitting_and_polling_never_wait_for_a_process() -> None:
         for polled, other in enumerate(others, 1):
             grader.submit(_INTEGRAL, [other])
             grader.poll()
-            assert len(grader._pool.open) == polled
+            assert len(grader._jobs.open) == polled
         assert grader.pending([*others, _INTEGRAL]) == {*others, _INTEGRAL}
         rescue.cancel()
         process.send_signal(signal.SIGCONT)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from step_infer.live_traces import LiveTraces
 from step_infer.scorer.boundary import BoundaryRule
+from step_infer.scorer.confidence_term import ConfidenceTerm
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.wire import StepRows
 
@@ -156,3 +157,19 @@ def test_without_confidences_of_a_step_the_mean_is_unknown_from_there_on():
     assert report["positions"] == [0, 1, 2]
     assert report["confidences"] == [2.0, 3.0, None]
     assert report["confidence"] is None
+
+
+def test_a_step_score_takes_in_the_confidence_up_to_its_boundary():
+    settings, term = StepSettings(scorer="x", confidence=True), ConfidenceTerm(0.5, 10.0)
+    live = LiveTraces(RULE, "mean", settings, confidence_term=term)
+    live.add("a", RequestOptions("g"))
+    trace, rows = live.traces["a"], StepRows(np.array([0.4], np.float32))
+    for token, confidence in [(WORD, 9.0), (BOUNDARY, 14.0), (WORD, 50.0), (BOUNDARY, math.nan)]:
+        live.take_scores(rows, {"a": 0}, [[token]])
+        live.see_tokens(trace, [token])
+        live.take_confidence(trace, confidence)
+    live.take_scores(rows, {"a": 0}, [[WORD]])
+    logit = math.log(0.4 / 0.6) + 0.5 * ((9 + 14) / 2 - 10)
+    assert trace.scores == [pytest.approx(1 / (1 + math.exp(-logit))), None]
+    assert trace.dropped == 1
+    assert trace.score == trace.scores[0]

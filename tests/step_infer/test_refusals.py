@@ -153,16 +153,16 @@ NAMES = "math, auto, choice, exact, number, json, regex"
             "that can be imported here.",
         ),
         (
-            lambda: AnswerOptions.from_request("os.system"),
+            lambda: AnswerOptions.from_values("os.system"),
             f"kind out of {NAMES}, found 'os.system'. Hint: leave it out for the server's own.",
         ),
         (
-            lambda: AnswerOptions.from_request(7),
+            lambda: AnswerOptions.from_values(7),
             "kind as a text, or as an object of kind, pattern, tolerance, found 7. Hint: such as "
             "{'kind': 'number', 'tolerance': '1%'}.",
         ),
         (
-            lambda: AnswerOptions.from_request({"tolerance": [1]}),
+            lambda: AnswerOptions.from_values({"tolerance": [1]}),
             "kind with a text as tolerance, found [1]. Hint: such as {'kind': 'number', "
             "'tolerance': '1%'}.",
         ),
@@ -416,6 +416,17 @@ def voted(**options):
             "Hint: leave it out for the default.",
         ),
         (
+            voted(answers={"kind": "number", "tolerance": "1%", "unit": "cm"}),
+            "an answer kind as a text, or as an object of kind, pattern, tolerance, found "
+            "{'kind': 'number', 'tolerance': '1%', 'unit': 'cm'}. "
+            "Hint: such as {'kind': 'number', 'tolerance': '1%'}.",
+        ),
+        (
+            voted(answers="json.loads"),
+            "an answer kind out of math, auto, choice, exact, number, json, regex, found "
+            "'json.loads'. Hint: leave it out for the server's own.",
+        ),
+        (
             voted(traces=9),
             "at most 8 traces, found 9. "
             "Hint: ask for fewer, or have the operator raise --voted-max-traces.",
@@ -474,6 +485,17 @@ def served(*flags):
             served("--min-keep", "many"),
             "options of step-serve, found: argument --min-keep: invalid int value: 'many'. "
             "Hint: see step-serve --help.",
+        ),
+        (
+            served("--voted-model-name", "a", "--voted-answers", "{kind: number}"),
+            "an answer kind or a JSON object after --voted-answers, found '{kind: number}'. "
+            'Hint: such as \'{"kind": "number", "tolerance": "1%"}\'.',
+        ),
+        (
+            served("--voted-model-name", "a", "--voted_answers", "no_such_module.extract"),
+            "an answer kind at no_such_module.extract that can be loaded, found "
+            "ModuleNotFoundError: No module named 'no_such_module'. Hint: a dotted path to a "
+            "function, or to a class or module with extract, that can be imported here.",
         ),
         (
             served("--voted-traces", "8", "--voted_max_seconds=5", "--step-page"),
@@ -680,6 +702,11 @@ THEIRS = ModelIdentity("other", "c" * 64, "t" * 64, 512)
             lambda tmp: card_json(width="wide"),
             "a scorer card in file, found: width 'wide', which is no int. "
             "Hint: export the scorer again.",
+        ),
+        (
+            lambda tmp: card_json(confidence={"weight": "1"}),
+            "finite numbers for weight and mean under confidence (scorer card), found "
+            "\"{'weight': '1'}\" in file. Hint: export the scorer again.",
         ),
         (
             lambda tmp: card_json(aggregator="median"),

@@ -2,10 +2,11 @@
 
 import math
 
+from step_infer.client.answers import vote as vote_of
 from step_infer.client.deciding import Budget, StopRule
 from step_infer.client.grading import Grader
 from step_infer.client.running_vote import RunningVote
-from step_infer.client.trace import Sampling, Trace, TracePlan, in_waves, trace_weight
+from step_infer.client.trace import Sampling, Trace, TracePlan, in_waves, one_each, trace_weight
 
 
 def ended(number, answer, score=None, reason="stop", filtered=False):
@@ -19,7 +20,7 @@ def plan(number, vote, question="q"):
 
 
 def test_it_closes_with_the_trace_that_decides():
-    vote = RunningVote(range(5), trace_weight)
+    vote = RunningVote(range(5), one_each)
     for number in range(3):
         assert vote.closed is None
         vote.add(ended(number, "7"))
@@ -28,7 +29,7 @@ def test_it_closes_with_the_trace_that_decides():
 
 
 def test_traces_that_were_stopped_or_filtered_do_not_vote_and_add_nothing():
-    vote = RunningVote(range(5), trace_weight)
+    vote = RunningVote(range(5), one_each)
     vote.add(ended(0, "7"))
     vote.add(ended(1, None, reason="pruned"))
     vote.add(ended(2, "8", filtered=True))
@@ -38,7 +39,7 @@ def test_traces_that_were_stopped_or_filtered_do_not_vote_and_add_nothing():
 
 
 def test_a_trace_that_is_filtered_after_its_end_is_left_out_from_then_on():
-    vote = RunningVote(range(5), trace_weight)
+    vote = RunningVote(range(5), one_each)
     first = ended(0, "8")
     vote.add(first)
     first.filtered = True
@@ -48,15 +49,24 @@ def test_a_trace_that_is_filtered_after_its_end_is_left_out_from_then_on():
     assert (vote.closed, vote.decision.answer) == ("decided", "7")
 
 
+def test_a_trace_without_a_score_does_not_outvote_two_that_are_scored():
+    traces = [ended(0, "8"), ended(1, "7", score=0.3), ended(2, "7", score=0.3)]
+    found = vote_of([trace.answer for trace in traces], [trace_weight(trace) for trace in traces])
+    assert found.answer == "7"
+    assert (trace_weight(ended(0, "8")), one_each(ended(0, "8"))) == (0.5, 1.0)
+    for weigh in (trace_weight, one_each):
+        assert weigh(ended(0, "8", reason="pruned")) == 0
+
+
 def test_the_last_trace_decides_nothing():
-    vote = RunningVote(range(2), trace_weight)
+    vote = RunningVote(range(2), one_each)
     vote.add(ended(1, "8"))
     vote.add(ended(0, "7"))
     assert vote.closed is None
 
 
 def test_weights_without_a_bound_leave_it_open():
-    vote = RunningVote(range(3), trace_weight, most=math.inf)
+    vote = RunningVote(range(3), one_each, most=math.inf)
     vote.add(ended(0, "7"))
     vote.add(ended(1, "7"))
     assert vote.closed is None
@@ -64,7 +74,7 @@ def test_weights_without_a_bound_leave_it_open():
 
 def test_equal_answers_in_other_words_count_together():
     with Grader() as grader:
-        vote = RunningVote(range(5), trace_weight, grader=grader)
+        vote = RunningVote(range(5), one_each, grader=grader)
         for number, answer in enumerate(["1/2", r"\frac{1}{2}", "0.5"]):
             vote.add(ended(number, answer))
         assert vote.closed == "decided"
@@ -74,7 +84,7 @@ def test_an_answer_that_is_still_compared_waits_for_its_verdict():
     """Only math-verify can compare these two: until it has, the vote is open."""
     answers = [r"\frac{n!}{n}", "(n-1)!"]
     with Grader() as grader:
-        vote = RunningVote(range(7), trace_weight, grader=grader)
+        vote = RunningVote(range(7), one_each, grader=grader)
         for number in range(1, 6):
             vote.add(ended(number, answers[number > 1]))
         assert grader.pending(set(answers)) == set(answers)
@@ -86,7 +96,7 @@ def test_an_answer_that_is_still_compared_waits_for_its_verdict():
 def test_answers_that_no_canonical_form_reads_vote_by_their_text_without_waiting():
     answers = [rf"\sum_{{k={start}}}^\infty \frac{{1}}{{k^3}}" for start in range(1, 40)]
     with Grader() as grader:
-        vote = RunningVote(range(80), trace_weight, grader=grader)
+        vote = RunningVote(range(80), one_each, grader=grader)
         for number in range(78):
             vote.add(ended(number, answers[number % len(answers)]))
         assert grader.pending(set(answers)) == set()
@@ -111,7 +121,7 @@ def test_likely_goes_by_what_running_traces_would_weigh():
 
 
 def test_a_budget_closes_it_with_the_limit_that_is_reached():
-    vote = RunningVote(range(4), trace_weight, budget=Budget(seconds=5, tokens=100))
+    vote = RunningVote(range(4), one_each, budget=Budget(seconds=5, tokens=100))
     assert vote.watches
     assert vote.check(50.0) is None  # nothing has begun
     vote.begin(0, 50.0)
@@ -120,13 +130,13 @@ def test_a_budget_closes_it_with_the_limit_that_is_reached():
     assert vote.check(54.9) is None
     vote.see(1, 40)
     assert (vote.check(54.9), vote.why) == ("over_budget", "tokens")
-    slow = RunningVote(range(4), trace_weight, budget=Budget(seconds=5))
+    slow = RunningVote(range(4), one_each, budget=Budget(seconds=5))
     slow.begin(0, 50.0)
     assert (slow.check(55.0), slow.why) == ("over_budget", "seconds")
 
 
 def test_waves_keep_so_many_traces_of_a_question_running_and_fill_up_with_the_next_question():
-    votes = {name: RunningVote(range(4), trace_weight) for name in "ab"}
+    votes = {name: RunningVote(range(4), one_each) for name in "ab"}
     questions = [[plan(n, votes[name], name) for n in range(4)] for name in "ab"]
     orders = in_waves(questions, 2)
 

@@ -159,6 +159,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         ({"aggregator": []}, r"found: aggregator \[\], which is no str"),
         ({"metrics": None}, "found: metrics None, which is no dict"),
         ({"boundary": 3}, "found: boundary 3, which is no dict"),
+        ({"confidence": {"weight": 1.0}}, "Expected finite numbers for weight and mean"),
     ],
 )
 def test_a_damaged_card_is_refused(change: dict[str, Any], message: str) -> None:

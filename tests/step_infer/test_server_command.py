@@ -51,14 +51,16 @@ def test_the_adapter_is_filled_in():
 
 def test_a_voted_model_is_set_in_the_environment(monkeypatch):
     monkeypatch.setenv("VLLM_PLUGINS", "step")
-    words = command("--voted-model-name", "my voted", "--voted-traces=8", "--voted_max_traces", "9")
+    answers = '{"kind": "number", "tolerance": "1%"}'
+    flags = ["--voted-traces=8", "--voted_max_traces", "9", f"--voted_answers={answers}"]
+    words = command("--voted-model-name", "my voted", *flags)
     assert words[:2] == [
-        'STEP_VOTED={"name": "my voted", "traces": 8, "max_traces": 9}',
+        f'STEP_VOTED={{"name": "my voted", "traces": 8, "max_traces": 9, "answers": {answers}}}',
         "VLLM_PLUGINS=step",
     ]
     assert "my voted" not in words[2:]
     words = command("--voted-model-name", "voted", "--step_page")
-    assert words[0] == 'STEP_VOTED={"name": "voted", "traces": 64, "page": true}'
+    assert json.loads(words[0].removeprefix("STEP_VOTED="))["page"] is True
 
 
 def test_the_vllm_command_is_used_where_it_can_start(monkeypatch):

@@ -20,11 +20,12 @@ pytest.importorskip("vllm")
 from chromium import chromium, page  # noqa: E402
 from scripted_engine import Part, Script, scripted_server  # noqa: E402
 
-from step_infer.client.grading import Grader  # noqa: E402
+from step_infer.client.kinds import AnswerOptions  # noqa: E402
 from step_infer.scorer.boundary import BoundaryRule  # noqa: E402
 from step_infer.server.page.board import MOST_SHOWN, Board  # noqa: E402
 from step_infer.server.page.routes import EVENTS, MOST_READERS  # noqa: E402
 from step_infer.server.voted_call import VotedCall, VotedModel  # noqa: E402
+from step_infer.server.voted_grading import VotedGrading  # noqa: E402
 from step_infer.server.voted_settings import VotedOptions, VotedSettings  # noqa: E402
 
 NAME = "voted"
@@ -259,7 +260,8 @@ def test_a_call_that_fails_is_shown_to_its_end_without_the_reason():
 
 def test_a_call_whose_traces_have_not_begun_is_shown_and_may_end():
     options = VotedOptions(traces=2)
-    model = VotedModel(settings(), None, None, BoundaryRule("stride", frozenset(), None), Grader())
+    rule, grading = BoundaryRule("stride", frozenset(), None), VotedGrading(AnswerOptions("auto"))
+    model = VotedModel(settings(), None, None, rule, grading)
     call, board = VotedCall(model, options), Board()
     board.begin(call, options)
     assert board.look() == []
@@ -377,7 +379,7 @@ def test_of_many_calls_the_oldest_are_shown_and_the_others_counted(pool):
 
 def test_answers_and_names_are_text_on_the_page(browser):
     with scripted_server(all_say(rf"\boxed{{{EVIL}}}"), settings()) as url:
-        assert post(url, name=EVIL, traces=2)["step"]["answer"] == EVIL
+        assert post(url, name=EVIL, traces=2, stop_rule="never")["step"]["answer"] == EVIL
         with page(browser, f"{url}/step") as (opened, complaints):
             call = opened.locator(".call[data-state=finished]")
             assert call.locator(".answers .answer").inner_text() == EVIL

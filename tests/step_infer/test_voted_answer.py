@@ -5,6 +5,7 @@ import json
 import pytest
 
 from step_infer.client.answers import vote
+from step_infer.client.kinds import AnswerOptions
 from step_infer.client.trace import Trace
 from step_infer.server.voted_answer import chunks, comment, event, progress_chunk, voted_body
 from step_infer.server.voted_call import Outcome
@@ -32,7 +33,8 @@ def outcome() -> Outcome:
     weights = [0.25, 0.5, 0.5, 0.0, 0.0, 0.0]
     answers = [made.answer for made in traces]
     return Outcome(
-        vote(answers, weights), traces, traces[2], 1.23456, "decided", "unbeatable", 7, 4
+        *(vote(answers, weights), traces, traces[2], 1.23456, "decided", "unbeatable", 7, 4),
+        *("math", 0),
     )
 
 
@@ -46,12 +48,15 @@ def test_the_step_object_tells_of_every_trace_and_answer():
     body = voted_body(response(content=TEXT, reasoning=None), outcome())
     assert body["step"] == {
         "answer": "42",
+        "kind": "math",
+        "chosen_by": "vote",
         "share": 0.6,
         "answers": [
             {"answer": "42", "weight": 0.75, "share": 0.6, "traces": 2},
             {"answer": "41", "weight": 0.5, "share": 0.4, "traces": 1},
         ],
         "traces": {"all": 6, "finished": 3, "pruned": 1, "decided": 2, "over_budget": 0},
+        "uncompared": 0,
         "trace": 2,
         "score": 0.5,
         "ended": "decided",
@@ -59,6 +64,14 @@ def test_the_step_object_tells_of_every_trace_and_answer():
         "seconds": 1.235,
     }
     assert "reasoning_content" not in body["choices"][0]["message"]
+
+
+@pytest.mark.parametrize(("score", "chosen_by"), [(0.5, "score"), (None, "none")])
+def test_without_any_answer_it_says_what_chose_the_trace(score, chosen_by):
+    best = trace(0, "stop", None, score, 10)
+    nobody = Outcome(vote([None]), [best], best, 1.0, "finished", None, 7, 4, "choice", 0)
+    step = voted_body(response(), nobody)["step"]
+    assert (step["answer"], step["chosen_by"], step["kind"]) == (None, chosen_by, "choice")
 
 
 def test_usage_is_that_of_all_traces_and_of_one_prompt():
@@ -109,13 +122,28 @@ def test_an_event_is_one_line_whatever_it_says():
 
 
 def test_settings_pass_through_the_environment(monkeypatch):
-    settings = VotedSettings("a b'c", 8, 16, 2.5)
+    settings = VotedSettings("a b'c", 8, 16, 2.5, AnswerOptions("number", tolerance="1%"))
     monkeypatch.setenv("VLLM_PLUGINS", "mine,other")
     variables = variables_of(settings)
     assert VotedSettings.from_text(variables["STEP_VOTED"]) == settings
     assert variables["VLLM_PLUGINS"] == "mine,other,step"
     monkeypatch.setenv("VLLM_PLUGINS", variables["VLLM_PLUGINS"])
     assert variables_of(settings) == variables
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ('{"name": "a"}', AnswerOptions("auto")),
+        ('{"name": "a", "answers": "json.loads"}', AnswerOptions("json.loads")),
+        (
+            '{"name": "a", "answers": {"kind": "regex", "pattern": "(a)"}}',
+            AnswerOptions("regex", "(a)"),
+        ),
+    ],
+)
+def test_an_operator_names_any_answer_kind(text, answers):
+    assert VotedSettings.from_text(text).answers == answers
 
 
 def test_naming_one_plug_in_keeps_no_other_out(monkeypatch):
@@ -132,3 +160,12 @@ def test_a_call_that_says_nothing_takes_the_operators_settings():
         assert VotedOptions.of(nothing, settings) == VotedOptions(8, 30)
     asked = VotedOptions.of({"traces": 16, "seconds": 30, "vote": "uniform"}, settings)
     assert asked == VotedOptions(16, 30, vote="uniform")
+
+
+def test_a_call_that_names_no_answer_kind_takes_the_operators():
+    own = AnswerOptions("my_module.MyAnswers")
+    settings = VotedSettings("voted", answers=own)
+    for nothing in ({}, {"answers": None}, {"answers": {}}, {"answers": {"kind": None}}):
+        assert VotedOptions.of(nothing, settings).answers == own
+    asked = VotedOptions.of({"answers": {"kind": "number", "tolerance": 0.5}}, settings)
+    assert asked.answers == AnswerOptions("number", tolerance=0.5)

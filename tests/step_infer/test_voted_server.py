@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from step_infer.client.answers import extract_boxed
 from step_infer.client.trace import trace_seed
 
 openai = pytest.importorskip("openai")
+httpx = pytest.importorskip("httpx")
 pytestmark = [pytest.mark.engine, pytest.mark.oldest]
 
 QUESTION = "618+487+934 mod 1000 = ?"
@@ -29,6 +31,7 @@ MOST_TRACES = 12
 MOST_SECONDS = 100
 MESSAGES = [{"role": "user", "content": QUESTION}]
 ALL_KEPT = {"ignore_eos": True, "step": {"traces": 12, "min_keep": 12}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 LONG = {"max_tokens": 1400, "extra_body": ALL_KEPT}
 """A call that takes its time."""
 
@@ -56,6 +59,11 @@ def text(server: Server, step: dict[str, Any] | None = None, **options: Any) -> 
     return server.client.completions.create(model=NAME, prompt=prompt, **defaults | extra | options)
 
 
+def post(server: Server, body: dict[str, Any]) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {KEY}"}
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, headers=headers, timeout=300)
+
+
 def text_of(response: Any) -> str:
     """Return all text of a response, the reasoning first."""
     (choice,) = response.choices
@@ -65,7 +73,9 @@ def text_of(response: Any) -> str:
 
 
 def requests_in(server: Server) -> float:
-    return server.gauge("num_requests_running") + server.gauge("num_requests_waiting")
+    states = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
+    lines = [line for line in server.metrics() if line.startswith(states)]  # of one moment
+    return sum(float(line.rpartition(" ")[2]) for line in lines)
 
 
 def wait_until(true: Any) -> bool:
@@ -155,6 +165,28 @@ def test_without_any_answer_the_best_scored_trace_answers(server):
     assert (step["answer"], step["share"], step["answers"]) == (None, 0.0, [])
     assert text_of(response)
     assert step["score"] is not None
+
+
+@pytest.mark.parametrize(
+    ("kind", "answers"),
+    [
+        ("math", r"\d+"),
+        ({"kind": "number", "tolerance": 999}, r"\d+"),
+        ({"kind": "regex", "pattern": r"boxed.(\d)"}, r"\d"),
+        ("choice", None),
+        ("json", None),
+    ],
+)
+def test_a_call_names_the_kind_of_its_answers(server, kind, answers):
+    step = chat(server, {"stop_rule": "never", "answers": kind}).step
+    assert step["kind"] == (kind if isinstance(kind, str) else kind["kind"])
+    if answers is None:
+        assert (step["answer"], step["chosen_by"], step["answers"]) == (None, "score", [])
+    else:
+        assert step["chosen_by"] == "vote"
+        assert all(re.fullmatch(answers, group["answer"]) for group in step["answers"])
+    if isinstance(kind, dict) and "tolerance" in kind:
+        assert len(step["answers"]) == 1, "all are near each other"
 
 
 @pytest.mark.parametrize(
@@ -255,6 +287,13 @@ def test_a_client_that_goes_away_ends_all_its_traces(server, stream):
         ({"stop_rule": []}, r"option stop_rule as one of unbeatable, likely, never, found \[\]."),
         ({"stop_rule": "likely"}, "Expected a threshold for the stop rule likely"),
         ({"min_keep": 0}, "option min_keep as a whole number >= 1, found 0."),
+        ({"answers": "chess"}, "Expected an answer kind out of math, .*, found 'chess'."),
+        ({"answers": "os.system"}, "Expected an answer kind out of math, .*, found 'os.system'."),
+        ({"answers": ["math"]}, r"Expected an answer kind as a text, .*found \['math'\]."),
+        ({"answers": {"kind": "regex"}}, "Expected an answer pattern"),
+        ({"answers": {"kind": "regex", "pattern": "("}}, "in the syntax of RE2"),
+        ({"answers": {"kind": "number", "tolerance": -1}}, "tolerance as a number from 0 on"),
+        ({"answers": {"tolerance": 1}}, "Expected an answer kind number beside a tolerance"),
         ({"group": "mine"}, "Expected step options out of .*, found 'group'."),
         ("q1", "Expected an object under 'step', found 'q1'."),
     ],
@@ -265,7 +304,33 @@ def test_options_beyond_bounds_are_refused_in_one_line(server, step, words):
     assert "\n" not in refused.value.body["message"]
 
 
-TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n": 1, "stream": False, "user": "me", "metadata": {"a": "b"}, "store": False},
+        {"logprobs": False, "top_logprobs": 0, "response_format": {"type": "text"}},
+        {"service_tier": "auto", "safety_identifier": "me", "prompt_cache_key": "k"},
+        {"tool_choice": "none", "parallel_tool_calls": False, "modalities": ["text"]},
+        {"tools": [TOOL], "tool_choice": "none", "functions": [], "function_call": "none"},
+        {"stop": [], "logit_bias": {}, "presence_penalty": 0, "frequency_penalty": 0, "top_p": 1},
+        {"n": None, "stream": None, "seed": None, "stop": None, "logprobs": None, "tools": None},
+        {"user": None, "metadata": None, "web_search_options": None, "step": None},
+        {"step": {"min_keep": 10**19, "tokens": 10**19, "answers": {"kind": None}}},
+        {"stream": True, "stream_options": {"include_usage": False}},
+        {"stream": True, "stream_options": None, "include_reasoning": True, "vllm_xargs": {}},
+    ],
+)
+def test_what_front_ends_always_send_is_taken(server, options):
+    body = {"model": NAME, "messages": MESSAGES, "max_tokens": 900, **options}
+    response = post(server, body)
+    assert response.status_code == 200, response.text
+    if options.get("stream"):
+        *_, last, done = [event for event in response.text.split("\n\n") if event]
+        assert done == "data: [DONE]"
+        step = json.loads(last.removeprefix("data: "))["step"]
+    else:
+        step = response.json()["step"]
+    assert step["traces"]["all"] == TRACES
 
 
 @pytest.mark.parametrize(

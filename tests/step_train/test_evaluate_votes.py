@@ -1,14 +1,10 @@
 """Votes of some traces of a question: who counts, how much, and how often they are right."""
 
-import json
-
 import numpy as np
 import pytest
 from synthetic_traces import write_traces
 
-from data_gen.traces.directory import TraceDirectory
 from step_infer.client.answers import vote
-from step_infer.client.grading import Grader
 from step_infer.client.kinds import AnswerOptions
 from step_train.data.trace_table import read_traces
 from step_train.evaluation.votes import Ballot, evaluate_votes, read_ballots, vote_accuracy
@@ -95,11 +91,9 @@ def test_ballots_hold_all_finished_traces_with_equal_answers_together(tmp_path):
     directory = write_traces(tmp_path / "traces", "label", questions=2, changes=changes)
     table, _ = read_traces(directory)
     table = table.of_questions(np.array([0]))
-    with Grader() as grader:
-        (one,) = read_ballots(directory, table, np.arange(len(table)) / 10, grader)
-    # The group of most votes is the first.
-    assert one.group_M.tolist() == [1, 1, 0, 0, -1, 0, 2]
-    assert one.right_G.tolist() == [False, True, False]
+    (one,) = read_ballots(directory, table, np.arange(len(table)) / 10)
+    assert one.group_M.tolist() == [0, 0, 1, 1, -1, 1, 2]
+    assert one.right_G.tolist() == [True, False, False]
     assert one.score_M == [0.0, 0.1, 0.2, 0.3, None, None, 0.4]
     assert one.confidence_M[4] is None
     assert one.confidence_M[6] == 2.5
@@ -114,12 +108,10 @@ def test_answers_are_grouped_as_they_were_when_the_traces_were_made(tmp_path, ki
         for trace, form in enumerate(forms)
     }
     changes[7] = {"extracted_answer": None, "is_correct": None}
-    directory = write_traces(tmp_path / "traces", "label", questions=1, changes=changes)
-    path = directory.path / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["settings"] = manifest.get("settings", {}) | AnswerOptions(kind).settings()
-    path.write_text(json.dumps(manifest))
-    directory = TraceDirectory(directory.path)
+    answers = AnswerOptions(kind)
+    directory = write_traces(
+        tmp_path / "traces", "label", questions=1, changes=changes, answers=answers
+    )
     table, _ = read_traces(directory)
     found = evaluate_votes(directory, table, np.zeros(directory.num_steps), "mean", seed=0)
     assert found["by_traces"]["8"]["uniform"]["value"] == accuracy

@@ -76,6 +76,7 @@ def source(model, tmp_path_factory):
                 "finish_reason": "stop",
                 "extracted_answer": str(trace.answer),
                 "is_correct": trace.correct,
+                "answer_group": 0,
                 "boundary_positions": [],
                 "step_scores": [],
             }

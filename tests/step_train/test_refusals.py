@@ -32,7 +32,7 @@ from step_train.evaluation.acceptance import ranks_above_chance
 from step_train.evaluation.baselines_trained import question_baseline
 from step_train.evaluation.config import EvaluateConfig
 from step_train.evaluation.evaluate import _only, evaluate_scorer, score_steps
-from step_train.evaluation.trace_facts import read_step_facts
+from step_train.evaluation.trace_facts import read_confidences, read_step_facts
 from step_train.export.command import ExportConfig
 from step_train.export.published import import_scorer, read_network
 from step_train.export.run import export
@@ -629,6 +629,15 @@ def test_features(refused, text, traces):
         text = text.replace(name, str(number))
     found = refusal(lambda: refused(traces)).replace(str(traces.path), "TMP")
     assert found == f"Expected {text}"
+
+
+def test_traces_without_token_confidences(tmp_path):
+    directory = write_traces(tmp_path, "label", changes={3: {"step_confidences": None}})
+    found = refusal(lambda: read_confidences(directory, read_traces(directory)[0]))
+    assert found == (
+        f"Expected the token confidence at every step of {tmp_path}, found none at some. Hint: "
+        "collect the traces with --confidence true, or use a scorer without it."
+    )
 
 
 def trainer_of(traces):

@@ -154,6 +154,7 @@ VARIANTS = {
     "linear": {"depth": 0},
     "normalise": {"normalise": "standard", "baselines": "all", "shuffles": 1},
     "dropout": {"dropout": 0.3},
+    "confidence": {"confidence": True},
     "select": {"select": "within_question"},
 }
 

@@ -12,6 +12,8 @@ _DEEPEST = 100
 """Values within each other."""
 _WORK = 2_000_000
 """Characters that may be read in vain in one response: it could hold a beginning at every place."""
+_ATTEMPT = 200
+"""What an attempt costs beside them: the error that ends it counts lines."""
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(?:json[c5]?)?[ \t]*\n(.*?)^[ \t]*```", re.M | re.S | re.I)
 _OPENING = re.compile(r"""\{\s{0,200}["}]|\[\s{0,200}(?:[]"{\[\d-]|true|false|null)""")
 
@@ -45,7 +47,7 @@ def _last_value(text: str) -> str | None:
             _form(value, 0)
             last, start = text[start:end], end
         except json.JSONDecodeError as error:
-            work += error.pos - start + 1
+            work += error.pos - start + _ATTEMPT
             start += 1
         except (ValueError, RecursionError):
             work += len(text) - start

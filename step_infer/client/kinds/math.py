@@ -27,17 +27,21 @@ class MathKind:
         ),
     )
 
+    def __init__(self) -> None:
+        self._clean = lru_cache(maxsize=10_000)(_clean)
+        self._read = lru_cache(maxsize=10_000)(_read)
+
     def extract(self, text: str, think_end: str | None) -> str | None | Open:
         r"""Return the content of the last \boxed{}."""
         return extract_boxed(text, think_end)
 
     def clean(self, answer: str) -> str:
         """Return an answer with its escapes mended and its spaces single."""
-        return _clean(answer)
+        return self._clean(answer)
 
     def binding(self, answer: str) -> Hashable:
         """Return a key of the canonical form, or the answer where it has none."""
-        return _read(answer)[1]
+        return self._read(answer)[1]
 
     def compare(self, first: str, second: str, in_vote: bool) -> bool | None | Open:
         """Return the verdict on a pair as far as it is to be had without math-verify."""
@@ -45,7 +49,7 @@ class MathKind:
             return True
         if not first or not second:
             return False
-        forms = _read(first)[0], _read(second)[0]
+        forms = self._read(first)[0], self._read(second)[0]
         if in_vote and None in forms:
             return False  # dozens of sums without end would take math-verify minutes
         if max(len(first), len(second)) > canonical.LONGEST_ANSWER:
@@ -78,12 +82,10 @@ class AutoKind(MathKind):
         return extract_choice(final)
 
 
-@lru_cache(maxsize=10_000)
 def _clean(answer: str) -> str:
     return " ".join(canonical.mend_escapes(answer).split())
 
 
-@lru_cache(maxsize=10_000)
 def _read(answer: str) -> tuple[Canonical | None, Hashable]:
     """Return the canonical form of an answer, where it has one, and its binding."""
     form = canonical.canonical(answer)
