@@ -109,7 +109,7 @@ class VotedSettings:
         """Return the settings as the value of `STEP_VOTED`."""
         values = dataclasses.asdict(self)
         values["answers"] = {k: v for k, v in values["answers"].items() if v is not None}
-        return json.dumps({k: v for k, v in values.items() if v not in (None, False)})
+        return json.dumps({k: v for k, v in values.items() if v is not None and v is not False})
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,8 @@ def test_running_calls_are_drawn_to_their_end(server):
         assert all("401" in complaint for complaint in complaints), "asked without a key, and wrong"
         complaints.clear()
 
-        crowd = pool.submit(ask, server, QUESTION, CROWD, extra={"ignore_eos": True})
+        long = {"max_tokens": 1400, "extra": {"ignore_eos": True}}
+        crowd = pool.submit(ask, server, QUESTION, CROWD, **long)
         running = opened.locator(".call[data-state=running]")
         running.locator(".traces li[data-state=running] .bar").first.wait_for()
         running.locator(".traces li[data-state=pruned]").first.wait_for()
@@ -80,7 +81,7 @@ def test_running_calls_are_drawn_to_their_end(server):
             pool.submit(ask, server, QUESTION, {"traces": 6, "tokens": 300}, seed=2),
         ]
         with pytest.raises(openai.APITimeoutError):
-            ask(server, QUESTION, cut, timeout=2, max_tokens=1400, extra={"ignore_eos": True})
+            ask(server, QUESTION, cut, timeout=2, **long)
         gone = opened.locator(".call[data-state=cut_off]")
         gone.wait_for()
         assert gone.locator(".traces li").count() == 4
