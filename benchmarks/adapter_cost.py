@@ -35,6 +35,7 @@ from typing import Any
 
 import engine_profile
 import torch
+from run_lines import read_runs
 
 from step_eval.replay.shapes import (
     NO_WEIGHTS,
@@ -46,7 +47,6 @@ from step_eval.replay.shapes import (
 from step_infer.cli.command import run as run_command
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Sampling, TracePlan
-from step_infer.errors import InputError
 from step_infer.row_scorer import RowScorer
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.network import read_card
@@ -79,7 +79,7 @@ def main() -> None:
             environment = {**os.environ, "VLLM_USE_V2_MODEL_RUNNER": str(runner)}
             environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # to reach into the workers
             subprocess.run(command, env=environment, check=True)
-    print(json.dumps(summary(_read(arguments.out)), indent=2))
+    print(json.dumps(summary(read_runs(arguments.out)), indent=2))
 
 
 def _parse() -> argparse.Namespace:
@@ -102,17 +102,6 @@ def _parse() -> argparse.Namespace:
     return arguments
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"Expected --out to hold a run a line, as JSON, found: {error}."
-        ) from error
-
-
 def _set_up(run: dict[str, Any]) -> tuple[int, bool]:
     """Return the ranks of a run, and whether it took token confidences as well."""
     return run.get("ranks", 1), run.get("confidence", False)
@@ -123,7 +112,7 @@ def _missing(arguments: argparse.Namespace, runner: int) -> list[tuple[int, int,
     shape = read_shape(arguments.shape)
     done = {
         (run["repeat"], run["sequences"], run["tokens"], run["engine"])
-        for run in _read(arguments.out)
+        for run in read_runs(arguments.out)
         if (run["runner"], run["shape"], *_set_up(run))
         == (runner, shape, arguments.ranks, arguments.confidence)
     }

@@ -38,6 +38,7 @@ from typing import Any
 
 import stack_samples
 from rich.console import Console
+from run_lines import read_runs
 
 from data_gen.collect import collect
 from data_gen.config import CollectConfig
@@ -47,7 +48,6 @@ from step_infer.client.engine import engine_arguments, start_engine
 from step_infer.client.llm import StepLLM
 from step_infer.client.prompt import chat_prompt, context_length, load_tokenizer
 from step_infer.client.trace import Sampling, Trace, trace_seed
-from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write
 from step_infer.storage.run_directory import package_versions
 
@@ -70,14 +70,14 @@ def main() -> None:
         return
     for repeat in range(arguments.repeats):
         for variant in arguments.variants:
-            done = [(run["variant"], run["repeat"]) for run in _read(arguments.out)]
+            done = [(run["variant"], run["repeat"]) for run in read_runs(arguments.out)]
             if (variant, repeat) not in done:
                 command = [sys.executable, __file__, *sys.argv[1:], "--run", f"{variant} {repeat}"]
                 environment = dict(os.environ)
                 if arguments.profile:  # reaches into the engine's process
                     environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
                 subprocess.run(command, env=environment, check=True)
-    print(json.dumps(summary(_read(arguments.out)), indent=2))
+    print(json.dumps(summary(read_runs(arguments.out)), indent=2))
 
 
 def _parse() -> argparse.Namespace:
@@ -98,17 +98,6 @@ def _parse() -> argparse.Namespace:
     add("--profile", action="store_true", help="sample the stacks of a shorter run after each")
     add("--run", help=argparse.SUPPRESS)
     return parser.parse_args()
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"Expected --out to hold a run a line, as JSON, found: {error}. Hint: name a new file."
-        ) from error
 
 
 class Load:

@@ -25,7 +25,7 @@ def load(name):
 def test_a_file_that_holds_no_runs_is_refused(tmp_path):
     (tmp_path / "runs.jsonl").write_text("nonsense")
     with pytest.raises(InputError, match="--out to hold a run a line, as JSON, found: Expecting v"):
-        load("adapter_cost")._read(tmp_path / "runs.jsonl")
+        load("adapter_cost").read_runs(tmp_path / "runs.jsonl")
 
 
 def run(engine, repeat, rate, runner=0):

@@ -43,7 +43,7 @@ def test_a_ratio_is_over_the_plain_run_of_the_same_repeat() -> None:
 def test_a_file_that_holds_no_runs_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs.jsonl").write_text("nonsense")
     with pytest.raises(InputError, match="Expected --out to hold a run a line, as JSON, found"):
-        load("collect_speed")._read(tmp_path / "runs.jsonl")
+        load("collect_speed").read_runs(tmp_path / "runs.jsonl")
 
 
 def busy_until(end_s: float) -> None:
