@@ -54,7 +54,7 @@ PRESSING = {"not competing": 3, "competing": 5}
 def server(checkout: Path) -> Iterator[str]:
     """Start the server of a checkout; yield its address."""
     model = checkout / "checkpoints" / "ledger-5m"
-    command = [sys.executable, "-m", "step_infer.serve", str(model)]
+    command = [sys.executable, "-m", "step_infer.server.command", str(model)]
     command += ["--scorer", str(model / "scorer" / "scorer.safetensors")]
     command += ["--served-model-name", "demo", "--max-model-len", "1600"]
     command += ["--num-gpu-blocks-override", str(KV_BLOCKS), "--max-num-seqs", "32"]

@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("served", nargs="*", help="after --: for step-serve")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # or the server would outlive this
-    command = [sys.executable, "-m", "step_infer.serve", options.model]
+    command = [sys.executable, "-m", "step_infer.server.command", options.model]
     command += ["--scorer", str(options.scorer), "--served-model-name", MODEL]
     command += ["--voted-model-name", VOTED, "--voted-traces", str(options.num_traces)]
     try:

@@ -98,7 +98,14 @@ def serve(directory: Path, kv_blocks: int, *flags: str) -> Iterator[Server]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "step_infer.serve", str(CHECKPOINT), "--scorer", str(SCORER)]
+    command = [
+        sys.executable,
+        "-m",
+        "step_infer.server.command",
+        str(CHECKPOINT),
+        "--scorer",
+        str(SCORER),
+    ]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"]
     command += ["--max-model-len", "1600", "--num-gpu-blocks-override", str(kv_blocks)]
     command += ["--max-num-seqs", "32", *flags]

@@ -9,8 +9,8 @@ from command_harness import run_command
 from data_gen import commands as collect_commands
 from data_gen.ledger import __main__ as ledger
 from step_eval import command as eval_command
-from step_infer import serve
 from step_infer.doctor import command as doctor
+from step_infer.server import command as serve
 from step_train import commands as train_commands
 from step_train.export import command as export_command
 

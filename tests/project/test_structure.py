@@ -20,7 +20,7 @@ INSIDE = (
     ("event_log", "replies", "row_scorer"),
     ("client", "scheduler", "worker", "stat_logger"),
     ("server",),
-    ("serve", "doctor"),
+    ("doctor",),
 )
 """The floors of `step_infer`, lowest first; what shares a floor knows nothing of each other."""
 

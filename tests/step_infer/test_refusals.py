@@ -18,7 +18,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from step_eval.recorded.events import read_events
-from step_infer import serve
 from step_infer.cli.options import parse_config
 from step_infer.client.engine import engine_arguments, start_engine
 from step_infer.client.grading import Grader
@@ -34,6 +33,7 @@ from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.scorer.card import ScorerCard, read_card
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer, save_scorer
+from step_infer.server import command as serve
 from step_infer.server.flags import take_config
 from step_infer.server.voted_settings import VotedOptions, VotedSettings
 from step_infer.settings import RequestOptions, StepSettings

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from places import CHECKPOINT, SCORER
 
-from step_infer import serve
 from step_infer.errors import InputError
+from step_infer.server import command as serve
 
 
 def command(*flags: str) -> list[str]:
@@ -201,7 +201,14 @@ def test_a_truncated_scorer_is_one_line_before_anything_starts(tmp_path):
     broken = tmp_path / "scorer.safetensors"
     broken.write_bytes(SCORER.read_bytes()[:1000])
     done = subprocess.run(
-        [sys.executable, "-m", "step_infer.serve", str(CHECKPOINT), "--scorer", str(broken)],
+        [
+            sys.executable,
+            "-m",
+            "step_infer.server.command",
+            str(CHECKPOINT),
+            "--scorer",
+            str(broken),
+        ],
         capture_output=True,
         text=True,
         timeout=300,

@@ -8,10 +8,10 @@ import torch
 from places import CHECKPOINT, SCORER
 from safetensors.torch import save_file
 
-from step_infer import serve
 from step_infer.client.llm import StepLLM
 from step_infer.client.weights import check_weights
 from step_infer.errors import InputError
+from step_infer.server import command as serve
 
 
 @pytest.fixture
