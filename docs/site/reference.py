@@ -272,7 +272,7 @@ def table(fields: Any, heading: str) -> list[str]:
 
 
 def _code(text: str) -> str:
-    text = text.replace("|", "\\|")
+    text = text.replace(" | ", " or ").replace("|", " or ")
     return f"`{text}`" if text else ""
 
 
