@@ -29,7 +29,7 @@ export TOKENIZERS_PARALLELISM ?= false
 MODEL ?= checkpoints/ledger-5m
 OUT ?= runs/demo
 # Traces per question.
-N ?= 16
+N ?= 12
 SCORER ?= $(OUT)/scorer.safetensors
 # JSONL with "question" and "answer". Empty: ledger questions, one set to train and one to test.
 QUESTIONS ?=
@@ -42,8 +42,8 @@ TRAINED := $(OUT)/train
 REPORT := $(OUT)/eval
 
 # Sizes of the demo.
-DEMO_TRAIN_QUESTIONS ?= 40
-DEMO_TEST_QUESTIONS ?= 20
+DEMO_TRAIN_QUESTIONS ?= 24
+DEMO_TEST_QUESTIONS ?= 14
 
 # KV cache of the evaluation, as a part of what all traces of a question need.
 KV_BUDGET ?= 0.4
@@ -65,10 +65,14 @@ TRAIN = $(BIN)/step-train fit --traces $(COLLECTED) --out $(TRAINED) --seed $(SE
 EXPORT = $(BIN)/scorer-export $(TRAINED)/best.ckpt --out $(SCORER) $(ARGS)
 EVAL = $(BIN)/step-eval --model $(MODEL) --scorer $(SCORER) --questions $(EVAL_FILE) --num-traces $(N) --seed $(SEED) --methods sc,step --kv-budget $(KV_BUDGET) $(LENGTHS) --out $(REPORT) $(SAMPLING) $(ARGS)
 
+# One question in a KV cache for some 0.4 of its traces, with the scorer that is in the repository.
+WATCH = $(BIN)/step-eval watch --model $(DEMO_MODEL) --scorer $(DEMO_MODEL)/scorer/scorer.safetensors --question "$(WATCHED)" --num-traces 16 --kv-budget-tokens 6000 --seed $(SEED) --engine.max_model_len 2400 $(DEMO_SAMPLING)
+WATCHED ?= 430+981+819+156+921+716+635+879+292+418+196+181+756 mod 1000 = ?
+
 # The mean length of collected traces sets the KV budget; without them, step-eval samples a few.
 LENGTHS = $(shell test -f $(COLLECTED)/manifest.json && echo --lengths-from $(COLLECTED))
 
-.PHONY: help setup demo docs dist test test-nightly test-oldest lint collect train export eval clean
+.PHONY: help setup demo watch docs dist test test-nightly test-oldest lint collect train export eval clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
@@ -151,6 +155,9 @@ $(TEST_FILE): | $(STAMP)
 	@mkdir -p $(@D)
 	$(BIN)/python -m data_gen.ledger --split test --count $(DEMO_TEST_QUESTIONS) --seed $(SEED) --out $@
 
+watch: $(STAMP) ## Show one question being answered: traces, scores, prunes, the vote
+	$(WATCH) $(ARGS)
+
 # --- The demo: all stages; one that is done is not done again -------------------------------------
 # The stamps carry a hash of all settings: other settings are another run.
 DEMO_KEY := $(shell echo "$(MODEL) $(N) $(SEED) $(SCORER) $(SAMPLING) $(FIT) $(DEMO_TRAIN_QUESTIONS) $(DEMO_TEST_QUESTIONS) $(KV_BUDGET)" | cksum | cut -d' ' -f1)
@@ -176,7 +183,13 @@ exit $$status
 endef
 
 # Parts of few traces: a demo that is stopped samples little again.
-$(DONE)-collect: $(TRAIN_FILE) | $(STAMP)
+$(DONE)-watch: | $(STAMP)
+	@echo "First, one question as it is answered, with the scorer that is in the repository:"
+	@mkdir -p $(@D)
+	@$(WATCH)
+	@touch $@
+
+$(DONE)-collect: $(TRAIN_FILE) | $(STAMP) $(DONE)-watch
 	@echo "Collecting two halves of the questions side by side; this is the progress of the second:"
 	@$(call IN_HALVES,$(COLLECT) --part-traces 32,$(COLLECTED))
 	$(BIN)/step-collect merge $(COLLECTED)-half-0 $(COLLECTED)-half-1 --out $(COLLECTED)
