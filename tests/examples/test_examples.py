@@ -51,6 +51,14 @@ def test_a_vote_without_a_server_names_every_trace_and_the_answer() -> None:
     assert any(line.startswith(f"{answer[1]}: weight ") for line in lines)
 
 
+@pytest.mark.nightly
+def test_the_program_in_the_readme_prints_an_answer(tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (tmp_path / "program.py").write_text(program)
+    text = run(sys.executable, tmp_path / "program.py")
+    assert re.fullmatch(r"\d+ with \d+% of the votes", text.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve the demo model by the flags of vllm_flags.sh."""

@@ -72,3 +72,13 @@ def test_the_example_of_an_answer_kind_of_ones_own_works() -> None:
     assert route.extract("no way") is None
     assert route.equal("A-B", "B-A")
     assert not route.equal("A-B", "A-C")
+
+
+def test_the_readme_is_short_and_its_results_are_those_of_their_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 900
+    section = text.partition("\n## Results\n")[2].partition("\n## ")[0]
+    shown = re.findall(r"\b\d[\d,.]*\d\b", "".join(re.findall(r"^\| \w.*$", section, re.MULTILINE)))
+    assert len(shown) == 9
+    page = (ROOT / "docs/results/real_model.md").read_text()
+    assert [figure for figure in shown if figure not in page] == []
