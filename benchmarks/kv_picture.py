@@ -65,7 +65,7 @@ def picture(records: list[QuestionRecord]) -> str:
         '<rect class="paper" width="100%" height="100%" rx="6"/>'
     )
     opening, rest = svg.split(">", 1)
-    opening = opening.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ')
+    opening = opening.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="560" ')
     return f"{opening}>{own}{_small(rest)}\n"
 
 

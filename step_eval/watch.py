@@ -50,13 +50,13 @@ class WatchConfig:
     sampling: Sampling = field(default_factory=Sampling)
     """How traces are sampled."""
     system: str = SYSTEM_PROMPT
-    """System text of the prompt; an empty text leaves it out."""
+    """System text of the chat prompt; an empty text leaves it out."""
     answers: AnswerOptions = field(default_factory=AnswerOptions)
     """How answers are found and compared."""
     seed: int = 0
     """Same seed, same traces on one engine set-up."""
     engine: dict[str, Any] = field(default_factory=dict)
-    """Engine arguments passed on to vLLM, such as --engine.max_model_len 32768."""
+    """More vLLM engine arguments, as --engine.NAME VALUE."""
 
 
 class WatchedVote(RunningVote):

@@ -23,7 +23,9 @@ PAGES = {
 """Documents of the repository, and where they stand in the site."""
 SOURCES = {page: source for source, page in PAGES.items()}
 
-_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)?(#[^)\s]+)?\)")
+_FENCE = re.compile(r"(^```.*?^```$)", flags=re.DOTALL | re.MULTILINE)
+# What stands in code is no link, but a link's words may have code in them.
+_CODE_OR_LINK = re.compile(r"(`[^`\n]+`)|(!?)\[([^\]]*)\]\(([^)#\s]+)?(#[^)\s]+)?\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -44,16 +46,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     """Turn links between files of the repository into links between pages of the site."""
     here = page.file.src_uri
     source = SOURCES.get(here, f"docs/{here}")
-    parts = re.split(r"(^```.*?^```$|`[^`\n]+`)", markdown, flags=re.DOTALL | re.MULTILINE)
-    # What stands in code is no link.
+    parts = _FENCE.split(markdown)
     parts[::2] = [_relinked(part, source, here, files) for part in parts[::2]]
     return "".join(parts)
 
 
 def _relinked(text: str, source: str, here: str, files: Files) -> str:
     def target(found: re.Match[str]) -> str:
-        mark, words, path, anchor = found[1], found[2], found[3], found[4] or ""
-        if path is None or "://" in path or path.startswith("mailto:"):
+        code, mark, words, path, anchor = found.groups()
+        if code is not None or path is None or "://" in path or path.startswith("mailto:"):
             return found[0]
         wanted = os.path.normpath(os.path.join(os.path.dirname(source), path))
         page = PAGES.get(wanted, wanted.removeprefix("docs/"))
@@ -61,6 +62,6 @@ def _relinked(text: str, source: str, here: str, files: Files) -> str:
             if (ROOT / wanted).exists():  # a file of the repository that is no page
                 return words
             return found[0]  # lost: strict mode says so
-        return f"{mark}[{words}]({os.path.relpath(page, os.path.dirname(here))}{anchor})"
+        return f"{mark}[{words}]({os.path.relpath(page, os.path.dirname(here))}{anchor or ''})"
 
-    return _LINK.sub(target, text)
+    return _CODE_OR_LINK.sub(target, text)
