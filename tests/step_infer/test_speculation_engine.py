@@ -22,10 +22,10 @@ pytestmark = [pytest.mark.engine, pytest.mark.gpu, pytest.mark.oldest]
 
 DRAFTED = 3
 DRAFTERS = {
-    "draft_model": {"model": str(CHECKPOINT)},
-    # Last: once its compiled functions are loaded, vLLM 0.32 starts no engine in the same process.
     "ngram": {"prompt_lookup_min": 2, "prompt_lookup_max": 4},
+    "draft_model": {"model": str(CHECKPOINT)},
 }
+NUMBERS = itertools.count()
 NUM_TRACES = 12
 MAX_TOKENS = 300
 NUM_BLOCKS = 200  # the traces want some 270; until they have scores, some 190
@@ -63,49 +63,56 @@ class Watched:
 
     def __init__(self, llm):
         self.llm = llm
-        core = llm.llm_engine.engine_core.engine_core
-        self.scheduler = core.scheduler
         self.counts = {}
-        self.among_drafts = 0
-        """Boundaries whose row was that of an accepted draft, in the step that accepted it."""
-        inner = self.scheduler.live.take_tokens
-
-        def take_tokens(trace, tokens, *rest):
-            before = len(trace.positions)
-            unsure = inner(trace, tokens, *rest)
-            self.among_drafts += len(trace.positions) - before
-            return unsure
-
-        self.scheduler.live.take_tokens = take_tokens
         questions = itertools.islice(iter_questions("test", 0), NUM_TRACES)
         answered = self.generate([PROMPT.format(question.text) for question in questions])
         self.prompts = [
-            {"prompt_token_ids": [*r.prompt_token_ids, *r.outputs[0].token_ids, *r.prompt_token_ids]}
+            {
+                "prompt_token_ids": [
+                    *r.prompt_token_ids,
+                    *r.outputs[0].token_ids,
+                    *r.prompt_token_ids,
+                ]
+            }
             for r in answered
         ]
 
     def generate(self, prompts, **options):
+        """Return the finished requests; `last_of_steps` has their last tokens of engine steps."""
         from vllm import SamplingParams
 
         params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS, **options)
-        return self.llm.generate(prompts, params, use_tqdm=False)
+        engine, finished = self.llm.llm_engine, {}
+        names = [f"{next(NUMBERS)}" for _ in prompts]
+        self.last_of_steps = {name: set() for name in names}
+        for name, prompt in zip(names, prompts, strict=True):
+            engine.add_request(name, prompt, params)
+        while engine.has_unfinished_requests():
+            for output in engine.step():
+                self.last_of_steps[output.request_id].add(len(output.outputs[0].token_ids) - 1)
+                if output.finished:
+                    finished[output.request_id] = output
+        return [finished[name] for name in names]
 
     def sample(self, group):
         """Sample a trace of each question."""
-        names = ("num_preemptions", "spec_decode_num_draft_tokens")
-        names += ("spec_decode_num_accepted_tokens",)
+        names = ("num_preemptions", "spec_decode_num_accepted_tokens")
         before = {name: metric(self.llm, name) for name in names}
-        self.among_drafts = 0
         step = {} if group is None else {"group": group}
         requests = self.generate(self.prompts, extra_args={"step": step})
         self.counts = {name: metric(self.llm, name) - before[name] for name in names}
-        self.counts["among_drafts"] = self.among_drafts
+        self.counts["among_drafts"] = sum(
+            position not in self.last_of_steps[request.request_id]
+            for request in requests
+            for position in request.kv_transfer_params["step"]["positions"]
+        )
         return requests
 
 
 @pytest.fixture(scope="module", params=list(DRAFTERS))
 def engine(request):
     with direct_engine(
+        own_process=True,  # vLLM 0.32 starts no other engine where n-grams were looked up
         scheduler_cls="step_infer.scheduler.StepScheduler",
         additional_config={"step": {"scorer": str(SCORER), "confidence": True}},
         speculative_config={
@@ -174,8 +181,5 @@ def test_short_memory_prunes_instead_of_preempting_traces_with_drafts(
 
 
 def test_drafts_leave_the_engine_empty(engine, pruned):
-    assert not engine.scheduler.requests
-    assert not engine.scheduler.live.traces
-    assert not engine.scheduler.disabled
-    pool = engine.scheduler.kv_cache_manager.block_pool
-    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    assert [metric(engine.llm, name) for name in names] == [0, 0, 0]
