@@ -1,8 +1,8 @@
 """Scores the hidden rows that the model turns into logits, once a step, off the host's path.
 
 Shapes: B rows (one a scheduled request, and one for each token drafted for it), H hidden size, V
-vocabulary. No vLLM import: the worker plugs this in. Where asked for, the logits give the token confidence as well: how sure the model is
-of its next token (DeepConf, arXiv 2508.15260, eq. 2).
+vocabulary. No vLLM import: the worker plugs this in. Where asked for, the logits give the token
+confidence as well: how sure the model is of its next token (DeepConf, arXiv 2508.15260, eq. 2).
 """
 
 import logging
