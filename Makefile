@@ -43,7 +43,7 @@ REPORT := $(OUT)/eval
 
 # Sizes of the demo.
 DEMO_TRAIN_QUESTIONS ?= 24
-DEMO_TEST_QUESTIONS ?= 14
+DEMO_TEST_QUESTIONS ?= 12
 
 # KV cache of the evaluation, as a part of what all traces of a question need.
 KV_BUDGET ?= 0.4

@@ -4,11 +4,13 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 from places import ROOT
 
 from step_eval.methods.registry import METHODS
 from step_eval.report.words import HEADINGS
 from step_eval.votes import SHOWN_VOTES
+from step_infer import __version__
 from step_infer.client.kinds import KINDS
 
 
@@ -82,3 +84,12 @@ def test_the_readme_is_short_and_its_results_are_those_of_their_page() -> None:
     assert len(shown) == 9
     page = (ROOT / "docs/results/real_model.md").read_text()
     assert [figure for figure in shown if figure not in page] == []
+
+
+def test_the_citation_and_the_changelog_fit_the_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == __version__
+    newest = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
+    headings = re.findall(r"^### (\w+)$", newest, re.MULTILINE)
+    order = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+    assert headings == [heading for heading in order if heading in headings]
