@@ -287,7 +287,7 @@ def test_the_oldest_engine_is_the_lower_bound_and_all_else_is_the_same() -> None
 @pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_satisfies_pyproject(lock: str) -> None:
     pins = _pins(lock)
-    wanted = _declared("cpu", "dev")
+    wanted = _declared("cpu", "ray", "dev")
     wanted += [Requirement(text) for text in PYPROJECT["build-system"]["requires"]]
     for requirement in wanted:
         name = canonicalize_name(requirement.name)
