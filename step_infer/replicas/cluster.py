@@ -1,6 +1,7 @@
 """The Ray cluster: how it is reached, and what of it each replica gets."""
 
 import importlib.util
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ class Share:
         Args:
             nodes: the resources of each node, by Ray's names.
         """
-        return sum(min(self._places(node, "CPU"), self._places(node, "GPU")) for node in nodes)
+        return sum(int(min(self._places(node, "CPU"), self._places(node, "GPU"))) for node in nodes)
 
     def engine_args(self) -> dict[str, Any]:
         """Return the engine arguments that follow from it."""
@@ -82,7 +83,7 @@ def connect(address: str | None) -> bool:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES}
     try:
-        ray.init(logging_level="ERROR", **options)
+        ray.init(logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
             f"Expected a running Ray cluster at --ray-address {address}, found: {error}. "
