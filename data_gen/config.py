@@ -58,7 +58,6 @@ class CollectConfig(QuestionOptions):
         "sampling.max_tokens",
         "system",
         "features",
-        "replicas",
         "engine",
     )
 

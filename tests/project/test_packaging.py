@@ -316,7 +316,7 @@ def test_each_imported_library_is_declared() -> None:
     modules = {_top(i.module) for package in FLOORS for i in _all_imports(package)}
     modules -= set(sys.stdlib_module_names) | set(FLOORS)
     owners = metadata.packages_distributions()
-    declared = {canonicalize_name(r.name) for r in _declared("cpu", "cuda")}
+    declared = {canonicalize_name(r.name) for r in _declared("cpu", "cuda", "ray")}
     for module in sorted(modules):
         names = {canonicalize_name(name) for name in owners.get(module, [module])}
         assert names & declared, f"{module} ({', '.join(sorted(names))}) is not in pyproject.toml"
