@@ -246,7 +246,7 @@ class ReplicaPool:
 
         ray.kill(member.actor)
         lost = list(member.orders.values())
-        self._losses.update(member.orders)
+        self._losses.update(member.orders.keys())
         self._again.extendleft(reversed(lost))
         member.orders.clear()
         worst = max(lost, key=lambda order: self._losses[order.key], default=None)
