@@ -56,7 +56,7 @@ def require_ray() -> None:
     if importlib.util.find_spec("ray") is None:
         raise InputError(
             "Expected Ray with --replicas or --ray-address, found that it is not installed. "
-            "Hint: pip install 'step-scorer[ray]'."
+            "Hint: pip install 'ray>=2.50,<3'."
         )
 
 

@@ -584,6 +584,6 @@ def test_without_ray_several_engines_are_refused_in_one_line(
     assert result.returncode == 2
     assert result.stderr == (
         "error: Expected Ray with --replicas or --ray-address, found that it is not installed. "
-        "Hint: pip install 'step-scorer[ray]'.\n"
+        "Hint: pip install 'ray>=2.50,<3'.\n"
     )
     assert not Path(config.out).exists()

@@ -53,5 +53,5 @@ def test_more_replicas_than_there_is_room_for_are_refused(replicas, engine, node
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'step-scorer\[ray\]'"):
+    with pytest.raises(InputError, match=r"pip install 'ray>=2\.50,<3'"):
         require_ray()
