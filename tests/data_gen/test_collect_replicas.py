@@ -48,12 +48,18 @@ def table(config: CollectConfig) -> dict[tuple[str, int], dict[str, Any]]:
     """Return the rows by question and number, but for where they stand, with their states."""
     found = TraceDirectory(config.out)
     rows = {}
+    first: dict[tuple[str, int], int] = {}
     for index, shard in enumerate(found.shards()):
         for row in found.part(index).to_pylist():
             start, steps = row.pop("row_start"), row["num_steps"]
             del row["shard"]
             row["states"] = shard.hidden(start, start + steps).tolist()
             rows[row["question_id"], row["trace_id"]] = row
+    # Groups are numbered as their first answers come in: name each by its least trace instead.
+    for (question, _), row in sorted(rows.items()):
+        if row["answer_group"] is not None:
+            name = question, row.pop("answer_group")
+            row["group"] = first.setdefault(name, row["trace_id"])
     return rows
 
 
