@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from step_infer.client.prompt import (
     prompt_lengths,
     system_note,
 )
+from step_infer.replicas.cluster import require_ray
+from step_infer.replicas.pool import ReplicaPool
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer
@@ -30,14 +33,15 @@ from step_infer.storage.files import real_path, sha256_file
 
 def collect(
     config: CollectConfig,
-    start_engine: Callable[..., StepLLM] | None = None,
+    start_engine: Callable[..., StepLLM | ReplicaPool] | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Sample, grade and write the traces of all questions; go on where an earlier run stopped.
 
     Args:
         config: the settings.
-        start_engine: makes the engine, called like `StepLLM`; None is `StepLLM`.
+        start_engine: makes the engine, called like `StepLLM`; None is `StepLLM`, or a
+            `ReplicaPool` where the settings ask for one.
         console: where the estimate and the summary go; None is standard output.
 
     Returns:
@@ -47,6 +51,8 @@ def collect(
         InputError: an input, a setting or the output directory cannot be used.
     """
     console = console or Console(soft_wrap=True)
+    if config.uses_ray:
+        require_ray()
     found = load_questions(
         config.questions, config, require_answer=not config.no_answers, note=console.print
     )
@@ -83,7 +89,7 @@ def collect(
         groups = AnswerGroups(grader, out.read())
         if collection.missing:
             if start_engine is None:
-                start_engine = StepLLM
+                start_engine = _replicated(config) if config.uses_ray else StepLLM
             collection.run(start_engine, rule, grader, groups)
         out.regroup(groups.changed())
         summary = summarise(out.read())
@@ -92,6 +98,15 @@ def collect(
     print_summary(summary, console)
     console.print(f"Traces: {config.out}")
     return summary
+
+
+def _replicated(config: CollectConfig) -> Callable[..., ReplicaPool]:
+    return partial(
+        ReplicaPool,
+        replicas=config.replicas,
+        address=config.ray_address,
+        log_dir=Path(config.out) / "logs",
+    )
 
 
 def _described(

@@ -25,6 +25,7 @@ from step_infer.client.llm import StepLLM
 from step_infer.client.prompt import dated_kwargs
 from step_infer.client.trace import Trace, TracePlan
 from step_infer.errors import InputError
+from step_infer.replicas.pool import ReplicaPool
 from step_infer.scorer.boundary import NO_BOUNDARY, BoundaryRule
 from step_infer.scorer.identity import ModelIdentity
 
@@ -106,7 +107,7 @@ class Collection:
 
     def run(
         self,
-        start_engine: Callable[..., StepLLM],
+        start_engine: Callable[..., StepLLM | ReplicaPool],
         rule: BoundaryRule,
         grader: Grader,
         groups: AnswerGroups,
@@ -114,7 +115,8 @@ class Collection:
         """Sample what is missing and write it, part by part."""
         self.grader, self.groups = grader, groups
         config = self.config
-        self.console.print("Starting the engine …")
+        engines = f"{config.replicas} engines" if config.replicas > 1 else "the engine"
+        self.console.print(f"Starting {engines} …")
         engine = start_engine(
             config.model,
             config.scorer,
@@ -138,11 +140,13 @@ class Collection:
         finally:
             engine.close()
 
-    def _sample(self, engine: StepLLM) -> None:
+    def _sample(self, engine: StepLLM | ReplicaPool) -> None:
         with TraceProgress(self.total, len(self.done)) as progress:
 
             def on_step() -> None:
                 self.grader.poll()
+                if isinstance(engine, ReplicaPool):
+                    progress.note = engine.rates()
                 progress.step(lambda: engine.stats().generated_tokens)
 
             traces = engine.stream(
@@ -152,13 +156,13 @@ class Collection:
                 progress.finished(len(trace.token_ids))
                 self._take(trace, progress)
 
-    def _plans(self, engine: StepLLM) -> Iterator[TracePlan]:
+    def _plans(self, engine: StepLLM | ReplicaPool) -> Iterator[TracePlan]:
         for question in self.questions.values():
             for plan in self._plans_of(engine, question):
                 if (plan.question_id, plan.trace_id) not in self.done:
                     yield dataclasses.replace(plan, extract=self.grader.extract)
 
-    def _plans_of(self, engine: StepLLM, question: Question) -> list[TracePlan]:
+    def _plans_of(self, engine: StepLLM | ReplicaPool, question: Question) -> list[TracePlan]:
         config = self.config
         # The date of the run's beginning: a question that was begun goes on with its prompt.
         template_kwargs = dated_kwargs(
@@ -174,7 +178,7 @@ class Collection:
             chat_template_kwargs=template_kwargs,
         )
 
-    def _check_prompts(self, engine: StepLLM) -> None:
+    def _check_prompts(self, engine: StepLLM | ReplicaPool) -> None:
         """See that questions with some of their traces done would be asked the same again.
 
         Raises:

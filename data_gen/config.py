@@ -96,22 +96,32 @@ class CollectConfig(QuestionOptions):
     allow_mismatch: list[str] = field(default_factory=list)
     """Fields of the scorer card that may differ from the model."""
     max_in_flight: int = 1024
-    """Traces handed to the engine at a time."""
+    """Traces handed to an engine at a time."""
     part_traces: int = 256
     """Traces that are written at a time; what is not yet written is lost in a crash."""
     steps_per_trace: int = 300
     """Steps a trace taken for the size estimate, until the first part is written."""
     grading_workers: int | None = None
     """Processes that compare answers; none given, one for each core but two, at least one."""
+    replicas: int = 1
+    """Engines that share the work, as processes of Ray; the traces are the same."""
+    ray_address: str | None = None
+    """Ray cluster for the replicas: its address, auto (the one that runs on this machine) or local
+    (one of its own on this machine, the default)."""
     engine: dict[str, Any] = field(default_factory=dict)
     """More vLLM engine arguments, as --engine.NAME VALUE."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("num_traces", "max_in_flight", "part_traces", "steps_per_trace")
+        counts = ("num_traces", "max_in_flight", "part_traces", "steps_per_trace", "replicas")
         _check_counts(self, *counts, "grading_workers")
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether the engines are processes of Ray."""
+        return self.replicas > 1 or self.ray_address is not None
 
     @property
     def grading_processes(self) -> int:

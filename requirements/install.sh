@@ -69,8 +69,8 @@ log=$VENV/install.log
 
 if [ "$ENGINE" = cuda ]; then
     echo "Installing vLLM for CUDA and what it needs (several GB)"
-    pip_install 0 -e '.[cuda,dev]' || fail \
-        "Expected that pip installs '.[cuda,dev]', found: $(grep -m1 'ERROR:' "$log" || tail -n1 "$log")" \
+    pip_install 0 -e '.[cuda,ray,dev]' || fail \
+        "Expected that pip installs '.[cuda,ray,dev]', found: $(grep -m1 'ERROR:' "$log" || tail -n1 "$log")" \
         "Hint: the whole output is in $log"
     compile_packages
     exit 0

@@ -174,6 +174,8 @@ class TraceProgress(Progress):
         text = f"{self._done / seconds:.2f} traces/s, {tokens / seconds:,.0f} tokens/s"
         if self._questions:
             text += f", {self._right}/{self._questions} questions right"
+        if self.note:
+            text += f", {self.note}"
         total = self._total - self._before
         if self._done_tokens and self._done < total:
             mean = self._done_tokens / self._done

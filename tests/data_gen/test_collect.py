@@ -564,3 +564,26 @@ def test_the_commands_help_and_configuration(config: CollectConfig, tmp_path: Pa
     (tmp_path / "c.yaml").write_text(f"model: {config.model}\nquestions: q\nout: o\nseed: 7\n")
     printed = command("--config", str(tmp_path / "c.yaml"), "--print-config").stdout
     assert "seed: 7" in printed
+
+
+@pytest.mark.parametrize("options", [["--replicas", 2], ["--ray-address", "auto"]])
+def test_without_ray_several_engines_are_refused_in_one_line(
+    config: CollectConfig, monkeypatch: pytest.MonkeyPatch, options: list[Any]
+) -> None:
+    monkeypatch.setattr("step_infer.replicas.cluster.importlib.util.find_spec", lambda name: None)
+    result = run_command(
+        main,
+        "--model",
+        config.model,
+        "--questions",
+        config.questions,
+        "--out",
+        config.out,
+        *options,
+    )
+    assert result.returncode == 2
+    assert result.stderr == (
+        "error: Expected Ray with --replicas or --ray-address, found that it is not installed. "
+        "Hint: pip install 'ray>=2.50,<3'.\n"
+    )
+    assert not Path(config.out).exists()

@@ -42,7 +42,13 @@ KNOWN = ", ".join(BENCHMARKS)
                 partial(collect, **{name: 0}),
                 f"--{name.replace('_', '-')} of at least 1, found 0.",
             )
-            for name in ("num_traces", "max_in_flight", "part_traces", "steps_per_trace")
+            for name in (
+                "num_traces",
+                "max_in_flight",
+                "part_traces",
+                "steps_per_trace",
+                "replicas",
+            )
         ),
         (lambda: collect(grading_workers=0), "--grading-workers of at least 1, found 0."),
         (lambda: collect(allow_mismatch=["x"]), "--scorer beside --allow-mismatch, found none."),

@@ -288,7 +288,7 @@ def test_the_oldest_engine_is_the_lower_bound_and_all_else_is_the_same() -> None
 @pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_satisfies_pyproject(lock: str) -> None:
     pins = _pins(lock)
-    wanted = _declared("cpu", "dev")
+    wanted = _declared("cpu", "ray", "dev")
     wanted += [Requirement(text) for text in PYPROJECT["build-system"]["requires"]]
     for requirement in wanted:
         name = canonicalize_name(requirement.name)
@@ -324,7 +324,7 @@ def test_each_imported_library_is_declared() -> None:
     modules = {_top(i.module) for package in FLOORS for i in _all_imports(package)}
     modules -= set(sys.stdlib_module_names) | set(FLOORS)
     owners = metadata.packages_distributions()
-    declared = {canonicalize_name(r.name) for r in _declared("cpu", "cuda")}
+    declared = {canonicalize_name(r.name) for r in _declared("cpu", "cuda", "ray")}
     for module in sorted(modules):
         names = {canonicalize_name(name) for name in owners.get(module, [module])}
         assert names & declared, f"{module} ({', '.join(sorted(names))}) is not in pyproject.toml"

@@ -19,7 +19,7 @@ INSIDE = (
     ("live_traces", "gpu_scorer"),
     ("event_log", "replies", "row_scorer"),
     ("client", "scheduler", "worker", "stat_logger"),
-    ("server",),
+    ("server", "replicas"),
     ("doctor",),
 )
 """The floors of `step_infer`, lowest first; what shares a floor knows nothing of each other."""

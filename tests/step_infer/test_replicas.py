@@ -1,0 +1,57 @@
+"""What a replica gets of a cluster, and what is refused before one starts."""
+
+import importlib.util
+
+import pytest
+
+from step_infer.errors import InputError
+from step_infer.replicas.cluster import Share, require_ray, share_for
+
+NODE = {"CPU": 8.0}
+GPUS = {"CPU": 16.0, "GPU": 8.0}
+
+
+@pytest.mark.parametrize(
+    ("replicas", "engine", "nodes", "share"),
+    [
+        (2, {}, [NODE], Share(4, 0.0)),
+        (3, {}, [NODE], Share(2, 0.0)),
+        (3, {}, [{"CPU": 3.0}, {"CPU": 3.0}], Share(1, 0.0)),  # 2 cores each fit only twice
+        (8, {}, [GPUS], Share(1, 1.0)),
+        (4, {"tensor_parallel_size": 2}, [GPUS], Share(1, 2.0)),
+        (2, {}, [{"CPU": 4.0, "GPU": 1.0}], Share(1, 0.5)),
+        (16, {}, [GPUS], Share(1, 0.5)),
+        (80, {}, [GPUS] * 10, Share(1, 1.0)),
+    ],
+)
+def test_each_replica_gets_what_lets_all_find_room(replicas, engine, nodes, share):
+    assert share_for(replicas, engine, nodes) == share
+    assert share.fits(nodes) >= replicas
+
+
+def test_replicas_on_one_gpu_share_its_memory():
+    assert Share(1, 0.5).engine_args() == {"gpu_memory_utilization": 0.45}
+    assert Share(1, 1.0).engine_args() == {}
+
+
+@pytest.mark.parametrize(
+    ("replicas", "engine", "nodes", "found"),
+    [
+        (9, {}, [NODE], "9 replicas of 1 ranks, found 1 nodes with 8 cores and 0 GPUs"),
+        (
+            2,
+            {"tensor_parallel_size": 8},
+            [GPUS],
+            "2 replicas of 8 ranks, found 1 nodes with 16 cores and 8 GPUs",
+        ),
+    ],
+)
+def test_more_replicas_than_there_is_room_for_are_refused(replicas, engine, nodes, found):
+    with pytest.raises(InputError, match=f"room for {found}. Hint: give a smaller --replicas"):
+        share_for(replicas, engine, nodes)
+
+
+def test_without_ray_it_is_said_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'ray>=2\.50,<3'"):
+        require_ray()
