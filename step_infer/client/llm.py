@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from step_infer.client.answers import Vote, vote
+from step_infer.client.branching import GrowingTrace
 from step_infer.client.deciding import (
     FINISHED,
     LIKELY,
@@ -32,7 +33,13 @@ from step_infer.client.engine import (
 from step_infer.client.grading import Grader
 from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer, system_note
-from step_infer.client.requests import ended_trace, report_of, request_id, sampling_params
+from step_infer.client.requests import (
+    ended_trace,
+    inherited_ids,
+    report_of,
+    request_id,
+    sampling_params,
+)
 from step_infer.client.running_vote import RunningVote
 from step_infer.client.trace import (
     SIMILAR,
@@ -184,6 +191,7 @@ class StepLLM:
         self.block_size = int(config.cache_config.block_size)
         blocks = config.cache_config.num_gpu_blocks_override or config.cache_config.num_gpu_blocks
         self.kv_capacity_tokens = (int(blocks or 0) - 1) * self.block_size
+        self.prefix_caching = bool(config.cache_config.enable_prefix_caching)
 
     def __enter__(self) -> "StepLLM":
         return self
@@ -271,6 +279,7 @@ class StepLLM:
         max_in_flight: int = 1024,
         on_step: Callable[[], None] | None = None,
         stop: Callable[[Mapping[TraceKey, Sequence[int]]], Iterable[TraceKey]] | None = None,
+        branch: "Callable[[Collection[GrowingTrace]], Iterable[TracePlan]] | None" = None,
     ) -> Iterator[Trace]:
         """Sample traces and yield each as it finishes.
 
@@ -288,6 +297,8 @@ class StepLLM:
             on_step: called after every engine step.
             stop: called after every engine step with the generated tokens so far of each running
                 trace; returns the traces that end there, as "similar".
+            branch: called after every engine step with the traces that have not ended; returns
+                orders that begin at once, such as `Branching.stream` makes.
 
         Raises:
             InputError: the engine was closed, cannot do what an order wants, or an order has a bad
@@ -314,7 +325,9 @@ class StepLLM:
                     if order.vote is not None and order.vote.closed is not None:
                         yield self._trace(_Running(order), None, order.vote.closed)
                     else:
-                        running = _Running(order, by_delta=stop is not None or _watched(order))
+                        running = _Running(
+                            order, branch is not None, stop is not None or _watched(order)
+                        )
                         in_flight[self._submit(running)] = running
                         voting |= order.vote is not None
                 if not in_flight:
@@ -333,6 +346,10 @@ class StepLLM:
                 if stop is not None:
                     keys = stop({r.order.key: r.token_ids for r in in_flight.values()})
                     yield from self._end([request_id(key) for key in keys], in_flight, SIMILAR)
+                if branch is not None:
+                    for order in branch(in_flight.values()):
+                        running = _Running(order, branches=True)
+                        in_flight[self._submit(running)] = running
         finally:
             if in_flight and not self._closed:  # the reader stopped early, or an error
                 self._engine.abort_request(list(in_flight))
@@ -488,12 +505,16 @@ class StepLLM:
         room = self.max_model_len - len(order.prompt_token_ids)
         options = None
         if not self.plain:
-            options = {"capture": self.capture, "progress": _watched(order)}
-        params = sampling_params(order, options, room, running.by_delta)
+            options = {
+                "capture": self.capture,
+                "progress": _watched(order) or running.branches,
+            }
+        by_delta = running.by_delta or running.branches
+        params = sampling_params(order, options, room, by_delta)
         if self._checks_options:
             RequestOptions.from_extra_args(params.extra_args)
         name = request_id(order.key)
-        prompt = {"prompt_token_ids": list(order.prompt_token_ids)}
+        prompt = {"prompt_token_ids": [*order.prompt_token_ids, *inherited_ids(order)]}
         running.submitted_s = time.monotonic()
         if order.vote is not None:
             order.vote.begin(order.trace_id, running.submitted_s)
@@ -515,6 +536,7 @@ class StepLLM:
             self.rule,
             self.identity.hidden_size,
             stopped,
+            running.cached_tokens,
         )
 
 
@@ -562,16 +584,36 @@ class _Running:
     """A trace that the engine has."""
 
     order: TracePlan
-    token_ids: list[int] = field(default_factory=list)
+    branches: bool = False
+    """Whether it may be a parent: then its step scores so far are kept."""
     by_delta: bool = False
+    token_ids: list[int] = field(default_factory=list)
     submitted_s: float = 0.0
+    point: int = 0
+    scores: list[float | None] = field(default_factory=list)
+    confidences: list[float | None] = field(default_factory=list)
+    score: float | None = None
+    cached_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if (inherited := self.order.inherited) is not None:
+            self.point = len(inherited.token_ids)
+            self.scores += inherited.scores
+            self.confidences += inherited.confidences
 
     def take(self, output: Any) -> None:
         """Take in one of the engine's outputs."""
         self.token_ids += output.outputs[0].token_ids
+        if self.order.inherited is not None:
+            self.cached_tokens = output.num_cached_tokens
+        report = report_of(output)
+        score = report.get("score")
+        if self.branches and not output.finished and report.get("positions"):
+            self.score, self.point = score, report["positions"][-1] + 1
+            self.scores += report["scores"]
+            self.confidences += report.get("confidences", [])
         if _watched(self.order):
             assert self.order.vote is not None
-            score = report_of(output).get("score")
             self.order.vote.see(self.order.trace_id, len(self.token_ids), score)
 
 
