@@ -227,7 +227,10 @@ class RequestOptions:
 
     def _check_inherit(self, as_text: bool) -> None:
         if as_text:  # a client of a server would score its own traces
-            raise InputError("Expected step option inherit in offline requests only, found a text.")
+            raise InputError(
+                "Expected step option inherit in offline requests only, found a text. "
+                "Hint: leave it out; StepLLM branches traces."
+            )
         inherit = self.inherit
         good = isinstance(inherit, dict) and set(inherit) == INHERITED
         if good:

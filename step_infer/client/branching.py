@@ -10,22 +10,39 @@ and whom, on plain data.
 
 import random
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
+from step_infer.client.engine import EngineStats
 from step_infer.client.trace import Inherited, Trace, TracePlan, branch_seed
 from step_infer.errors import InputError
 from step_infer.settings import StepSettings
 
-if TYPE_CHECKING:
-    from step_infer.client.llm import StepLLM
-
-BEST, RANDOM = "score", "random"
-CHOICES = (BEST, RANDOM)
-
 _LOOK_STEPS = 8
 """Engine steps between two looks at the memory, which cost a reading of vLLM's counters."""
+
+
+class ScoringEngine(Protocol):
+    """What a branching question asks of its engine, a `StepLLM`."""
+
+    card: Any
+    capture: bool
+    prefix_caching: bool
+    kv_capacity_tokens: int
+    max_model_len: int
+
+    def stats(self) -> EngineStats: ...  # noqa: D102
+
+    def stream(  # noqa: D102
+        self,
+        plans: Iterable[TracePlan | None],
+        max_in_flight: int = ...,
+        on_step: Callable[[], None] | None = ...,
+        *,
+        branch: "Callable[[Collection[GrowingTrace]], Iterable[TracePlan]] | None" = ...,
+    ) -> Iterator[Trace]: ...
 
 
 @dataclass(frozen=True)
@@ -70,15 +87,13 @@ class Branching:
     """How traces are branched; a sampler of `StepLLM.generate`.
 
     Raises:
-        InputError: a number is below 1, or there is no such choice.
+        InputError: a number is below 1.
     """
 
     min_tokens: int = 4096
     """Tokens that a trace must have generated itself before it may be a parent."""
     max_children: int = 2
     """Children of one trace at most."""
-    choice: str = BEST
-    """Who becomes a parent: score, the trace of the highest score; random, any (a control)."""
 
     def __post_init__(self) -> None:
         for name in ("min_tokens", "max_children"):
@@ -88,17 +103,13 @@ class Branching:
                     f"Expected branching with {name} of at least 1, found {value!r:.60}. "
                     f"Hint: leave it out for {getattr(Branching, name)}."
                 )
-        if self.choice not in CHOICES:
-            raise InputError(
-                f"Expected a choice of parents out of {', '.join(CHOICES)}, found "
-                f"{self.choice!r:.60}. Hint: leave it out for {BEST}."
-            )
 
     def stream(
         self,
-        llm: "StepLLM",
+        llm: ScoringEngine,
         plans: Sequence[TracePlan],
         on_step: Callable[[], None] | None = None,
+        at_random: bool = False,
     ) -> Iterator[Trace]:
         """Sample the traces of one question and their children, and yield each as it ends.
 
@@ -106,18 +117,20 @@ class Branching:
             llm: an engine with a scorer and prefix caching.
             plans: the question's orders.
             on_step: called after every engine step.
+            at_random: choose parents at random in the place of those of the highest scores; the
+                control of experiments.
 
         Raises:
             InputError: the engine does not score, has no prefix caching, or captures states, which
                 a child cannot inherit; or an order goes by windows of token confidences.
         """
         self._check(llm, plans)
-        family = _Family(self, llm, plans)
+        family = _Family(self, llm, plans, at_random)
         for trace in llm.stream(plans, len(plans), on_step, branch=family.children):
             family.end(trace)
             yield trace
 
-    def _check(self, llm: "StepLLM", plans: Sequence[TracePlan]) -> None:
+    def _check(self, llm: ScoringEngine, plans: Sequence[TracePlan]) -> None:
         found = None
         if llm.card is None:
             found = "one without a scorer"
@@ -136,9 +149,12 @@ class Branching:
 
 
 def pick_parents(
-    candidates: Iterable[Candidate], room: Room, options: Branching, random_: random.Random
+    candidates: Iterable[Candidate],
+    room: Room,
+    options: Branching,
+    random_: random.Random | None = None,
 ) -> list[int]:
-    """Return the traces that get a child now, one each, in the order of the choice.
+    """Return the traces that get a child now, one each, those of the highest scores first.
 
     Every trace that was stopped for want of memory makes place for one child, as soon as there is
     memory for it. A child is taken to need memory for all that it inherits: its parent may end.
@@ -147,7 +163,7 @@ def pick_parents(
         candidates: the traces that have not ended.
         room: the place there is for children.
         options: what is asked of a parent.
-        random_: decides where the choice is random.
+        random_: chooses in the place of the scores.
     """
     places = min(room.stopped - room.branched, room.most_live - room.live)
     if room.closed or places <= 0:
@@ -161,7 +177,7 @@ def pick_parents(
         and candidate.children < options.max_children
     ]
     able.sort(key=lambda candidate: (-(candidate.score or 0.0), candidate.trace_id))
-    if options.choice == RANDOM:
+    if random_ is not None:
         random_.shuffle(able)
     chosen: list[int] = []
     spare = room.spare_tokens
@@ -171,6 +187,28 @@ def pick_parents(
             chosen.append(candidate.trace_id)
             spare -= needed
     return chosen
+
+
+def shared_weights(
+    trace_ids: Sequence[int], weights: Sequence[float], parents: Mapping[int, int | None]
+) -> list[float]:
+    """Return the weights of votes, each shared among the voters of one family.
+
+    A family is a trace of its own and all that branched from it or from its children: their votes
+    agree more often than those of strangers, as they have a prefix in common.
+
+    Args:
+        trace_ids: the voters [V].
+        weights: their own weights [V].
+        parents: the parent of every trace of the question; None for a trace of its own.
+    """
+    roots = []
+    for trace_id in trace_ids:
+        while (parent := parents[trace_id]) is not None:
+            trace_id = parent
+        roots.append(trace_id)
+    voters = Counter(roots)
+    return [weight / voters[root] for weight, root in zip(weights, roots, strict=True)]
 
 
 class GrowingTrace(Protocol):
@@ -191,14 +229,17 @@ class GrowingTrace(Protocol):
 class _Family:
     """The traces of one question, and the children that they have had."""
 
-    def __init__(self, options: Branching, llm: "StepLLM", plans: Sequence[TracePlan]) -> None:
+    def __init__(
+        self, options: Branching, llm: ScoringEngine, plans: Sequence[TracePlan], at_random: bool
+    ) -> None:
         self._options, self._llm = options, llm
         self._most_live = len(plans)
         self._next_id = max(plan.trace_id for plan in plans) + 1
         self._children: dict[int, int] = {}
         self._stopped = self._branched = self._steps = 0
         seeds = [(plan.question_id, plan.trace_id, plan.seed) for plan in plans]
-        self._random = random.Random(zlib.crc32(repr(seeds).encode()))
+        crc = zlib.crc32(repr(seeds).encode())
+        self._random = random.Random(crc) if at_random else None
 
     def end(self, trace: Trace) -> None:
         """Take in a trace that has ended."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from step_infer.client.answers import Vote, vote
-from step_infer.client.branching import GrowingTrace
+from step_infer.client.branching import GrowingTrace, shared_weights
 from step_infer.client.deciding import (
     FINISHED,
     LIKELY,
@@ -82,6 +82,9 @@ class Result:
     "over_budget"."""
     why: str | None = None
     """The stop rule that decided, or the limit that was reached: "seconds" or "tokens"."""
+    shared_vote: Vote | None = None
+    """Where traces were branched: the vote in which those of one family share their weights
+    (`step_infer.client.branching.shared_weights`)."""
 
 
 class StepLLM:
@@ -401,7 +404,8 @@ class StepLLM:
             seed: each trace's own seed follows from this one; None takes the engine's.
             system: system text of the prompt.
             progress: show a progress bar.
-            sampler: samples a question's traces, such as `DeepConf().stream` or `SlimSC().stream`;
+            sampler: samples a question's traces, such as `Branching().stream` (which may make more
+                than `n`, in the place of stopped ones), `DeepConf().stream` or `SlimSC().stream`;
                 None hands all of them to the engine at once.
             chat_template_kwargs: more arguments of the model's chat template.
             stop_rule: when a vote is decided: "unbeatable", as soon as no other answer can win any
@@ -464,8 +468,8 @@ class StepLLM:
             for trace in self._sampled(runs, n, wave, sampler):
                 run = by_id[trace.question_id]
                 run.take(trace)
-                if len(run.traces) == n:
-                    bar.advance(task)
+                if trace.parent is None:
+                    bar.advance(task, 1 / n)
             return [run.result(grader) for run in runs]
 
     def _sampled(
@@ -562,11 +566,18 @@ class _Question:
 
     def result(self, grader: Grader) -> Result:
         traces = sorted(self.traces, key=lambda trace: trace.trace_id)
-        outcome = vote(
-            [None if trace.filtered else trace.answer for trace in traces],
-            [self._weigh(trace) for trace in traces],
-            grader.same(trace.answer for trace in traces if not trace.filtered),
-        )
+        answers = [None if trace.filtered else trace.answer for trace in traces]
+        weights, same = [self._weigh(trace) for trace in traces], grader.same(answers)
+        outcome, shared = vote(answers, weights, same), None
+        parents = {trace.trace_id: trace.parent for trace in traces}
+        if any(parent is not None for parent in parents.values()):
+            voters = [i for i, answer in enumerate(answers) if answer is not None]
+            shares = shared_weights(
+                [traces[i].trace_id for i in voters], [weights[i] for i in voters], parents
+            )
+            for i, weight in zip(voters, shares, strict=True):
+                weights[i] = weight
+            shared = vote(answers, weights, same)
         return Result(
             self.plans[0].question_id,
             self.question,
@@ -576,6 +587,7 @@ class _Question:
             max(trace.finished_s for trace in traces) - (self.vote.began_s or 0.0),
             self.vote.closed or FINISHED,
             self.vote.why,
+            shared,
         )
 
 

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from step_infer.client.branching import RANDOM, Branching, Candidate, Room, pick_parents
+from step_infer.client.branching import Branching, Candidate, Room, pick_parents
 from step_infer.client.running_vote import RunningVote
 from step_infer.client.trace import Trace, branch_seed
 
@@ -37,15 +37,15 @@ OPTIONS = st.builds(
     Branching,
     min_tokens=st.integers(1, 30),
     max_children=st.integers(1, 3),
-    choice=st.sampled_from(["score", "random"]),
 )
 
 
-@given(CANDIDATES, ROOMS, OPTIONS, st.integers(0, 9))
+@given(CANDIDATES, ROOMS, OPTIONS, st.none() | st.integers(0, 9))
 def test_only_able_traces_get_children_and_no_more_than_there_is_room_for(
-    candidates: list[Candidate], room: Room, options: Branching, seed: int
+    candidates: list[Candidate], room: Room, options: Branching, seed: int | None
 ) -> None:
-    chosen = pick_parents(candidates, room, options, random.Random(seed))
+    random_ = None if seed is None else random.Random(seed)
+    chosen = pick_parents(candidates, room, options, random_)
     by_id = {candidate.trace_id: candidate for candidate in candidates}
     assert len(set(chosen)) == len(chosen)
     if room.closed or room.branched >= room.stopped or room.live >= room.most_live:
@@ -66,9 +66,8 @@ def test_only_able_traces_get_children_and_no_more_than_there_is_room_for(
 def test_the_best_are_chosen_and_the_order_of_the_traces_does_not_matter(
     candidates: list[Candidate], room: Room, options: Branching
 ) -> None:
-    options = Branching(options.min_tokens, options.max_children)
-    chosen = pick_parents(candidates, room, options, random.Random(0))
-    assert chosen == pick_parents(candidates[::-1], room, options, random.Random(1))
+    chosen = pick_parents(candidates, room, options)
+    assert chosen == pick_parents(candidates[::-1], room, options)
     scores = {candidate.trace_id: candidate.score for candidate in candidates}
     found = [scores[trace_id] for trace_id in chosen]
     assert found == sorted(found, reverse=True)  # type: ignore[type-var]
@@ -88,7 +87,7 @@ def test_children_never_outnumber_the_stopped_and_no_prefix_is_carried_on_too_of
             stopped += 1
         room = Room(stopped, branched, len(live), 8, 10_000)
         running = [traces[trace_id] for trace_id in live]
-        for parent in pick_parents(running, room, options, random.Random(0)):
+        for parent in pick_parents(running, room, options):
             old = traces[parent]
             traces[parent] = Candidate(parent, old.score, 9, 6, 40, 2, old.children + 1)
             child = len(traces)
@@ -104,12 +103,12 @@ def test_children_never_outnumber_the_stopped_and_no_prefix_is_carried_on_too_of
 def test_random_parents_are_the_same_ones_with_the_same_seed_and_others_than_the_best() -> None:
     candidates = [Candidate(i, i / 20, 9, 6, 40, 2, 0) for i in range(20)]
     room = Room(4, 0, 8, 20, 10_000)
-    options = Branching(min_tokens=5, choice=RANDOM)
+    options = Branching(min_tokens=5)
     chosen = [pick_parents(candidates, room, options, random.Random(seed)) for seed in range(9)]
     again = [pick_parents(candidates, room, options, random.Random(seed)) for seed in range(9)]
     assert chosen == again
     assert len({tuple(found) for found in chosen}) > 1
-    assert pick_parents(candidates, room, Branching(5), random.Random(0)) == [19, 18, 17, 16]
+    assert pick_parents(candidates, room, options) == [19, 18, 17, 16]
 
 
 def test_each_child_of_a_trace_has_a_seed_of_its_own() -> None:
