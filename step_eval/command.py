@@ -1,4 +1,4 @@
-"""The command line of `step-eval`: run, merge, report, simulate, calibrate, replay, record."""
+"""The command line of `step-eval`: run, merge, report, simulate, calibrate, replay and others."""
 
 import sys
 from collections.abc import Sequence
@@ -19,7 +19,8 @@ DESCRIPTION = (
     "decided; "
     '"step-eval events FILE... --out FILE" draws the event log of a server or an engine; '
     '"step-eval replay --traces FILE --out DIR" measures time at real size without weights, on '
-    'recorded traces that "step-eval record --traces DIR --out FILE" keeps without their text.'
+    'recorded traces that "step-eval record --traces DIR --out FILE" keeps without their text; '
+    '"step-eval watch" shows one question being answered.'
 )
 SIMULATE = (
     "Predict seconds, tokens, preemptions, pruned traces and accuracy of SC and STEP by simulating "
@@ -43,6 +44,7 @@ CALIBRATE = (
     "questions that the scorer never saw, and write it into the scorer's card: at most a stated "
     "share of answers changes because a question stops early."
 )
+WATCH = "Show one question being answered: traces as they run, their scores, the prunes, the vote."
 RECORD = "Keep recorded traces without their text in one small Parquet file."
 
 
@@ -192,6 +194,13 @@ def events_command(argv: Sequence[str]) -> None:
     _console().print(f"Report: {config.out}", highlight=False)
 
 
+def watch_command(argv: Sequence[str]) -> None:
+    """Run `step-eval watch`."""
+    from step_eval.watch import WatchConfig, watch
+
+    watch(parse_config(WatchConfig, argv, "step-eval watch", WATCH), _console())
+
+
 SUBCOMMANDS = {
     "run": run_command,
     "events": events_command,
@@ -201,6 +210,7 @@ SUBCOMMANDS = {
     "calibrate": calibrate_command,
     "replay": replay_command,
     "record": record_command,
+    "watch": watch_command,
 }
 """Subcommands by name; without one, it is run."""
 

@@ -31,22 +31,22 @@ def growth_blocks(scheduler: Any) -> int:
     """Return an upper bound of the new KV blocks that the running requests need in this step.
 
     Follows vLLM's own loop over its running requests (Scheduler.schedule): the same order, token
-    budget and exceptions. A running request holds the blocks of its computed tokens already (a KV
-    connector that takes computed tokens back may make it need more; then vLLM preempts). Can go
-    when vLLM can be asked before it preempts.
+    budget and exceptions. With speculative decoding a request takes blocks for its drafts, and for
+    those that its drafter looks ahead to; of rejected ones it keeps them. Can go when vLLM can be
+    asked before it preempts.
     """
-    budget = scheduler.max_num_scheduled_tokens
+    budget, ahead = scheduler.max_num_scheduled_tokens, scheduler.num_lookahead_tokens
     threshold = _long_prefill_threshold(scheduler)
     max_model_len, step = scheduler.max_model_len, scheduler.current_step + 1
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
-    sizes = [manager.block_size for manager in managers]
-    grain = math.gcd(*sizes)
-    running = scheduler.running
-    # A request in decode needs a block only where the last one is full: no look at the others,
-    # unless the budget may run out before a later one's turn.
-    growing = [r for r in running if r.is_prefill_chunk or r.num_computed_tokens % grain == 0]
-    if len(running) > budget or any(request.is_prefill_chunk for request in growing):
-        growing = running
+    grain = math.gcd(*(manager.block_size for manager in managers))
+    growing = running = scheduler.running
+    if not scheduler.num_spec_tokens and len(running) <= budget:
+        # A request in decode needs a block only where the last one is full: no look at the others,
+        # unless the budget may run out before a later one's turn.
+        growing = [r for r in running if r.is_prefill_chunk or r.num_computed_tokens % grain == 0]
+        if any(request.is_prefill_chunk for request in growing):
+            growing = running
     needed = 0
     for request in growing:
         if budget <= 0:
@@ -68,8 +68,10 @@ def growth_blocks(scheduler: Any) -> int:
         if new <= 0:
             continue
         budget -= new
-        for size in sizes:
-            needed += (computed + new - 1) // size - (computed - 1) // size
+        end = min(computed + new + ahead, max_model_len)
+        for manager in managers:
+            held = len(manager.req_to_blocks.get(request.request_id, ()))
+            needed += max(0, cdiv(end, manager.block_size) - held)
     return needed
 
 
@@ -118,15 +120,16 @@ def _long_prefill_threshold(scheduler: Any) -> int:
 
 
 def follow_async_setting(scheduler: Any) -> None:
-    """With pipeline stages but no async scheduling, let an AsyncScheduler do what Scheduler does.
+    """Without async scheduling, let an AsyncScheduler do what Scheduler does.
 
     AsyncScheduler takes the setting as given: it schedules a request's next step before the last
     one's token is known. vLLM chooses the class by the setting, but not where a class is named.
     With pipeline stages, whose steps overlap, the V1 runner would then miss the token that the
-    scheduler is to send it; without stages no step overlaps, and both classes do the same. Can go
-    when AsyncScheduler looks at the setting.
+    scheduler is to send it; with speculative decoding it would get placeholders for drafts. With
+    neither, both classes do the same. Can go when AsyncScheduler looks at the setting.
     """
-    if scheduler.scheduler_config.async_scheduling or not scheduler.use_pp:
+    differs = scheduler.use_pp or scheduler.num_spec_tokens
+    if scheduler.scheduler_config.async_scheduling or not differs:
         return
     for name, value in vars(AsyncScheduler).items():
         if callable(value) and not name.startswith("__"):
@@ -144,8 +147,8 @@ def unsupported_features(vllm_config: Any) -> str | None:
     These features change which rows `compute_logits` receives; scoring would attach scores to the
     wrong traces. Each can go when the adapter reads the changed layout.
     """
-    if vllm_config.speculative_config is not None:
-        return "speculative decoding (several rows a request)"
+    if (reason := _unsupported_drafts(vllm_config)) is not None:
+        return reason
     if vllm_config.model_config.runner_type == "pooling":
         return "pooling models (no generated tokens)"
     if getattr(vllm_config.parallel_config, "enable_batch_sharded_sampling", False):
@@ -163,14 +166,41 @@ def unsupported_features(vllm_config: Any) -> str | None:
     return None
 
 
+DRAFTERS = ("ngram", "draft_model", "eagle", "eagle3", "mtp")
+"""Methods of speculative decoding whose rows lie as `step_infer.draft_rows` says."""
+
+
+def _unsupported_drafts(vllm_config: Any) -> str | None:
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return None
+    if getattr(speculative, "enable_adaptive_verification", False):
+        return "adaptive verification of drafts (rows are moved on the GPU)"
+    if speculative.method not in DRAFTERS:
+        known = ", ".join(DRAFTERS)
+        return f"speculative decoding by {speculative.method} (known are {known})"
+    if vllm_config.parallel_config.pipeline_parallel_size > 1:
+        return "speculative decoding over pipeline stages (not tested)"
+    return None
+
+
+def most_rows(vllm_config: Any) -> int:
+    """Return the most rows that a step can have: a request's last token, and its drafts."""
+    drafts = 0
+    if vllm_config.speculative_config is not None:
+        drafts = vllm_config.speculative_config.num_speculative_tokens
+    return vllm_config.scheduler_config.max_num_seqs * (1 + drafts)
+
+
 def most_growth_blocks(scheduler: Any) -> int:
     """Return a bound of `growth_blocks` that costs no look at each request.
 
-    Every request may cross into one new block in each group, and all the step's tokens may fill
-    new blocks. While that fits, memory is not short.
+    Every request may cross into one new block in each group, and all the step's tokens, with those
+    that drafters look ahead to, may fill new blocks. While that fits, memory is not short.
     """
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     running, budget = len(scheduler.running), scheduler.max_num_scheduled_tokens
+    budget += running * scheduler.num_lookahead_tokens
     return sum(running + cdiv(budget, manager.block_size) for manager in managers)
 
 

@@ -1,8 +1,9 @@
 """What the scheduler keeps of each running trace: its boundaries, their scores, its group.
 
-Plain data, no vLLM import. A token that ends a step is noted when it is sampled (`see_tokens`); its
-hidden row, and so its score, comes with the next step that yields a token (`take_scores`). A trace
-that was preempted in between computes that row when it resumes, and never a second time.
+Plain data, no vLLM import. A token that ends a step is noted when it is sampled (`take_tokens`);
+its hidden row, and so its score, comes with the next step that yields a token (`take_scores`). A
+trace that was preempted in between computes that row when it resumes, and never a second time. Of
+several tokens in one step (accepted drafts) all but the last have their rows in that step already.
 """
 
 import math
@@ -13,6 +14,7 @@ import numpy as np
 
 from step_infer.confidence import GroupConfidence
 from step_infer.counters import Counters
+from step_infer.draft_rows import sampling_row, state_row
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import RunningScore
 from step_infer.scorer.boundary import BoundaryRule, BoundaryState
@@ -177,7 +179,7 @@ class LiveTraces:
         """Whether token confidences are recorded."""
         self._confidence_term = confidence_term
         self.marks: Container[int] = rule.marks
-        """Token ids that `see_tokens` must see; of others it is enough to count them."""
+        """Token ids that may end a step; without confidences others need only be counted."""
         self._live: dict[str, int] = {}
         self.traces: dict[str, LiveTrace] = {}
         """Every live trace by its request id."""
@@ -242,52 +244,86 @@ class LiveTraces:
         for table in (self.traces, self.pending, self.news, self.kept, self._live):
             table.clear()  # type: ignore[attr-defined]
 
-    def see_tokens(self, trace: LiveTrace, token_ids: Sequence[int]) -> None:
-        """Note a trace's newly sampled tokens, and whether the newest one ends a step."""
+    def take_tokens(
+        self,
+        trace: LiveTrace,
+        token_ids: Sequence[int],
+        rows: StepRows | None = None,
+        request: int = 0,
+    ) -> bool:
+        """Take in the tokens that a trace got in one step: which end a step, how sure they are.
+
+        Args:
+            trace: their trace.
+            token_ids: at least one; only the last one's row is still to come.
+            rows: the step's rows; None where the worker attached none.
+            request: the trace's place in the output's `req_ids`.
+
+        Returns:
+            Whether the window was less sure than the request's `stop_below` at one of them.
+        """
         self.pending.pop(trace.request_id, None)
-        ends = False
-        for position, token_id in enumerate(token_ids, trace.num_tokens):
-            ends = self._rule.ends_step(trace.boundary_state, token_id, position)
-        trace.num_tokens += len(token_ids)
-        if ends:
-            self.pending[trace.request_id] = trace
+        unsure, count = False, len(token_ids)
+        first = 0 if rows is None else rows.first_row(request)
+        for index, token_id in enumerate(token_ids):
+            trace.num_tokens += 1
+            if self.confidence:
+                confidence = math.nan
+                if rows is not None and rows.confidences_B is not None:
+                    confidence = float(rows.confidences_B[sampling_row(first, index)])
+                unsure |= self._take_confidence(trace, confidence)
+            if token_id in self.marks and self._ends_step(trace, token_id):
+                row = state_row(first, index, count)
+                if row is None:
+                    self.pending[trace.request_id] = trace
+                else:
+                    self._take_boundary(trace, rows, row)
+        return unsure
+
+    def _ends_step(self, trace: LiveTrace, token_id: int) -> bool:
+        """Return whether a trace's newest token ends a step."""
+        return self._rule.ends_step(trace.boundary_state, token_id, trace.num_tokens - 1)
 
     def take_scores(
         self,
         rows: StepRows | None,
-        row_of: Mapping[str, int],
+        place_of: Mapping[str, int],
         sampled_token_ids: Sequence[Sequence[int]],
     ) -> None:
         """Give each pending boundary its row's score, if this step yielded a token for it.
 
         Args:
             rows: the step's scored rows; None where the worker attached none.
-            row_of: request id to row.
-            sampled_token_ids: the step's tokens for each row; a part of a prefill yields none.
+            place_of: request id to its place in the output's `req_ids`.
+            sampled_token_ids: the step's tokens for each place; a part of a prefill yields none.
         """
         # A pending trace may have no row: it was preempted, or waits for its turn. Its boundary
         # stays pending; the row comes when that token is computed again.
-        for request_id in [name for name in self.pending if name in row_of]:
-            row = row_of[request_id]
-            if len(sampled_token_ids) == 0 or len(sampled_token_ids[row]) == 0:
+        for request_id in [name for name in self.pending if name in place_of]:
+            place = place_of[request_id]
+            if len(sampled_token_ids) == 0 or len(sampled_token_ids[place]) == 0:
                 continue
-            # The row's input token is the pending boundary only where the step yields a token; the
-            # earlier parts of a resumed prefill have rows of other tokens.
+            # The first row's input token is the pending boundary only where the step yields a
+            # token; the earlier parts of a resumed prefill have rows of other tokens.
             trace = self.pending.pop(request_id)
-            trace.positions.append(trace.num_tokens - 1)
-            if self.confidence:  # of the tokens up to this one: the step's own comes later
-                trace.confidences.append(trace.confidence)
-            score = self._score(trace, rows, row)
-            trace.add_score(score)
-            if trace.progress:
-                self.news[request_id] = trace.score
-            if math.isfinite(score):
-                self._counters.score(score)
-            elif self._settings.scorer or (rows is not None and rows.scores_B is not None):
-                self._counters.drop()
-            if trace.capture and rows is not None and rows.hidden_BH is not None:
-                self._dtype = rows.dtype
-                trace.hidden.append(rows.hidden_BH[row].copy())
+            self._take_boundary(trace, rows, 0 if rows is None else rows.first_row(place))
+
+    def _take_boundary(self, trace: LiveTrace, rows: StepRows | None, row: int) -> None:
+        """Note that a trace's newest token ends a step, whose state is in a row."""
+        trace.positions.append(trace.num_tokens - 1)
+        if self.confidence:  # of the tokens up to this one
+            trace.confidences.append(trace.confidence)
+        score = self._score(trace, rows, row)
+        trace.add_score(score)
+        if trace.progress:
+            self.news[trace.request_id] = trace.score
+        if math.isfinite(score):
+            self._counters.score(score)
+        elif self._settings.scorer or (rows is not None and rows.scores_B is not None):
+            self._counters.drop()
+        if trace.capture and rows is not None and rows.hidden_BH is not None:
+            self._dtype = rows.dtype
+            trace.hidden.append(rows.hidden_BH[row].copy())
 
     def _score(self, trace: LiveTrace, rows: StepRows | None, row: int) -> float:
         """Return the score of a trace's newest boundary; NaN where the worker gave none."""
@@ -295,7 +331,7 @@ class LiveTraces:
         term = self._confidence_term
         return score if term is None else term.score(score, trace.confidence)
 
-    def take_confidence(self, trace: LiveTrace, confidence: float) -> bool:
+    def _take_confidence(self, trace: LiveTrace, confidence: float) -> bool:
         """Take in the confidence of a trace's newest token, NaN where unknown.
 
         Returns:
@@ -306,12 +342,6 @@ class LiveTraces:
             return False
         group = trace.groups.add(confidence)
         return group is not None and group < trace.stop_below
-
-    def confidence_of(self, rows: StepRows | None, req_ids: Sequence[str]) -> dict[str, float]:
-        """Return the confidence of each request's token of a step, where the worker gave one."""
-        if rows is None or rows.confidences_B is None:
-            return {}
-        return dict(zip(req_ids, rows.confidences_B.tolist(), strict=True))
 
     def tell(self, trace: LiveTrace) -> ScoreSoFar:
         """Return what the client of a running trace has not heard of yet."""

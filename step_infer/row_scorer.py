@@ -1,7 +1,7 @@
 """Scores the hidden rows that the model turns into logits, once a step, off the host's path.
 
-Shapes: B rows (one a scheduled request), H hidden size, V vocabulary. No vLLM import: the worker
-plugs this in. Where asked for, the logits give the token confidence as well: how sure the model is
+Shapes: B rows (one a scheduled request, and one for each token drafted for it), H hidden size, V
+vocabulary. No vLLM import: the worker plugs this in. Where asked for, the logits give the token confidence as well: how sure the model is
 of its next token (DeepConf, arXiv 2508.15260, eq. 2).
 """
 
@@ -110,7 +110,7 @@ class FailedRows:
 class RowScorer:
     """Stands in front of a model's `compute_logits` and scores the first call of each step.
 
-    That call receives one final-normed hidden row for each scheduled request; later calls of the
+    That call receives the final-normed hidden rows of `step_infer.draft_rows`; later calls of the
     same step (prompt log-probabilities) and calls outside steps (profiling) are passed through.
     """
 

@@ -21,7 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from math import inf, nan
+from math import inf
 from typing import Any
 
 from vllm.logger import init_logger
@@ -244,7 +244,7 @@ class StepScheduler(AsyncScheduler):
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         if self.live.traces:
             try:
-                self._follow(outputs, rows, model_runner_output.req_ids)
+                self._follow(outputs, rows, model_runner_output.req_id_to_index)
             except Exception:
                 self._disable("Scoring")
         if self._refused:
@@ -288,13 +288,14 @@ class StepScheduler(AsyncScheduler):
         self.reports.abort(request_id)
 
     def _follow(
-        self, outputs: dict[int, EngineCoreOutputs], rows: StepRows | None, req_ids: list[str]
+        self,
+        outputs: dict[int, EngineCoreOutputs],
+        rows: StepRows | None,
+        place_of: dict[str, int],
     ) -> None:
         # Runs for each request and step: most tokens are only counted, without a call.
         live, early, news = self.live, self.reports.early, self.live.news
-        traces, marks, confidences = live.traces, live.marks, None
-        if live.confidence:
-            confidences = live.confidence_of(rows, req_ids)
+        traces, marks, confidence = live.traces, live.marks, live.confidence
         for client_outputs in outputs.values():
             for output in client_outputs.outputs:
                 request_id = output.request_id
@@ -302,17 +303,10 @@ class StepScheduler(AsyncScheduler):
                 if trace is None:
                     continue
                 tokens = output.new_token_ids
-                if len(tokens) == 1 and tokens[0] not in marks:
+                if len(tokens) == 1 and not confidence and tokens[0] not in marks:
                     trace.num_tokens += 1
-                elif tokens:
-                    live.see_tokens(trace, tokens)
-                if confidences is not None and tokens:
-                    # A row speaks for one token. The step was sampled before the request was
-                    # stopped, if it was: of tokens that vLLM discards there is no output.
-                    known = len(tokens) == 1
-                    confidence = confidences.get(request_id, nan) if known else nan
-                    if live.take_confidence(trace, confidence):
-                        self._stop(trace, output)
+                elif tokens and live.take_tokens(trace, tokens, rows, place_of[request_id]):
+                    self._stop(trace, output)
                 if (reason := output.finish_reason) is not None:
                     if self.events is not None:
                         usage = self.kv_cache_manager.usage

@@ -66,7 +66,8 @@ def told_apart(request_ids: Iterable[str]) -> tuple[list[str], dict[str, str]]:
 class StepRows:
     """What a step's `ModelRunnerOutput` carries to the scheduler; rows follow its `req_ids`.
 
-    B rows, one for each scheduled request; H hidden size.
+    B rows, one for each scheduled request and one for each token drafted for it
+    (`step_infer.draft_rows`); H hidden size.
     """
 
     scores_B: np.ndarray | None
@@ -76,9 +77,11 @@ class StepRows:
     dtype: str = "bfloat16"
     """Torch type of `hidden_BH`'s patterns."""
     confidences_B: np.ndarray | None = None
-    """Confidences float32 [B] of the tokens sampled in this step; None unless asked for.
+    """Confidences float32 [B] of the tokens sampled from the rows; None unless asked for.
 
     Mind that a row's score and state belong to its input token, the one before."""
+    first_rows: np.ndarray | None = None
+    """With drafts, where each request's rows begin, and the number of rows; None: one row each."""
     failed: bool = False
     """Scoring failed in the worker, in this step or before; then there are no rows."""
 
@@ -87,6 +90,10 @@ class StepRows:
         """The number of rows B."""
         columns = (self.scores_B, self.hidden_BH, self.confidences_B)
         return next((len(column) for column in columns if column is not None), 0)
+
+    def first_row(self, request: int) -> int:
+        """Return the first row of the request at a place in `req_ids`."""
+        return request if self.first_rows is None else int(self.first_rows[request])
 
 
 class ChoiceReport(TypedDict):

@@ -6,6 +6,7 @@ with CUDA graphs (the call lies outside them) and with async scheduling (the cop
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
@@ -14,6 +15,7 @@ from vllm.platforms import current_platform
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from step_infer import compat
+from step_infer.draft_rows import first_rows
 from step_infer.errors import InputError, logged_errors
 from step_infer.row_scorer import FailedRows, PendingRows, RowScorer
 from step_infer.scorer.identity import identify
@@ -29,18 +31,24 @@ else:
 # In vLLM's own logger tree: its format and level apply.
 logger = init_logger(f"vllm.{__name__}")
 
+Drafts = Mapping[str, Sequence[int]]
+"""The tokens that were drafted for a step's requests, as the scheduler gives them to the runner."""
+
 
 class ScoredOutput(AsyncModelRunnerOutput):
     """A step's output whose scores are added when the host asks for it."""
 
-    def __init__(self, output: AsyncModelRunnerOutput, rows: PendingRows | FailedRows) -> None:
+    def __init__(
+        self, output: AsyncModelRunnerOutput, rows: PendingRows | FailedRows, drafts: Drafts
+    ) -> None:
         self._output = output
         self._rows = rows
+        self._drafts = drafts
 
     def get_output(self) -> ModelRunnerOutput:
         """Wait for the step's tokens, then for its scores, which are ready by then."""
         output = self._output.get_output()
-        _attach(output, self._rows)
+        _attach(output, self._rows, self._drafts)
         return output
 
 
@@ -48,6 +56,7 @@ class StepWorker(PlatformWorker):
     """vLLM's worker for this platform, plus the step scorer."""
 
     row_scorer: RowScorer | None = None
+    _drafts: Drafts = {}  # noqa: RUF012 -- replaced, never changed
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """Load the model, then put the scorer in front of its `compute_logits`."""
@@ -74,7 +83,7 @@ class StepWorker(PlatformWorker):
         found = super().compile_or_warm_up_model()
         eager = current_platform.is_cpu() or self.model_config.enforce_eager
         if self.row_scorer is not None and not eager:
-            rows = self.vllm_config.scheduler_config.max_num_seqs
+            rows = compat.most_rows(self.vllm_config)
             self.row_scorer.capture_graphs(rows, self.model_config.dtype)
         return found
 
@@ -98,6 +107,7 @@ class StepWorker(PlatformWorker):
             and wanted
         ):
             self.row_scorer.arm()
+            self._drafts = scheduler_output.scheduled_spec_decode_tokens
         return super().execute_model(scheduler_output)
 
     def sample_tokens(self, grammar_output: Any) -> Any:
@@ -107,16 +117,19 @@ class StepWorker(PlatformWorker):
         if rows is None:
             return output
         if isinstance(output, AsyncModelRunnerOutput):
-            return ScoredOutput(output, rows)
+            return ScoredOutput(output, rows, self._drafts)
         if isinstance(output, ModelRunnerOutput):
             output = dataclasses.replace(output)  # vLLM shares one object for empty outputs
-            _attach(output, rows)
+            _attach(output, rows, self._drafts)
         return output
 
 
-def _attach(output: ModelRunnerOutput, pending: PendingRows | FailedRows) -> None:
-    rows = pending.result()
-    if rows.failed or rows.count == len(output.req_ids) > 0:
+def _attach(output: ModelRunnerOutput, pending: PendingRows | FailedRows, drafts: Drafts) -> None:
+    rows, expected = pending.result(), len(output.req_ids)
+    if drafts and not rows.failed:
+        rows.first_rows = first_rows([len(drafts.get(name, ())) for name in output.req_ids])
+        expected = int(rows.first_rows[-1])
+    if rows.failed or rows.count == expected > 0:
         setattr(output, ROWS_ATTRIBUTE, rows)
     elif output.req_ids:
         logger.warning_once("Rows and requests of a step differ in number; not scored.")

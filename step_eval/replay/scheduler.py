@@ -5,7 +5,6 @@ its time counts; where a trace brings recorded signals (step option `replay`), t
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,23 +57,17 @@ class ReplayTraces(RankedTraces):
         super().__init__(*args)
         self.marks = range(sys.maxsize)  # boundaries go by position: every token must be seen
 
-    def see_tokens(self, trace: LiveTrace, token_ids: Sequence[int]) -> None:
-        """Note a trace's newly sampled tokens, and whether the newest one ended a step."""
+    def _ends_step(self, trace: LiveTrace, token_id: int) -> bool:
         recorded = _recorded(trace)
         if recorded is None:
-            super().see_tokens(trace, token_ids)
-            return
-        self.pending.pop(trace.request_id, None)
-        trace.num_tokens += len(token_ids)
-        if recorded.ends_step(trace.num_tokens - 1):
-            self.pending[trace.request_id] = trace
+            return super()._ends_step(trace, token_id)
+        return recorded.ends_step(trace.num_tokens - 1)
 
-    def take_confidence(self, trace: LiveTrace, confidence: float) -> bool:
-        """Take in the recorded confidence of a trace's newest token."""
+    def _take_confidence(self, trace: LiveTrace, confidence: float) -> bool:
         recorded = _recorded(trace)
         if recorded is not None:
             confidence = recorded.confidence(trace.num_tokens - 1)
-        return super().take_confidence(trace, confidence)
+        return super()._take_confidence(trace, confidence)
 
     def _score(self, trace: LiveTrace, rows: StepRows | None, row: int) -> float:
         recorded = _recorded(trace)

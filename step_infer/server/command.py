@@ -17,8 +17,8 @@ The value is a text:
 A request with a bad option is answered, without scores; `kv_transfer_params["step"]["error"]` of
 the response and the server's log say why. A group's name has at most 256 characters, and belongs to
 the API key that the request came with: another key's group of that name is another group, unless
-`--share-groups` is given. docs/observability.md says more of that, of the metrics and of the event
-log; docs/serving_voted.md of a voted model, by which one call has one voted answer.
+`--share-groups` is given. docs/guides/observability.md says more of that, of the metrics and of the
+event log; docs/guides/voted_answers.md of a voted model, by which one call has one voted answer.
 
 What comes back, as `kv_transfer_params["step"]` of the response (in the openai client
 `response.kv_transfer_params`):

@@ -1,4 +1,4 @@
-"""vLLM's own `LLM` on the demo model, with the adapter, in the test's process."""
+"""vLLM's own `LLM` on the demo model, with the adapter."""
 
 import contextlib
 
@@ -10,10 +10,11 @@ from step_infer.client.engine import leave_a_core
 
 
 @contextlib.contextmanager
-def direct_engine(**options):
-    """Start an engine, yield it, and shut it down. An engine's own process takes longer to start.
+def direct_engine(own_process=False, **options):
+    """Start an engine, yield it, and shut it down.
 
     Args:
+        own_process: not in the test's process; this takes longer to start.
         options: of `vllm.LLM`, over ours.
     """
     from vllm import LLM, envs
@@ -28,7 +29,7 @@ def direct_engine(**options):
         "disable_log_stats": False,
     }
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(int(own_process)))
         environment.setattr(torch, "set_num_threads", torch.set_num_threads)  # vLLM changes it
         llm = LLM(str(CHECKPOINT), **arguments | options)
     envs.disable_envs_cache()

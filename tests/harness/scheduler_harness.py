@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import functools
 import json
+import random
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterable
@@ -20,14 +21,20 @@ import msgspec
 import numpy as np
 import torch
 from places import CHECKPOINT
-from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.config import (
+    CacheConfig,
+    ModelConfig,
+    SchedulerConfig,
+    SpeculativeConfig,
+    VllmConfig,
+)
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, ModelRunnerOutput
+from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -76,6 +83,7 @@ def make_scheduler(
     max_model_len: int = MAX_MODEL_LEN,
     asynchronous: bool = True,
     stages: int | None = None,
+    drafts: int = 0,
     has_settings: bool = True,
     victim: str | None = None,
     **settings: object,
@@ -83,8 +91,10 @@ def make_scheduler(
     """Return a scheduler as EngineCore builds it, with `num_blocks` usable KV blocks.
 
     Not `asynchronous`: as for two pipeline stages (or `stages`) with the V1 runner. Their steps
-    overlap, and the scheduler sends the tokens back to the first stage. Not `has_settings`: as for
-    a user who gives the class alone. `victim`: the setting of a VictimScheduler.
+    overlap, and the scheduler sends the tokens back to the first stage. `drafts`: as with
+    speculative decoding of so many tokens by a draft model, which writes KV of its own; without
+    stages. Not `has_settings`: as for a user who gives the class alone. `victim`: the setting of a
+    VictimScheduler.
     """
     config = copy.copy(
         _config(max_num_seqs, max_num_batched_tokens, policy, block_size, max_model_len)
@@ -95,7 +105,14 @@ def make_scheduler(
     config.scheduler_config.long_prefill_token_threshold = long_prefill
     config.scheduler_config.async_scheduling = asynchronous
     config.parallel_config = copy.copy(config.parallel_config)
-    config.parallel_config.pipeline_parallel_size = stages or (1 if asynchronous else 2)
+    config.parallel_config.pipeline_parallel_size = stages or (1 if asynchronous or drafts else 2)
+    if drafts:
+        config.speculative_config = SpeculativeConfig(
+            method="ngram",
+            num_speculative_tokens=drafts,
+            target_model_config=config.model_config,
+            target_parallel_config=config.parallel_config,
+        )
     config.additional_config = {}
     if has_settings:
         step = {"aggregator": "mean", "boundary": RULE.to_dict(), **settings}
@@ -117,6 +134,7 @@ def make_scheduler(
         log_stats=True,
     )
     scheduler.use_v2_model_runner = v2_runner
+    scheduler.num_lookahead_tokens = drafts
     return scheduler
 
 
@@ -177,11 +195,18 @@ def token_confidence(name: str, index: int) -> float:
 
 
 class FakeRunner:
-    """Answers a scheduler's output as a worker would: a token, score and confidence a row."""
+    """Answers a scheduler's output as a worker would: a token, score and confidence a row.
+
+    Of the tokens drafted for a request it accepts as many as the dice say.
+    """
 
     def __init__(self) -> None:
         self.scripts: dict[str, Script] = {}
         self._known: dict[str, int] = {}  # tokens of a request that are known here
+        self._computed: dict[str, int] = {}  # the scheduler counts drafts that may be rejected
+        self._dice = random.Random(0)
+        self.accepted = 0
+        self.rejected = 0
         self.first_row: dict[tuple[str, int], float] = {}
         """The score that the first row of each generated position had; NaN where it had none."""
         self.confidence: dict[tuple[str, int], float] = {}
@@ -193,7 +218,8 @@ class FakeRunner:
         unscored = getattr(step, UNSCORED_ATTRIBUTE, False)
         for name in step.finished_req_ids:
             self._known.pop(name, None)
-        computed = {}
+            self._computed.pop(name, None)
+        computed = self._computed
         for new in step.scheduled_new_reqs:
             computed[new.req_id] = new.num_computed_tokens
             # The V2 runner gets a resumed request as a new one, with all its tokens.
@@ -203,8 +229,8 @@ class FakeRunner:
         for name, count, num_output in zip(
             cached.req_ids, cached.num_computed_tokens, cached.num_output_tokens, strict=True
         ):
-            computed[name] = count
             if name in cached.resumed_req_ids:
+                computed[name] = count
                 self._known[name] = len(self.scripts[name].prompt) + num_output
         names = list(step.num_scheduled_tokens)
         if not names:
@@ -212,23 +238,42 @@ class FakeRunner:
         sampled: list[list[int]] = []
         scores: list[float] = []
         confidences: list[float] = []
+        begins = [0]
         for name in names:
             script = self.scripts[name]
-            end = computed[name] + step.num_scheduled_tokens[name]
+            drafts = len(step.scheduled_spec_decode_tokens.get(name, ()))
+            begins.append(begins[-1] + 1 + drafts)
+            end = computed[name] + step.num_scheduled_tokens[name] - drafts
             assert end <= self._known[name], "a token was scheduled before it was sampled"
             position = end - 1 - len(script.prompt)
-            scores.append(row_score(name, position))
-            confidences.append(token_confidence(name, position + 1))
+            accepted = self._dice.randint(0, drafts)
+            for place in range(1 + drafts):
+                # What a rejected draft's row says is nobody's.
+                of = name if place <= accepted else f"{name}, rejected"
+                scores.append(row_score(of, position + place))
+                confidences.append(token_confidence(of, position + place + 1))
+            computed[name] = end
             if end < self._known[name]:
+                assert not drafts
                 sampled.append([])  # a part of a prefill
                 continue
             if position >= 0:
-                score = float("nan") if rows_missing else scores[-1]
+                score = float("nan") if rows_missing else scores[begins[-2]]
                 self.first_row.setdefault((name, position), score)
-            self._known[name] += 1
-            generated = position + 1
-            self.confidence[name, generated] = float("nan") if rows_missing else confidences[-1]
-            sampled.append([script.tokens[generated] if generated < len(script.tokens) else EOS])
+            self._known[name] += 1 + accepted
+            computed[name] += accepted
+            self.accepted += accepted
+            self.rejected += drafts - accepted
+            new = range(position + 1, position + 2 + accepted)
+            for place, generated in enumerate(new, begins[-2]):
+                known = float("nan") if rows_missing else confidences[place]
+                self.confidence[name, generated] = known
+                # It may have been sampled before, and dropped by a reset.
+                self.first_row.pop((name, generated), None)
+                if generated < new[-1]:
+                    score = float("nan") if rows_missing else scores[place + 1]
+                    self.first_row[name, generated] = score
+            sampled.append([script.tokens[n] if n < len(script.tokens) else EOS for n in new])
         output = ModelRunnerOutput(
             req_ids=names,
             req_id_to_index={name: row for row, name in enumerate(names)},
@@ -238,7 +283,10 @@ class FakeRunner:
             setattr(output, ROWS_ATTRIBUTE, FailedRows().result())
         elif not rows_missing and not unscored:
             scores_B, confidences_B = np.array([scores, confidences], np.float32)
-            setattr(output, ROWS_ATTRIBUTE, StepRows(scores_B, confidences_B=confidences_B))
+            rows = StepRows(scores_B, confidences_B=confidences_B)
+            if step.scheduled_spec_decode_tokens:
+                rows.first_rows = np.array(begins)
+            setattr(output, ROWS_ATTRIBUTE, rows)
         return output
 
 
@@ -256,6 +304,7 @@ class Engine:
         self.aborted: set[str] = set()
         self.preemptions = 0
         self._clock = 0.0
+        self._dice = random.Random(0)
 
     def add(self, script: Script) -> None:
         """Take a request in."""
@@ -299,7 +348,13 @@ class Engine:
         self.abort(abort)
         if not self._queue:
             return scheduled, None
-        outputs = self.scheduler.update_from_output(*self._queue.popleft())
+        done = self._queue.popleft()
+        outputs = self.scheduler.update_from_output(*done)
+        if self.scheduler.num_spec_tokens and not self.scheduler.scheduler_config.async_scheduling:
+            names = done[1].req_ids
+            counts = [self._dice.randint(0, self.scheduler.num_spec_tokens) for _ in names]
+            drafts = DraftTokenIds(names, [[WORD] * count for count in counts])
+            self.scheduler.update_draft_token_ids(drafts)
         for client in outputs.values():
             for output in client.outputs:
                 self._take(output)

@@ -20,11 +20,11 @@ def rows(page: str, heading: str) -> set[str]:
 
 
 def test_every_column_of_the_results_is_explained() -> None:
-    assert set(HEADINGS.values()) | {"column"} == rows("evaluation.md", "The columns")
+    assert set(HEADINGS.values()) | {"column"} == rows("guides/evaluation.md", "The columns")
 
 
 def test_every_method_and_vote_is_explained() -> None:
-    text = (ROOT / "docs" / "methods.md").read_text()
+    text = (ROOT / "docs/concepts/methods.md").read_text()
     methods, votes = text.partition("## Other victims")[0], text.partition("## Votes")[2]
     assert set(METHODS) <= set(re.findall(r"`([^`]+)`", methods))
     named = set(re.findall(r"`([^`]+)`", votes.partition("\n## ")[0]))
@@ -37,12 +37,14 @@ def test_every_metric_is_explained_and_no_other() -> None:
     shown = {
         name if name in ("score", "disabled") else f"{name}_total" for name in loggers._metrics()
     }
-    assert {f"`step_{name}`" for name in shown} | {"metric"} == rows("observability.md", "Metrics")
+    assert {f"`step_{name}`" for name in shown} | {"metric"} == rows(
+        "guides/observability.md", "Metrics"
+    )
 
 
 def test_the_tests_that_the_documents_name_are_there() -> None:
     named = set()
-    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"]:
+    for page in [*(ROOT / "docs").rglob("*.md"), ROOT / "CONTRIBUTING.md"]:
         named |= set(re.findall(r"\btest_[a-z_0-9]+\.py\b", page.read_text()))
     assert len(named) > 5
     there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
@@ -50,7 +52,7 @@ def test_the_tests_that_the_documents_name_are_there() -> None:
 
 
 def test_every_answer_kind_is_explained() -> None:
-    text = (ROOT / "docs" / "answers.md").read_text()
+    text = (ROOT / "docs/guides/answers.md").read_text()
     first = {row.split("|")[1].strip() for row in text.splitlines() if row.startswith("| `")}
     assert first == {f"`{kind}`" for kind in KINDS} - {"`math`"} | {
         "`math` (default)",
@@ -59,7 +61,7 @@ def test_every_answer_kind_is_explained() -> None:
 
 
 def test_the_example_of_an_answer_kind_of_ones_own_works() -> None:
-    text = (ROOT / "docs" / "answers.md").read_text()
+    text = (ROOT / "docs/guides/answers.md").read_text()
     (example,) = [
         part for part in re.findall(r"```python\n(.*?)```", text, re.S) if "class" in part
     ]
@@ -70,3 +72,13 @@ def test_the_example_of_an_answer_kind_of_ones_own_works() -> None:
     assert route.extract("no way") is None
     assert route.equal("A-B", "B-A")
     assert not route.equal("A-B", "A-C")
+
+
+def test_the_readme_is_short_and_its_results_are_those_of_their_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 900
+    section = text.partition("\n## Results\n")[2].partition("\n## ")[0]
+    shown = re.findall(r"\b\d[\d,.]*\d\b", "".join(re.findall(r"^\| \w.*$", section, re.MULTILINE)))
+    assert len(shown) == 9
+    page = (ROOT / "docs/results/real_model.md").read_text()
+    assert [figure for figure in shown if figure not in page] == []

@@ -38,6 +38,7 @@ SEVERAL_MEANINGS = {
     "--devices": "how many are taken by default",
     "--jobs": "a sweep's need memory each",
     "--kv-budget": "a simulation takes several",
+    "--kv-budget-tokens": "a question that is watched has no --kv-budget",
     "--learning-rate": "the scorer's is constant, the demo model's has a schedule",
     "--length-scale": "a simulation takes several",
     "--methods": "a simulation has others",

@@ -239,6 +239,7 @@ def test_what_a_training_command_refuses_it_refuses_before_torch_is_loaded(
 
 
 LOCKS = ("cpu.lock", "cpu-oldest.lock")
+DOCS_LOCK = "docs.lock"
 
 
 def _lock(name: str = "cpu.lock") -> list[Requirement]:
@@ -259,7 +260,7 @@ def _declared(*extras: str) -> list[Requirement]:
     return [Requirement(text) for text in texts]
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, DOCS_LOCK])
 def test_the_lock_pins_each_package_once_in_order(lock: str) -> None:
     names = [canonicalize_name(pin.name) for pin in _lock(lock)]
     assert names == sorted(set(names))
@@ -293,6 +294,13 @@ def test_the_lock_satisfies_pyproject(lock: str) -> None:
         name = canonicalize_name(requirement.name)
         assert name in pins, f"{requirement} is not in the lock"
         assert requirement.specifier.contains(pins[name]), f"{requirement} against {pins[name]}"
+
+
+def test_the_documentation_needs_nothing_but_its_lock_and_the_environment() -> None:
+    pins = _pins(DOCS_LOCK)
+    assert pins.keys().isdisjoint(_pins())
+    for requirement in map(Requirement, PROJECT["optional-dependencies"]["docs"]):
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)])
 
 
 def test_the_lock_is_complete() -> None:

@@ -10,6 +10,7 @@ from command_harness import run_command
 from places import CHECKPOINT, ROOT
 
 from step_eval.command import main
+from step_eval.comparison import outcome
 from step_eval.recorded.files import read_table
 from step_eval.records import RecordStore
 from step_eval.simulation.question import Setting, run_question
@@ -23,15 +24,16 @@ pytestmark = pytest.mark.engine
 RECORDED = ROOT / "benchmarks" / "recorded" / "ledger.parquet"
 QUESTIONS, NUM_TRACES = 2, 16
 METHODS = ("sc", "step", "oracle", "least-confident")
+DECIDED = "step+decided"
+OPTIONS = ("--shape", CHECKPOINT / "config.json", "--length-scale", "0.4", "--traces", RECORDED)
+OPTIONS += ("--limit", QUESTIONS, "--kv-budget", "0.4", "--num-traces", NUM_TRACES)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Return the directory of a replay that was killed in its second method, and went on."""
     out = tmp_path_factory.mktemp("replay") / "out"
-    options = ["--shape", CHECKPOINT / "config.json", "--length-scale", "0.4"]
-    options += ["--traces", RECORDED, "--out", out, "--limit", QUESTIONS, "--kv-budget", "0.4"]
-    options += ["--num-traces", NUM_TRACES, "--methods", ",".join(METHODS)]
+    options = [*OPTIONS, "--out", out, "--methods", ",".join(METHODS)]
     cache = str(tmp_path_factory.getbasetemp() / "cache")
     killed = subprocess.Popen(
         [sys.executable, "-m", "step_eval.command", "replay", *map(str, options)],
@@ -107,6 +109,30 @@ def test_the_engine_prunes_and_preempts_as_the_simulation_foresees(run, pool):
             assert bool(lost) == (method != "sc")
             assert record.preemptions == pytest.approx(len(foreseen.preempted), abs=2)
             assert bool(record.preemptions) == (method == "sc")
+
+
+def test_traces_that_a_decided_vote_ends_keep_their_recorded_steps(
+    run, pool, tmp_path, monkeypatch, tmp_path_factory
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    found = run_command(main, "replay", *OPTIONS, "--out", tmp_path / "out", "--methods", DECIDED)
+    assert found.returncode == 0, found.stderr[-3000:]
+    questions = {question.question_id: question for question in pool.questions}
+    whole = {record.key: record for record in RecordStore(run[0]).read()["step"]}
+    ended = 0
+    for record in RecordStore(tmp_path / "out").read()[DECIDED]:
+        recorded = questions[record.question_id].traces[:NUM_TRACES]
+        for trace, source in zip(record.traces, recorded, strict=True):
+            assert tuple(trace.positions) == source.positions[: len(trace.positions)]
+            if trace.closed:
+                ended += 1
+                assert trace.tokens < source.tokens
+                assert trace.answer is None
+                assert len(trace.positions) == sum(at < trace.tokens for at in source.positions)
+        before = whole[record.key]
+        assert outcome(record, "score").answer == outcome(before, "score").answer
+        assert record.ended == ("decided" if any(t.closed for t in record.traces) else "finished")
+    assert ended > 0
 
 
 def test_the_oracle_of_a_replay_knows_the_recording(run, pool):

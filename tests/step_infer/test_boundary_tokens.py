@@ -44,7 +44,7 @@ def live_positions(rule: BoundaryRule, token_ids: list[int]) -> list[int]:
     for token_id in token_ids:
         live.take_scores(StepRows(np.array([0.5], np.float32)), {"a": 0}, [[token_id]])
         if token_id in live.marks:
-            live.see_tokens(trace, [token_id])
+            live.take_tokens(trace, [token_id])
         else:  # what the scheduler does with all other tokens
             trace.num_tokens += 1
     return trace.positions

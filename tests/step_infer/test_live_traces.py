@@ -27,7 +27,7 @@ def feed(live, name, tokens, scores=None):
         score = 0.5 if scores is None else scores[position]
         rows = StepRows(np.array([score], np.float32))
         live.take_scores(rows, {name: 0}, [[token]])
-        live.see_tokens(live.traces[name], [token])
+        live.take_tokens(live.traces[name], [token])
 
 
 @given(st.lists(st.sampled_from([BOUNDARY, THINK_END, WORD]), min_size=1, max_size=60))
@@ -48,6 +48,28 @@ def test_a_boundary_takes_the_score_of_the_step_that_reads_it():
     assert trace.score == pytest.approx(0.4)
 
 
+def test_accepted_drafts_take_their_scores_states_and_confidences_from_their_own_rows():
+    live = live_traces(confidence=True)
+    live.add("a", RequestOptions("g", capture=True))
+    trace = live.traces["a"]
+    # Another request has the first two rows. Three drafts for this one: two are accepted.
+    numbers = np.arange(12, dtype=np.uint16)
+    rows = StepRows(numbers / 16, numbers[:, None], confidences_B=numbers * 1.0)
+    rows.first_rows = np.array([0, 2, 6])
+    live.take_scores(rows, {"b": 0, "a": 1}, [[WORD], [BOUNDARY, BOUNDARY, BOUNDARY]])
+    live.take_tokens(trace, [BOUNDARY, BOUNDARY, BOUNDARY], rows, 1)
+    assert trace.positions == [0, 1]  # the last one's row is in the next step
+    rows.first_rows = np.array([0, 9, 11])
+    live.take_scores(rows, {"b": 0, "a": 1}, [[WORD], [WORD]])
+    live.take_tokens(trace, [WORD], rows, 1)
+    report = live.report(trace)
+    assert report["positions"] == [0, 1, 2]
+    assert report["scores"] == [3 / 16, 4 / 16, 9 / 16]
+    assert np.frombuffer(report["hidden"], np.uint16).tolist() == [3, 4, 9]
+    assert report["confidences"] == [2, (2 + 3) / 2, (2 + 3 + 4) / 3]
+    assert report["confidence"] == (2 + 3 + 4 + 9) / 4
+
+
 def test_a_preempted_trace_scores_its_boundary_once_when_it_resumes():
     live = live_traces()
     live.add("a", RequestOptions("g"))
@@ -57,7 +79,7 @@ def test_a_preempted_trace_scores_its_boundary_once_when_it_resumes():
     live.take_scores(StepRows(np.array([0.8], np.float32)), {"a": 0}, [[]])
     assert live.traces["a"].positions == []
     live.take_scores(StepRows(np.array([0.7], np.float32)), {"a": 0}, [[WORD]])
-    live.see_tokens(live.traces["a"], [WORD])
+    live.take_tokens(live.traces["a"], [WORD])
     # Preempted again and recomputed: the row of the same boundary is not asked for any more.
     live.take_scores(StepRows(np.array([0.6], np.float32)), {"a": 0}, [[WORD]])
     assert live.traces["a"].positions == [1]
@@ -76,7 +98,7 @@ def test_a_non_finite_score_is_dropped_and_counted():
 def test_a_step_without_rows_leaves_a_boundary_without_score():
     live = live_traces()
     live.add("a", RequestOptions("g"))
-    live.see_tokens(live.traces["a"], [BOUNDARY])
+    live.take_tokens(live.traces["a"], [BOUNDARY])
     live.take_scores(None, {"a": 0}, [[WORD]])
     assert live.report(live.traces["a"]) == {
         "positions": [0],
@@ -89,7 +111,7 @@ def test_a_step_without_rows_leaves_a_boundary_without_score():
 def test_captured_states_are_those_of_the_boundary_rows():
     live = live_traces()
     live.add("a", RequestOptions("g", capture=True))
-    live.see_tokens(live.traces["a"], [BOUNDARY])
+    live.take_tokens(live.traces["a"], [BOUNDARY])
     hidden = np.arange(8, dtype=np.uint16).reshape(2, 4)
     rows = StepRows(np.array([0.1, 0.2], np.float32), hidden)
     live.take_scores(rows, {"b": 0, "a": 1}, [[WORD], [WORD]])
@@ -148,10 +170,12 @@ def test_without_confidences_of_a_step_the_mean_is_unknown_from_there_on():
     live = live_traces(confidence=True)
     live.add("a", RequestOptions("g"))
     trace = live.traces["a"]
-    for step, confidence in enumerate([2.0, 4.0, math.nan, 6.0]):
-        live.take_scores(None, {"a": 0}, [[BOUNDARY]])
-        live.see_tokens(trace, [BOUNDARY])
-        trace.confidence_sum += confidence
+    for step, confidence in enumerate([2.0, 4.0, None, 6.0]):
+        rows = None
+        if confidence is not None:
+            rows = StepRows(None, confidences_B=np.array([confidence], np.float32))
+        live.take_scores(rows, {"a": 0}, [[BOUNDARY]])
+        live.take_tokens(trace, [BOUNDARY], rows)
         assert len(trace.confidences) == step
     report = live.report(trace)
     assert report["positions"] == [0, 1, 2]
@@ -163,11 +187,11 @@ def test_a_step_score_takes_in_the_confidence_up_to_its_boundary():
     settings, term = StepSettings(scorer="x", confidence=True), ConfidenceTerm(0.5, 10.0)
     live = LiveTraces(RULE, "mean", settings, confidence_term=term)
     live.add("a", RequestOptions("g"))
-    trace, rows = live.traces["a"], StepRows(np.array([0.4], np.float32))
+    trace, score_B = live.traces["a"], np.array([0.4], np.float32)
     for token, confidence in [(WORD, 9.0), (BOUNDARY, 14.0), (WORD, 50.0), (BOUNDARY, math.nan)]:
+        rows = StepRows(score_B, confidences_B=np.array([confidence], np.float32))
         live.take_scores(rows, {"a": 0}, [[token]])
-        live.see_tokens(trace, [token])
-        live.take_confidence(trace, confidence)
+        live.take_tokens(trace, [token], rows)
     live.take_scores(rows, {"a": 0}, [[WORD]])
     logit = math.log(0.4 / 0.6) + 0.5 * ((9 + 14) / 2 - 10)
     assert trace.scores == [pytest.approx(1 / (1 + math.exp(-logit))), None]

@@ -526,9 +526,9 @@ def served(*flags):
             "Hint: leave it out.",
         ),
         (
-            served("--speculative-config", "{}"),
-            "no --speculative-config, found '{}': step scoring cannot be used with speculative "
-            "decoding. "
+            served("--enable-batch-sharded-sampling"),
+            "no --enable-batch-sharded-sampling, found '': step scoring cannot be used with "
+            "batch-sharded sampling. "
             "Hint: leave it out, or serve without scores by vllm serve.",
         ),
         (

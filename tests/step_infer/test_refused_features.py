@@ -55,10 +55,32 @@ def test_features_that_change_the_rows_are_named(path, value, reason):
     assert reason in compat.unsupported_features(changed(path, value))
 
 
-def test_speculative_decoding_is_refused():
+def speculating(**options):
+    """Return an engine configuration with speculative decoding."""
     config = changed("model_config.seed", 0)
-    config.speculative_config = object()
-    assert "speculative decoding" in compat.unsupported_features(config)
+    config.speculative_config = SimpleNamespace(enable_adaptive_verification=False, **options)
+    config.parallel_config = SimpleNamespace(**vars(config.parallel_config))
+    return config
+
+
+@pytest.mark.parametrize("method", compat.DRAFTERS)
+def test_drafts_whose_rows_are_known_are_not_refused(method):
+    assert compat.unsupported_features(speculating(method=method)) is None
+
+
+@pytest.mark.parametrize("method", ["ngram_gpu", "suffix", "medusa", "dspark"])
+def test_drafters_whose_rows_are_not_known_are_refused(method):
+    reason = f"speculative decoding by {method} (known are ngram, draft_model,"
+    assert reason in compat.unsupported_features(speculating(method=method))
+
+
+def test_drafts_that_are_moved_on_the_gpu_or_cross_pipeline_stages_are_refused():
+    config = speculating(method="dspark")
+    config.speculative_config.enable_adaptive_verification = True
+    assert "adaptive verification of drafts" in compat.unsupported_features(config)
+    config = speculating(method="ngram")
+    config.parallel_config.pipeline_parallel_size = 2
+    assert "over pipeline stages" in compat.unsupported_features(config)
 
 
 def test_rows_of_kv_blocks_that_failed_to_load_are_refused():

@@ -305,14 +305,16 @@ def test_growth_of_a_long_prefill_that_is_alone_is_not_underrated():
     engine_.run()
 
 
-@pytest.mark.parametrize("asynchronous", [True, False], ids=["", "plain"])
-@pytest.mark.parametrize("in_flight", [0, 1], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("in_flight", "asynchronous", "drafts"),
+    [(0, True, 0), (1, True, 0), (0, False, 0), (1, False, 0), (0, False, 3), (1, True, 3)],
+    ids=["one", "two", "one plain", "two plain", "drafts", "drafts in flight"],
+)
 @pytest.mark.parametrize("budget", [16, 64])
-def test_growth_is_what_the_running_requests_then_take(in_flight, budget, asynchronous):
+def test_growth_is_what_the_running_requests_then_take(in_flight, budget, asynchronous, drafts):
     random_ = random.Random(budget)
-    engine_ = engine(
-        400, in_flight, max_num_batched_tokens=budget, prune=False, asynchronous=asynchronous
-    )
+    shape = {"max_num_batched_tokens": budget, "asynchronous": asynchronous, "drafts": drafts}
+    engine_ = engine(400, in_flight, prune=False, **shape)
     scheduler = engine_.scheduler
 
     def held(names):
@@ -327,6 +329,7 @@ def test_growth_is_what_the_running_requests_then_take(in_flight, budget, asynch
             engine_.add(dataclasses.replace(script, max_tokens=random_.choice([5, 9, 10_000])))
         names = [request.request_id for request in scheduler.running]
         growth, before = compat.growth_blocks(scheduler), held(names)
+        assert growth <= compat.most_growth_blocks(scheduler)
         schedule = scheduler.schedule
 
         def watched(names=names, growth=growth, before=before, schedule=schedule):
@@ -340,6 +343,7 @@ def test_growth_is_what_the_running_requests_then_take(in_flight, budget, asynch
         grown += growth
     assert not engine_.busy
     assert grown > 80
+    assert bool(engine_.runner.accepted) == bool(drafts)
     assert engine_.preemptions == 0
 
 

@@ -72,8 +72,13 @@ class SchedulerMachine(RuleBasedStateMachine):
         budget=st.sampled_from([16, 64]),
         long_prefill=st.sampled_from([0, 0, 6]),
         victim=st.sampled_from(["score", *VICTIMS]),
+        drafts=st.sampled_from([0, 0, 1, 3]),
     )
-    def start(self, in_flight, asynchronous, policy, v2_runner, budget, long_prefill, victim):
+    def start(
+        self, in_flight, asynchronous, policy, v2_runner, budget, long_prefill, victim, drafts
+    ):
+        if drafts and not asynchronous:
+            in_flight = 0  # drafts come with the last step's tokens, and no steps overlap
         scheduler = make_scheduler(
             StepScheduler if victim == "score" else VictimScheduler,
             NUM_BLOCKS,
@@ -82,6 +87,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             v2_runner=v2_runner and asynchronous,
             long_prefill=long_prefill,
             asynchronous=asynchronous,
+            drafts=drafts,
             confidence=True,
             victim=victim,
         )
@@ -137,7 +143,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         scored = [score for score in scores if score is not None]
         request = self.engine.scheduler.requests[name]
         longest = min(script.max_tokens, MAX_MODEL_LEN - len(script.prompt))
-        in_flight = request.num_output_placeholders
+        in_flight = min(request.num_output_placeholders, 1)  # of drafts none may be accepted
         if not in_flight and request.num_computed_tokens >= request.num_tokens:
             in_flight = 1  # without async scheduling
         if len(self.engine.tokens[name]) + in_flight >= longest:
@@ -183,7 +189,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert found == (pytest.approx(mean) if known else None)
 
     def check_groups(self, name, lowest, unsure):
-        """Check a trace's lowest group, and that it was stopped by its last group if at all."""
+        """Check a trace's lowest group, and that it was stopped by its last step if at all."""
         options = self.engine.runner.scripts[name].opted
         window, bar = options["window"], options["stop_below"]
         of = self.engine.runner.confidence
@@ -193,10 +199,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         whole = sum(found) / len(found) if found else None
         expected = min(groups) if groups else whole
         assert lowest == (None if expected is None else pytest.approx(expected))
+        last = 1 + self.engine.scheduler.num_spec_tokens  # tokens of the last step, at most
         if unsure:
-            assert groups[-1] < bar
+            assert min(groups[-last:]) < bar
         if self.group_of(name) is None:  # nothing keeps it; its last token may end it anyway
-            assert all(group >= bar for group in groups[:-1])
+            assert all(group >= bar for group in groups[:-last])
 
     def kept(self, group):
         """Return how many traces of a group are live, or ended by themselves and can be judged."""
@@ -405,7 +412,8 @@ TestScheduler.settings = settings(
 
 
 def test_long_dense_runs_prune_often_and_break_no_rule():
-    num_pruned = num_preempted = num_unsure = num_branched = of_children = with_choices = 0
+    num_pruned = num_preempted = num_unsure = of_children = with_choices = accepted = rejected = 0
+    num_branched = 0
     for seed in range(24):
         random_ = random.Random(seed)
         machine = SchedulerMachine()
@@ -417,6 +425,7 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
             budget=random_.choice([16, 64]),
             long_prefill=random_.choice([0, 0, 6]),
             victim=VICTIMS[seed % len(VICTIMS)],
+            drafts=random_.choice([0, 0, 3]),
         )
         for _ in range(12):
             options, children = random_.choice(OPTIONS), random_.random() < 0.3
@@ -430,6 +439,8 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
         num_pruned += machine.num_pruned
         num_unsure += machine.num_unsure
         num_branched += machine.num_branched
+        accepted += machine.engine.runner.accepted
+        rejected += machine.engine.runner.rejected
         num_preempted += machine.engine.preemptions
         of_children += sum(
             machine.engine.pruned(name) for name in machine.engine.ended if "_p" in name
@@ -445,3 +456,5 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
     assert num_unsure > 20
     assert num_branched > 100
     assert num_preempted > 20
+    assert accepted > 1000
+    assert rejected > 1000

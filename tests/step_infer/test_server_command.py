@@ -169,7 +169,7 @@ def test_whole_prefills_fit_into_a_long_context():
         (["--additional-config", "nonsense"], "a JSON object after --additional-config"),
         (["--additional-config.a", "1"], "as one JSON object"),
         (["--additional-config"], "a JSON object after --additional-config, found ''"),
-        (["--speculative-config", "{}"], "speculative decoding"),
+        (["--enable-batch-sharded-sampling"], "batch-sharded sampling"),
         (["--config", "nowhere.yaml"], "Expected a YAML file after --config"),
         (["--min-keep", "0"], "min_keep a whole number >= 1, found 0"),
         (["--min-keep", "many"], "invalid int value: 'many'"),

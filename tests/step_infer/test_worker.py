@@ -35,9 +35,10 @@ def output_of(count):
     return ModelRunnerOutput(names, {name: row for row, name in enumerate(names)}, [[1]] * count)
 
 
-def step_of(tokens, marked=False):
+def step_of(tokens, marked=False, drafts=None):
     step = SchedulerOutput.make_empty()
     step.total_num_scheduled_tokens = tokens
+    step.scheduled_spec_decode_tokens = drafts or {}
     if marked:
         setattr(step, UNSCORED_ATTRIBUTE, True)
     return step
@@ -86,6 +87,23 @@ def test_neither_a_marked_step_nor_one_without_tokens_is_scored(run, wrap):
     for step in (step_of(3, marked=True), step_of(0)):
         assert rows_of(run(step, wrap(output_of(3)))) is None
     assert rows_of(run(step_of(3), wrap(output_of(3)))).count == 3
+
+
+@pytest.mark.parametrize("wrap", [lambda output: output, Later], ids=["sync", "async"])
+def test_a_steps_output_says_where_the_rows_of_each_request_begin(run, wrap):
+    found = rows_of(run(step_of(3, drafts={"r1": [7]}), wrap(output_of(2))))
+    assert found.count == 3
+    assert found.first_rows.tolist() == [0, 1, 3]
+    assert [found.first_row(request) for request in (0, 1)] == [0, 1]
+    without = rows_of(run(step_of(3), wrap(output_of(3))))
+    assert without.first_rows is None
+    assert without.first_row(2) == 2
+
+
+@pytest.mark.parametrize("wrap", [lambda output: output, Later], ids=["sync", "async"])
+def test_rows_that_are_not_one_more_than_drafts_are_attached_to_none(run, wrap):
+    for drafts in ({"r1": [7, 7]}, {"r1": [7], "r0": [7]}):
+        assert rows_of(run(step_of(3, drafts=drafts), wrap(output_of(2)))) is None
 
 
 @pytest.mark.parametrize("wrap", [lambda output: output, Later], ids=["sync", "async"])
