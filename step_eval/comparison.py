@@ -13,8 +13,9 @@ import numpy as np
 from step_eval.methods.registry import find_method
 from step_eval.records import QuestionRecord
 from step_eval.statistics import DRAWS, Floats, Interval, bootstrap_weights, interval
-from step_eval.votes import vote_rule, vote_signal
+from step_eval.votes import SHARED, vote_rule, vote_signal
 from step_infer.client.answers import vote
+from step_infer.client.branching import shared_weights
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Outcome:
     """The voted answer."""
     right: bool
     tokens: int
-    """Generated tokens of all traces, those of pruned traces too."""
+    """Generated tokens of all traces, those of pruned traces too, and inherited ones once."""
     seconds: float
     preemptions: int
     pruned: int
@@ -70,7 +71,7 @@ def outcome(record: QuestionRecord, vote_by: str) -> Outcome:
         record.repeat,
         None if answer is None else answer.answer,
         answer is not None and bool(answer.correct),
-        sum(trace.tokens for trace in record.traces),
+        sum(trace.own_tokens for trace in record.traces),
         record.seconds,
         record.preemptions,
         sum(trace.pruned for trace in record.traces),
@@ -87,6 +88,9 @@ def voted_group(record: QuestionRecord, vote_by: str) -> int | None:
     signal = vote_signal(vote_by)
     values = [None if signal is None else getattr(trace, signal) for trace in voters]
     weights = vote_rule(vote_by)(values)
+    if vote_by == SHARED:
+        parents = {trace.trace_id: trace.parent for trace in record.traces}
+        weights = shared_weights([trace.trace_id for trace in voters], weights, parents)
     winner = vote([str(trace.group) for trace in voters], weights).answer
     return None if winner is None else int(winner)
 
@@ -139,7 +143,7 @@ def summarise(records: Sequence[QuestionRecord], vote_by: str, draws: int = DRAW
         max(ids.count(name) for name in set(ids)),
         metrics,
         len(traces),
-        sum(trace.tokens for trace in traces) / len(traces),
+        sum(trace.own_tokens for trace in traces) / len(traces),
         sum(trace.answer is None for trace in whole),
         sum(trace.answer is not None and trace.correct is None for trace in whole),
     )

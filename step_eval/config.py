@@ -10,6 +10,7 @@ from step_eval.methods.registry import find_method, method_names
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.votes import CONFIDENCE, vote_rule
 from step_infer.cli.options import option_name
+from step_infer.client.branching import Branching
 from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.client.trace import Sampling
@@ -54,11 +55,12 @@ class MethodOptions(PruningOptions):
 
     methods: str = "sc,step"
     """Methods to compare, separated by commas: sc, step, deepconf-low, deepconf-high, slim-sc,
+    branch (STEP that also continues good traces as further ones), branch-random (its control),
     single (one trace a question); and STEP with another choice of the trace that is stopped:
     random, youngest, longest, least-confident, oracle. all: every method (a replay leaves slim-sc
-    out). With +decided after a name, a question ends as soon as its vote is decided; with +likely
-    as soon as that is likely (step-eval calibrate); +waveK after that runs at most K of its traces
-    at once."""
+    and branching out). With +decided after a name, a question ends as soon as its vote is decided;
+    with +likely as soon as that is likely (step-eval calibrate); +waveK after that runs at most K
+    of its traces at once."""
     num_traces: int = 64
     """Traces N for each question."""
     sampling: Sampling = field(default_factory=Sampling)
@@ -70,9 +72,10 @@ class MethodOptions(PruningOptions):
     """KV cache for every method in tokens; wins over --kv-budget."""
     vote: str = "auto"
     """How traces vote: uniform, score, score^POWER, score-top-K (only the K highest-scored traces,
-    by score), best, confidence (mean token confidence) or lowest-confidence; auto takes each
-    method's own: uniform for sc, score for step, lowest-confidence for DeepConf. Where a method's
-    traces lack that number, each has one vote."""
+    by score), score-shared (by score, shared among traces that branched from one another), best,
+    confidence (mean token confidence) or lowest-confidence; auto takes each method's own: uniform
+    for sc, score for step, lowest-confidence for DeepConf. Where a method's traces lack that
+    number, each has one vote."""
     confidence: bool = False
     """Also record the mean token confidence of traces on engines that score, for the vote
     confidence; DeepConf and least-confident always record it, stock vLLM never."""
@@ -151,6 +154,8 @@ class EvalConfig(MethodOptions, QuestionOptions):
     """Fields of the scorer card that may differ from the model."""
     slim: SlimSC = field(default_factory=SlimSC)
     """How Slim-SC finds and stops traces that are alike."""
+    branch: Branching = field(default_factory=Branching)
+    """Who may be a parent under branch and branch-random."""
     keep_text: bool = False
     """Keep the full text of every trace in the records."""
 

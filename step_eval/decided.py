@@ -180,6 +180,8 @@ def on_records(
             rules.append(likely_rule(thresholds, votes[name]))
         if most_weight(votes[name]) == np.inf:
             continue
+        if any(trace.parent is not None for record in group for trace in record.traces):
+            continue  # a child that began later would not have begun
         found += [_on_records(group, rule, votes[name], aggregator, draws) for rule in rules]
     return found
 

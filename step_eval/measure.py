@@ -163,6 +163,9 @@ def _trace_record(
         lowest_confidence=trace.lowest_group_confidence,
         mean_confidence=trace.mean_token_confidence,
         text=trace.text if keep_text else None,
+        parent=trace.parent,
+        inherited=trace.inherited,
+        cached_tokens=trace.cached_tokens,
     )
 
 

@@ -54,6 +54,17 @@ class TraceRecord:
     """Mean token confidence, where the engine recorded it."""
     text: str | None = None
     """The whole text, where it was asked for."""
+    parent: int | None = None
+    """Number of the trace that it branches from; None for a trace of its own."""
+    inherited: int = 0
+    """Of its tokens, those that its parent generated."""
+    cached_tokens: int | None = None
+    """Of a branch: tokens of its prompt and of what it inherited that the prefix cache had."""
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens that it generated itself."""
+        return self.tokens - self.inherited
 
     @property
     def pruned(self) -> bool:

@@ -95,6 +95,7 @@ def build_results(
             "vote_wanted": wanted[name],
             **dataclasses.asdict(summarise(group, votes[name], draws)),
             "accuracy_by_vote": _accuracy_by_vote(group),
+            "branches": _branches(group),
         }
         plain = records[baseline] if name != baseline else []
         traces = scored_traces(group, plain)
@@ -195,6 +196,24 @@ def _accuracy_by_vote(records: Sequence[QuestionRecord]) -> dict[str, float]:
             by_question.setdefault(record.question_id, []).append(outcome(record, rule).right)
         shares[rule] = sum(sum(b) / len(b) for b in by_question.values()) / len(by_question)
     return shares
+
+
+def _branches(records: Sequence[QuestionRecord]) -> dict[str, int] | None:
+    """Return how many traces branched from another, and how much of their beginnings was cached."""
+    found = [
+        (record.prompt_tokens + trace.inherited, trace)
+        for record in records
+        for trace in record.traces
+        if trace.parent is not None
+    ]
+    if not found:
+        return None
+    return {
+        "traces": len(found),
+        "inherited_tokens": sum(trace.inherited for _, trace in found),
+        "prefix_tokens": sum(tokens for tokens, _ in found),
+        "cached_tokens": sum(trace.cached_tokens or 0 for _, trace in found),
+    }
 
 
 def _described(

@@ -24,12 +24,17 @@ CONFIDENCE = "confidence"
 """Vote by the mean token confidence in the place of the score."""
 LOWEST_CONFIDENCE = "lowest-confidence"
 """Vote by the lowest group confidence in the place of the score (DeepConf)."""
-RULES = f"uniform, score, score^POWER, score-top-K, best, {CONFIDENCE}, {LOWEST_CONFIDENCE}"
+SHARED = "score-shared"
+"""Vote by score, each weight shared among the traces that branched from one another."""
+RULES = (
+    f"uniform, score, score^POWER, score-top-K, {SHARED}, best, {CONFIDENCE}, {LOWEST_CONFIDENCE}"
+)
 SHOWN_VOTES = (
     UNIFORM,
     "score",
     "score^4",
     "score-top-5",
+    SHARED,
     "best",
     CONFIDENCE,
     LOWEST_CONFIDENCE,
@@ -79,7 +84,8 @@ def score_top(count: int) -> Weights:
 def vote_rule(name: str) -> Weights:
     """Return the rule of one of the names in `RULES`; "score" is that of STEP (section 3.3).
 
-    "confidence" and "lowest-confidence" are the rule "score" on other numbers (`vote_signal`).
+    "confidence" and "lowest-confidence" are the rule "score" on other numbers (`vote_signal`), and
+    so is "score-shared", before its weights are shared (`comparison.voted_group`).
 
     Raises:
         InputError: there is no such rule.
@@ -88,6 +94,8 @@ def vote_rule(name: str) -> Weights:
         return uniform
     if name == "best":
         return best
+    if name == SHARED:
+        return vote_rule("score")
     if (top := _TOP.fullmatch(name)) is not None:
         return score_top(int(top[1]))
     if name in (CONFIDENCE, LOWEST_CONFIDENCE):
@@ -131,7 +139,9 @@ def score_weigher(name: str) -> Callable[[float], float] | None:
 
 
 def has_signal(vote_by: str, traces: Iterable[TraceRecord]) -> bool:
-    """Return whether any trace has the number that a rule goes by."""
+    """Return whether any trace has the number that a rule goes by, or the parent."""
+    if vote_by == SHARED:
+        return any(trace.parent is not None for trace in traces)
     signal = vote_signal(vote_by)
     return signal is None or any(getattr(trace, signal) is not None for trace in traces)
 

@@ -8,7 +8,8 @@ stop string; with `reason` "decided" or "over_budget" where the client gave one)
 seconds since 1970, `score` the trace score (null before the first step score), `steps` the number
 of its finite step scores, `tokens` of generated tokens, `kv_use` the part of the KV cache in use
 once the trace has gone, `group` null for a trace of its own; behind a server a NUL and a hash of
-the caller follow its name. Of a request's name the first 256 characters stand there.
+the caller follow its name. Of a request's name the first 256 characters stand there. A branch also
+has `parent`, that request's name, and `inherited`, how many of its `tokens` are its parent's.
 
 The scheduler only puts a line into a queue; a thread writes it. Where the disk is so slow that the
 queue is full, lines are left out and counted. A file that has grown to its limit becomes NAME.old,
@@ -51,6 +52,10 @@ def event_log_path(path: Path | str) -> str:
     log = EventLog(os.path.realpath(path))
     log.close()
     return str(log.path)
+
+
+def _branch(trace: LiveTrace) -> dict[str, Any]:
+    return {"parent": (trace.parent or "")[:_NAME_CHARACTERS], "inherited": trace.inherited}
 
 
 class EventLog:
@@ -101,6 +106,7 @@ class EventLog:
             "steps": trace.num_scored,
             "tokens": trace.num_tokens,
             "kv_use": round(kv_use, 4),
+            **({} if trace.parent is None else _branch(trace)),
             **more,
         }
         if self._writer is None:

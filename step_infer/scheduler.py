@@ -168,7 +168,7 @@ class StepScheduler(AsyncScheduler):
         child = child_of(request.request_id)
         if options.group is None and child is not None:
             options = dataclasses.replace(options, group=IMPLICIT_GROUP + child[1])
-        self.live.add(request.request_id, options)
+        self.live.add(request.request_id, options, request.prompt_token_ids or ())
         self.reports.add(self.live.traces[request.request_id], bool(params.stop))
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
@@ -319,7 +319,7 @@ class StepScheduler(AsyncScheduler):
                 elif request_id in early:
                     _attach(output, self.reports.so_far(request_id))
                 elif request_id in news:
-                    _attach(output, {"score": news[request_id]})
+                    _attach(output, live.tell(trace))
         news.clear()
 
     def _tell_refusals(self, outputs: dict[int, EngineCoreOutputs]) -> None:

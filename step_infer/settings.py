@@ -11,6 +11,8 @@ from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.wire import CONFIG_KEY
 
 MAX_GROUP_CHARACTERS = 256
+INHERITED = frozenset({"parent", "tokens", "scores", "confidences"})
+"""Keys of the request option `inherit`."""
 
 
 def _check(name: str, value: Any, good: bool, expected: str) -> None:
@@ -141,7 +143,11 @@ class RequestOptions:
     stop_below: float | None = None
     """Stop the trace as soon as a group confidence is lower than this."""
     progress: bool = False
-    """Send the trace score with the outputs on the way, whenever it is new."""
+    """Send the new step scores with the outputs on the way."""
+    inherit: dict[str, Any] | None = None
+    """Of a branch: "tokens", how many at the prompt's end its parent generated, the last one a step
+    boundary; "scores" and, where confidences are recorded, "confidences" of their boundaries;
+    "parent", the parent's request, for the event log (offline only)."""
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> Self | None:
@@ -200,6 +206,8 @@ class RequestOptions:
             )
         if self.capture and as_text:  # states are not JSON
             raise InputError("Expected step option capture in offline requests only, found a text.")
+        if self.inherit is not None:
+            self._check_inherit(as_text)
         for name in ("min_keep", "min_steps", "window"):
             number = getattr(self, name)
             good = number is None or _whole(number, 1)
@@ -215,6 +223,28 @@ class RequestOptions:
             known = ", ".join(AGGREGATORS)
             raise InputError(
                 f"Expected step option aggregator out of {known}, found {self.aggregator!r:.60}."
+            )
+
+    def _check_inherit(self, as_text: bool) -> None:
+        if as_text:  # a client of a server would score its own traces
+            raise InputError(
+                "Expected step option inherit in offline requests only, found a text. "
+                "Hint: leave it out; StepLLM branches traces."
+            )
+        inherit = self.inherit
+        good = isinstance(inherit, dict) and set(inherit) == INHERITED
+        if good:
+            assert inherit is not None
+            good = isinstance(inherit["parent"], str) and _whole(inherit["tokens"], 1)
+            for name in ("scores", "confidences"):
+                numbers = inherit[name]
+                good &= isinstance(numbers, list)
+                good = good and all(number is None or finite(number) for number in numbers)
+        _check("option inherit", inherit, good, f"an object with {', '.join(sorted(INHERITED))}")
+        if self.capture or self.window is not None:
+            raise InputError(
+                "Expected step option inherit without capture and window, which a branch cannot "
+                "inherit, found one of them. Hint: leave it out."
             )
 
 

@@ -143,6 +143,12 @@ class ScoreSoFar(TypedDict):
 
     score: float | None
     """The trace score as of now."""
+    positions: list[int]
+    """The boundaries that are new since the last such output, as in `Report`."""
+    scores: list[float | None]
+    """Their step scores."""
+    confidences: NotRequired[list[float | None]]
+    """With the setting `confidence`: as in `Report`, at these boundaries."""
 
 
 class Refusal(TypedDict):

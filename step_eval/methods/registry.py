@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from step_eval.methods.deepconf import CONSENSUS_SHARE, HIGH, LOW, DeepConf
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.methods.victims import ABLATIONS, VICTIM_SCHEDULER
+from step_infer.client.branching import Branching
 from step_infer.client.deciding import CONSENSUS, LIKELY, NEVER, UNBEATABLE
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
@@ -36,6 +37,8 @@ class MethodSettings(Protocol):
     def window(self) -> int: ...  # noqa: D102
     @property
     def slim(self) -> SlimSC: ...  # noqa: D102
+    @property
+    def branch(self) -> Branching: ...  # noqa: D102
 
 
 Sampler = Callable[[StepLLM, Sequence[TracePlan], Callable[[], None]], Iterator[Trace]]
@@ -59,8 +62,8 @@ class Method:
     """How a question's traces are sampled; None hands all of them to the engine at once."""
     settings: tuple[str, ...] = ()
     """Settings that decide its records, beside those of every method."""
-    needs_text: bool = False
-    """Whether it looks at what traces say: then a replay without text cannot run it."""
+    no_replay: str | None = None
+    """Why recorded traces cannot be replayed under it; None where they can."""
     needs_confidence: bool = False
     """Whether it goes by token confidences: then a replay needs recorded ones."""
     traces: int | None = None
@@ -103,6 +106,10 @@ def _confidence(config: MethodSettings) -> dict[str, Any]:
     return {"confidence": True, "min_keep": config.min_keep}
 
 
+def _branch(at_random: bool) -> Callable[[MethodSettings], Sampler]:
+    return lambda config: partial(config.branch.stream, at_random=at_random)
+
+
 def _slim_sc(config: MethodSettings) -> Sampler:
     return partial(config.slim.stream, min_keep=config.min_keep)
 
@@ -112,6 +119,7 @@ def _deepconf(percentile: float) -> Callable[[MethodSettings], Sampler]:
 
 
 _STEP_SETTINGS = ("aggregator", "min_keep", "min_steps", "confidence")
+_NO_CHILDREN = "its children go on from a parent's tokens, which no recorded trace did"
 
 METHODS: dict[str, Method] = {
     "sc": Method(
@@ -158,8 +166,25 @@ METHODS: dict[str, Method] = {
         _stock,
         sampler=_slim_sc,
         settings=("min_keep", "slim"),
-        needs_text=True,
+        no_replay="it looks at the text of traces, and a replay has none",
     ),
+    **{
+        name: Method(
+            label,
+            f"STEP, and where a trace was stopped and memory is free, {parent} goes on as a "
+            "further trace too",
+            "score",
+            _step,
+            needs_scorer=True,
+            sampler=_branch(at_random),
+            settings=(*_STEP_SETTINGS, "branch"),
+            no_replay=_NO_CHILDREN,
+        )
+        for name, label, parent, at_random in (
+            ("branch", "branching", "the trace of the highest score", False),
+            ("branch-random", "random branching", "a random trace", True),
+        )
+    },
     "single": Method(
         "single trace",
         "the first trace of each question, on stock vLLM: what one trace costs, and how often it "

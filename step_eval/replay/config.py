@@ -54,10 +54,10 @@ class ReplayConfig(MethodOptions):
 
     def __post_init__(self) -> None:
         for name in self.method_names:
-            if find_method(name).needs_text:
+            if (why := find_method(name).no_replay) is not None:
                 raise InputError(
-                    f"Expected methods that do not look at the text of traces, found {name!r}: "
-                    "a replay has no text. Hint: leave it out of --methods."
+                    f"Expected methods that recorded traces can be replayed under, found {name!r}: "
+                    f"{why}. Hint: leave it out of --methods."
                 )
         super().__post_init__()
         self._at_least(1, "limit")
@@ -71,10 +71,10 @@ class ReplayConfig(MethodOptions):
 
     @property
     def method_names(self) -> list[str]:
-        """The methods to run; "all" leaves out those that need text."""
+        """The methods to run; "all" leaves out those that cannot be replayed."""
         names = method_names(self.methods)
         if self.methods.strip() == ALL:
-            names = [name for name in names if not find_method(name).needs_text]
+            names = [name for name in names if find_method(name).no_replay is None]
         return names
 
     def evaluation(

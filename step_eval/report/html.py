@@ -21,6 +21,7 @@ from step_eval.report.words import (
     HEADINGS,
     NO_INTERVAL,
     bin_rows,
+    branch_rows,
     change,
     cost_words,
     decided_rows,
@@ -81,6 +82,7 @@ def render_report(
         vote_words=vote_words,
         headlines=[_headline(results, name) for name in results["comparisons"]],
         worse=[_worse(results, name) for name in results["comparisons"]],
+        branches=branch_rows(results),
         decided=decided_rows(results),
         stop_rules=stop_rule_rows(results),
         curves=[

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from step_eval.report.words import (
     HEADINGS,
+    branch_rows,
     change,
     decided_rows,
     number,
@@ -40,6 +41,8 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         )
     _print_counts(results, console)
     _print_decided(results, console)
+    for row in branch_rows(results):
+        console.print(row, highlight=False)
 
 
 def tables_that_fit(

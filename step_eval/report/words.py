@@ -172,6 +172,25 @@ def stop_rule_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def branch_rows(results: Mapping[str, Any]) -> list[str]:
+    """Return a sentence on the branches of each method that made some."""
+    rows = []
+    for method in results["methods"].values():
+        if (found := method["branches"]) is not None:
+            cached = number("accuracy", found["cached_tokens"] / found["prefix_tokens"])
+            votes = ", ".join(
+                f"{rule} {number('accuracy', method['accuracy_by_vote'][rule])}"
+                for rule in ("score", "score-shared")
+                if rule in method["accuracy_by_vote"]
+            )
+            rows.append(
+                f"{method['label']}: {found['traces']:,} traces branched from another, with "
+                f"{found['inherited_tokens']:,} inherited tokens, which count once; {cached} of "
+                f"what they began with was found in the prefix cache. Accuracy by vote: {votes}."
+            )
+    return rows
+
+
 def _changed_words(changed: int, pairs: int) -> str:
     return f"{changed} of {pairs} answers changed"
 

@@ -126,6 +126,12 @@ class SimulateConfig(PruningOptions):
         for name in self.method_names:
             base = base_name(name)
             suffix = name.removeprefix(base)
+            if base in ("branch", "branch-random"):
+                raise InputError(
+                    f"Expected methods that recorded traces can tell of, found {name!r}: its "
+                    "children go on from a parent's tokens, which no recorded trace did. Hint: "
+                    "compare it with step-eval, on an engine."
+                )
             if base not in METHODS or suffix not in ("", DECIDED_SUFFIX, LIKELY_SUFFIX):
                 raise InputError(
                     f"Expected --methods out of {', '.join(METHODS)}, found {name!r}. "

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from step_infer.client.answers import Vote, vote
+from step_infer.client.branching import GrowingTrace, shared_weights
 from step_infer.client.deciding import (
     FINISHED,
     LIKELY,
@@ -32,7 +33,13 @@ from step_infer.client.engine import (
 from step_infer.client.grading import Grader
 from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer, system_note
-from step_infer.client.requests import ended_trace, report_of, request_id, sampling_params
+from step_infer.client.requests import (
+    ended_trace,
+    inherited_ids,
+    report_of,
+    request_id,
+    sampling_params,
+)
 from step_infer.client.running_vote import RunningVote
 from step_infer.client.trace import (
     SIMILAR,
@@ -75,6 +82,9 @@ class Result:
     "over_budget"."""
     why: str | None = None
     """The stop rule that decided, or the limit that was reached: "seconds" or "tokens"."""
+    shared_vote: Vote | None = None
+    """Where traces were branched: the vote in which those of one family share their weights
+    (`step_infer.client.branching.shared_weights`)."""
 
 
 class StepLLM:
@@ -184,6 +194,7 @@ class StepLLM:
         self.block_size = int(config.cache_config.block_size)
         blocks = config.cache_config.num_gpu_blocks_override or config.cache_config.num_gpu_blocks
         self.kv_capacity_tokens = (int(blocks or 0) - 1) * self.block_size
+        self.prefix_caching = bool(config.cache_config.enable_prefix_caching)
 
     def __enter__(self) -> "StepLLM":
         return self
@@ -271,6 +282,7 @@ class StepLLM:
         max_in_flight: int = 1024,
         on_step: Callable[[], None] | None = None,
         stop: Callable[[Mapping[TraceKey, Sequence[int]]], Iterable[TraceKey]] | None = None,
+        branch: "Callable[[Collection[GrowingTrace]], Iterable[TracePlan]] | None" = None,
     ) -> Iterator[Trace]:
         """Sample traces and yield each as it finishes.
 
@@ -288,6 +300,8 @@ class StepLLM:
             on_step: called after every engine step.
             stop: called after every engine step with the generated tokens so far of each running
                 trace; returns the traces that end there, as "similar".
+            branch: called after every engine step with the traces that have not ended; returns
+                orders that begin at once, such as `Branching.stream` makes.
 
         Raises:
             InputError: the engine was closed, cannot do what an order wants, or an order has a bad
@@ -314,7 +328,9 @@ class StepLLM:
                     if order.vote is not None and order.vote.closed is not None:
                         yield self._trace(_Running(order), None, order.vote.closed)
                     else:
-                        running = _Running(order, by_delta=stop is not None or _watched(order))
+                        running = _Running(
+                            order, branch is not None, stop is not None or _watched(order)
+                        )
                         in_flight[self._submit(running)] = running
                         voting |= order.vote is not None
                 if not in_flight:
@@ -333,6 +349,10 @@ class StepLLM:
                 if stop is not None:
                     keys = stop({r.order.key: r.token_ids for r in in_flight.values()})
                     yield from self._end([request_id(key) for key in keys], in_flight, SIMILAR)
+                if branch is not None:
+                    for order in branch(in_flight.values()):
+                        running = _Running(order, branches=True)
+                        in_flight[self._submit(running)] = running
         finally:
             if in_flight and not self._closed:  # the reader stopped early, or an error
                 self._engine.abort_request(list(in_flight))
@@ -384,7 +404,8 @@ class StepLLM:
             seed: each trace's own seed follows from this one; None takes the engine's.
             system: system text of the prompt.
             progress: show a progress bar.
-            sampler: samples a question's traces, such as `DeepConf().stream` or `SlimSC().stream`;
+            sampler: samples a question's traces, such as `Branching().stream` (which may make more
+                than `n`, in the place of stopped ones), `DeepConf().stream` or `SlimSC().stream`;
                 None hands all of them to the engine at once.
             chat_template_kwargs: more arguments of the model's chat template.
             stop_rule: when a vote is decided: "unbeatable", as soon as no other answer can win any
@@ -447,8 +468,8 @@ class StepLLM:
             for trace in self._sampled(runs, n, wave, sampler):
                 run = by_id[trace.question_id]
                 run.take(trace)
-                if len(run.traces) == n:
-                    bar.advance(task)
+                if trace.parent is None:
+                    bar.advance(task, 1 / n)
             return [run.result(grader) for run in runs]
 
     def _sampled(
@@ -488,12 +509,16 @@ class StepLLM:
         room = self.max_model_len - len(order.prompt_token_ids)
         options = None
         if not self.plain:
-            options = {"capture": self.capture, "progress": _watched(order)}
-        params = sampling_params(order, options, room, running.by_delta)
+            options = {
+                "capture": self.capture,
+                "progress": _watched(order) or running.branches,
+            }
+        by_delta = running.by_delta or running.branches
+        params = sampling_params(order, options, room, by_delta)
         if self._checks_options:
             RequestOptions.from_extra_args(params.extra_args)
         name = request_id(order.key)
-        prompt = {"prompt_token_ids": list(order.prompt_token_ids)}
+        prompt = {"prompt_token_ids": [*order.prompt_token_ids, *inherited_ids(order)]}
         running.submitted_s = time.monotonic()
         if order.vote is not None:
             order.vote.begin(order.trace_id, running.submitted_s)
@@ -515,6 +540,7 @@ class StepLLM:
             self.rule,
             self.identity.hidden_size,
             stopped,
+            running.cached_tokens,
         )
 
 
@@ -540,11 +566,18 @@ class _Question:
 
     def result(self, grader: Grader) -> Result:
         traces = sorted(self.traces, key=lambda trace: trace.trace_id)
-        outcome = vote(
-            [None if trace.filtered else trace.answer for trace in traces],
-            [self._weigh(trace) for trace in traces],
-            grader.same(trace.answer for trace in traces if not trace.filtered),
-        )
+        answers = [None if trace.filtered else trace.answer for trace in traces]
+        weights, same = [self._weigh(trace) for trace in traces], grader.same(answers)
+        outcome, shared = vote(answers, weights, same), None
+        parents = {trace.trace_id: trace.parent for trace in traces}
+        if any(parent is not None for parent in parents.values()):
+            voters = [i for i, answer in enumerate(answers) if answer is not None]
+            shares = shared_weights(
+                [traces[i].trace_id for i in voters], [weights[i] for i in voters], parents
+            )
+            for i, weight in zip(voters, shares, strict=True):
+                weights[i] = weight
+            shared = vote(answers, weights, same)
         return Result(
             self.plans[0].question_id,
             self.question,
@@ -554,6 +587,7 @@ class _Question:
             max(trace.finished_s for trace in traces) - (self.vote.began_s or 0.0),
             self.vote.closed or FINISHED,
             self.vote.why,
+            shared,
         )
 
 
@@ -562,16 +596,36 @@ class _Running:
     """A trace that the engine has."""
 
     order: TracePlan
-    token_ids: list[int] = field(default_factory=list)
+    branches: bool = False
+    """Whether it may be a parent: then its step scores so far are kept."""
     by_delta: bool = False
+    token_ids: list[int] = field(default_factory=list)
     submitted_s: float = 0.0
+    point: int = 0
+    scores: list[float | None] = field(default_factory=list)
+    confidences: list[float | None] = field(default_factory=list)
+    score: float | None = None
+    cached_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if (inherited := self.order.inherited) is not None:
+            self.point = len(inherited.token_ids)
+            self.scores += inherited.scores
+            self.confidences += inherited.confidences
 
     def take(self, output: Any) -> None:
         """Take in one of the engine's outputs."""
         self.token_ids += output.outputs[0].token_ids
+        if self.order.inherited is not None:
+            self.cached_tokens = output.num_cached_tokens
+        report = report_of(output)
+        score = report.get("score")
+        if self.branches and not output.finished and report.get("positions"):
+            self.score, self.point = score, report["positions"][-1] + 1
+            self.scores += report["scores"]
+            self.confidences += report.get("confidences", [])
         if _watched(self.order):
             assert self.order.vote is not None
-            score = report_of(output).get("score")
             self.order.vote.see(self.order.trace_id, len(self.token_ids), score)
 
 

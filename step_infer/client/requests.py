@@ -33,7 +33,7 @@ def sampling_params(
     Args:
         order: the trace's order.
         options: the adapter's options for every request; None for stock vLLM.
-        room: tokens that the context leaves for the response.
+        room: tokens that the context leaves for the response, inherited tokens among them.
         by_delta: whether every step's tokens come at once, not all of them at the end.
     """
     from vllm import SamplingParams
@@ -48,16 +48,28 @@ def sampling_params(
         ):  # a question's name may be longer than a group's
             group = hashlib.sha256(group.encode()).hexdigest()
         extra_args = {CONFIG_KEY: {"group": group, **options, **order.options}}
+        if order.inherited is not None:
+            extra_args[CONFIG_KEY]["inherit"] = {
+                "parent": request_id((order.question_id, order.inherited.parent)),
+                "tokens": len(order.inherited.token_ids),
+                "scores": list(order.inherited.scores),
+                "confidences": list(order.inherited.confidences),
+            }
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k or -1,
-        max_tokens=min(sampling.max_tokens, room),
+        max_tokens=min(sampling.max_tokens, room) - len(inherited_ids(order)),
         seed=order.seed,
         detokenize=False,  # once at the end instead of token by token, which costs more
         output_kind=RequestOutputKind.DELTA if by_delta else RequestOutputKind.FINAL_ONLY,
         extra_args=extra_args,
     )
+
+
+def inherited_ids(order: TracePlan) -> tuple[int, ...]:
+    """Return the generated tokens that an order begins with."""
+    return () if order.inherited is None else order.inherited.token_ids
 
 
 def report_of(output: Any) -> dict[str, Any]:
@@ -78,19 +90,22 @@ def ended_trace(
     rule: BoundaryRule,
     hidden_size: int,
     stopped: str | None = None,
+    cached_tokens: int | None = None,
 ) -> Trace:
     """Return a trace that ends now.
 
     Args:
         order: its order.
-        token_ids: its generated tokens [T].
+        token_ids: the tokens that it generated itself.
         output: vLLM's last `RequestOutput` of it; None for one that the client stopped.
         submitted_s: when it was handed to the engine, seconds of `time.monotonic()`.
         tokenizer: the model's.
         rule: where steps end, for a trace that the engine did not look at.
         hidden_size: width H of the hidden states that may come with it.
         stopped: why the client stopped it, if it did.
+        cached_tokens: of a branch: tokens of its prompt that the prefix cache had.
     """
+    token_ids = [*inherited_ids(order), *token_ids]
     reason, report = stopped or "", report_of(output)
     if output is not None:
         completion = output.outputs[0]
@@ -116,6 +131,9 @@ def ended_trace(
         report.get("lowest_confidence"),
         submitted_s=submitted_s,
         finished_s=time.monotonic(),
+        parent=None if order.inherited is None else order.inherited.parent,
+        inherited=len(inherited_ids(order)),
+        cached_tokens=cached_tokens,
     )
     if "hidden" in report:
         import torch

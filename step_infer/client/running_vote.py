@@ -62,7 +62,7 @@ class RunningVote:
             falls: whether a trace score never rises (`NEVER_RISE`): a running trace's vote then
                 weighs at most what it would by its score so far.
         """
-        self._trace_ids = tuple(trace_ids)
+        self._trace_ids = dict.fromkeys(trace_ids)
         self._weigh, self._most = weigh, most
         self._rule, self._budget = rule or StopRule(), budget or Budget()
         self._grader, self._expect, self._falls = grader, expect, falls
@@ -97,8 +97,13 @@ class RunningVote:
         return len(self._running)
 
     def begin(self, trace_id: int, now_s: float) -> None:
-        """Note that a trace begins, at a time of `time.monotonic()`."""
+        """Note that a trace begins, at a time of `time.monotonic()`.
+
+        One that is not among the question's branches from another. No trace branches once the vote
+        is closed, so a decision reckons with those that have begun.
+        """
         self._running.add(trace_id)
+        self._trace_ids.setdefault(trace_id)
         if self.began_s is None:
             self.began_s = now_s
 

@@ -59,6 +59,20 @@ STOPPED = (*PRUNED_REASONS, *CLOSED_REASONS)
 
 
 @dataclass(frozen=True)
+class Inherited:
+    """What a branch takes from its parent: T generated tokens, the last one a step boundary."""
+
+    parent: int
+    """Number of the parent among the question's traces."""
+    token_ids: tuple[int, ...]
+    """The parent's generated tokens up to the branch point [T], inherited ones first."""
+    scores: tuple[float | None, ...]
+    """The step scores of their S boundaries [S]."""
+    confidences: tuple[float | None, ...] = ()
+    """The mean token confidence up to each boundary [S], where it is recorded."""
+
+
+@dataclass(frozen=True)
 class TracePlan:
     """The order for one trace."""
 
@@ -80,6 +94,8 @@ class TracePlan:
         default=extract_boxed, compare=False, repr=False
     )
     """Finds its answer, given its text and what ends the thinking, such as `Grader.extract`."""
+    inherited: Inherited | None = field(default=None, repr=False)
+    """What it takes from the trace that it branches from; None for a trace of its own."""
 
     @property
     def key(self) -> TraceKey:
@@ -128,6 +144,18 @@ class Trace:
     """When the trace was handed to the engine, seconds of `time.monotonic()`."""
     finished_s: float = 0.0
     """When its last token arrived, seconds of `time.monotonic()`."""
+    parent: int | None = None
+    """Number of the trace that it branches from; None for a trace of its own."""
+    inherited: int = 0
+    """How many of its first tokens are its parent's: counted there, and not here."""
+    cached_tokens: int | None = None
+    """Tokens of its prompt and of what it inherited that the prefix cache had; None unless it
+    branches from another."""
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens that it generated itself."""
+        return len(self.token_ids) - self.inherited
 
     @property
     def pruned(self) -> bool:
@@ -143,6 +171,12 @@ class Trace:
 def trace_seed(seed: int, question_id: str, trace_id: int) -> int:
     """Return a trace's own sampling seed (31 bits), the same on every machine."""
     digest = hashlib.sha256(f"{seed}\0{question_id}\0{trace_id}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def branch_seed(seed: int, number: int) -> int:
+    """Return the seed (31 bits) of a trace's child, given the trace's own and how many it had."""
+    digest = hashlib.sha256(f"{seed}\0branch\0{number}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 

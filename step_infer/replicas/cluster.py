@@ -87,7 +87,7 @@ def connect(address: str | None) -> bool:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise InputError(
             f"Expected a running Ray cluster at --ray-address {address}, found: {error}. "
-            "Hint: start one (docs/scaling.md shows how), or leave out --ray-address."
+            "Hint: start one (docs/guides/scale_out.md shows how), or leave out --ray-address."
         ) from error
     return True
 

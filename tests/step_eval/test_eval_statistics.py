@@ -127,6 +127,20 @@ def test_only_the_traces_of_the_highest_scores_vote(scores, count):
     assert all(w in (0, s) for w, s in zip(weights, scores, strict=True) if s is not None)
 
 
+def test_a_family_shares_its_weights_and_inherited_tokens_are_counted_once():
+    # 0 has a child and a grandchild: their three votes for "7" weigh as much as one.
+    family = [
+        trace(0, "7", score=0.6, tokens=100),
+        trace(1, "3", score=0.8, tokens=90),
+        trace(2, "7", score=0.9, tokens=120, parent=0, inherited=80),
+        trace(3, "7", score=0.6, tokens=150, parent=2, inherited=110),
+    ]
+    found = record("q", family)
+    assert outcome(found, "score").answer == "7"
+    assert outcome(found, "score-shared").answer == "3"
+    assert outcome(found, "score").tokens == 100 + 90 + 40 + 40
+
+
 def test_votes_go_by_the_number_that_they_name():
     traces = [
         trace(0, "7", score=0.1, mean_confidence=9.0, lowest_confidence=1.0),
@@ -138,6 +152,7 @@ def test_votes_go_by_the_number_that_they_name():
         "score": "3",
         "score^4": "3",
         "score-top-5": "3",
+        "score-shared": "3",
         "best": "3",
         "confidence": "7",
         "lowest-confidence": "3",

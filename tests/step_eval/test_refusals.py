@@ -45,10 +45,12 @@ from step_infer.storage.run_directory import RunDirectory, run_manifest, write_m
 
 RECORDED = str(ROOT / "benchmarks" / "recorded" / "ledger.parquet")
 METHODS = (
-    "sc, step, deepconf-low, deepconf-high, slim-sc, single, random, youngest, longest, "
-    "least-confident, oracle, all"
+    "sc, step, deepconf-low, deepconf-high, slim-sc, branch, branch-random, single, random, "
+    "youngest, longest, least-confident, oracle, all"
 )
-RULES = "uniform, score, score^POWER, score-top-K, best, confidence, lowest-confidence"
+RULES = (
+    "uniform, score, score^POWER, score-top-K, score-shared, best, confidence, lowest-confidence"
+)
 
 evaluation = partial(
     EvalConfig, model="model", questions="questions.jsonl", out="out", methods="sc"
@@ -145,8 +147,14 @@ def test_settings_of_an_evaluation(changes, text):
         ({"aggregator": "median"}, "--aggregator out of mean, last, min, ema, found 'median'."),
         (
             {"methods": "sc,slim-sc"},
-            "methods that do not look at the text of traces, found 'slim-sc': a replay has no "
-            "text. Hint: leave it out of --methods.",
+            "methods that recorded traces can be replayed under, found 'slim-sc': it looks at the "
+            "text of traces, and a replay has none. Hint: leave it out of --methods.",
+        ),
+        (
+            {"methods": "sc,branch"},
+            "methods that recorded traces can be replayed under, found 'branch': its children go "
+            "on from a parent's tokens, which no recorded trace did. Hint: leave it out of "
+            "--methods.",
         ),
     ],
 )
@@ -167,6 +175,12 @@ def test_settings_of_a_replay(changes, text):
             {"methods": "sc,best"},
             "--methods out of sc, sc-score, step, random, youngest, longest, least-confident, "
             "oracle, found 'best'. Hint: +decided or +likely may follow a name.",
+        ),
+        (
+            {"methods": "sc,branch-random"},
+            "methods that recorded traces can tell of, found 'branch-random': its children go on "
+            "from a parent's tokens, which no recorded trace did. Hint: compare it with step-eval, "
+            "on an engine.",
         ),
         ({"likely_threshold": 1.5}, "a threshold in (0, 1], found 1.5."),
         (

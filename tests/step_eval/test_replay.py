@@ -164,7 +164,7 @@ def test_the_recording_tells_the_oracle_which_traces_a_repeat_has(tmp_path):
 
 def test_every_setting_of_a_method_can_be_given():
     ours = {field.name for field in dataclasses.fields(ReplayConfig)}
-    able = [method for method in METHODS.values() if not method.needs_text]
+    able = [method for method in METHODS.values() if method.no_replay is None]
     theirs = {name for method in able for name in method.settings}
     assert {"window", "min_keep"} <= theirs <= ours
 

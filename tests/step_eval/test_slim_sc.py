@@ -121,7 +121,7 @@ def test_a_folder_that_is_no_embedding_model_is_one_line(tmp_path):
 
 
 def test_a_replay_has_no_text_to_compare(tmp_path):
-    with pytest.raises(InputError, match="do not look at the text of traces, found 'slim-sc'"):
+    with pytest.raises(InputError, match="can be replayed under, found 'slim-sc': it looks"):
         ReplayConfig(traces="x", out=str(tmp_path), methods="sc,slim-sc")
 
 

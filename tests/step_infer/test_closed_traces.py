@@ -92,7 +92,11 @@ def test_a_trace_that_asks_for_progress_hears_of_each_new_score():
     assert len(heard["asks"]) in (len(report["scores"]) - 1, len(report["scores"]))
     for number, said in enumerate(heard["asks"], 1):
         finite = [score for score in report["scores"][:number] if score is not None]
-        assert said == {"score": pytest.approx(sum(finite) / len(finite)) if finite else None}
+        assert said == {
+            "score": pytest.approx(sum(finite) / len(finite)) if finite else None,
+            "positions": report["positions"][number - 1 : number],
+            "scores": report["scores"][number - 1 : number],
+        }
 
 
 def test_progress_is_yes_or_no():

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from step_eval.recorded.events import read_events
 from step_infer.cli.options import parse_config
+from step_infer.client.branching import Branching
 from step_infer.client.engine import engine_arguments, start_engine
 from step_infer.client.grading import Grader
 from step_infer.client.kinds import AnswerOptions
@@ -48,6 +49,7 @@ from step_infer.storage.run_directory import (
 MODEL = str(CHECKPOINT)
 SETTINGS = ", ".join(field.name for field in dataclasses.fields(StepSettings))
 OPTIONS = ", ".join(field.name for field in dataclasses.fields(RequestOptions))
+HISTORY = {"parent": "q/0", "tokens": 2, "scores": [0.5], "confidences": []}
 settings = partial(StepSettings, scorer="file")
 asked = RequestOptions.from_extra_args
 
@@ -87,6 +89,26 @@ def step(**options):
         (step(window=4, stop_below="low"), "option stop_below a finite number, found 'low'."),
         (step(prune="no"), "option prune true or false, found 'no'."),
         (step(stop_below=1), "option window beside stop_below, found none."),
+        (
+            step(inherit={"tokens": 3}),
+            "option inherit an object with confidences, parent, scores, tokens, found "
+            "{'tokens': 3}.",
+        ),
+        (
+            step(inherit=HISTORY | {"scores": [float("nan")]}, group="g"),
+            "option inherit an object with confidences, parent, scores, tokens, found "
+            "{'parent': 'q/0', 'tokens': 2, 'scores': [nan], 'confidences.",
+        ),
+        (
+            step(inherit=HISTORY, capture=True),
+            "option inherit without capture and window, which a branch cannot inherit, found one "
+            "of them. Hint: leave it out.",
+        ),
+        (
+            partial(asked, {"step": json.dumps({"inherit": HISTORY})}),
+            "option inherit in offline requests only, found a text. Hint: leave it out; StepLLM "
+            "branches traces.",
+        ),
         (
             step(aggregator="median"),
             "option aggregator out of mean, last, min, ema, found 'median'.",
@@ -216,6 +238,55 @@ def test_settings_and_options_as_a_whole(refused, text):
 )
 def test_a_long_value_is_cut(refused):
     assert len(refusal(refused)) < 400
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "history", "text"),
+    [
+        (
+            [5, 5],
+            HISTORY,
+            "of 2 tokens of the prompt, the last one a step boundary, found another prompt. "
+            "Hint: branch at a boundary.",
+        ),
+        (
+            [1, 1],
+            HISTORY,
+            "with a score (and a confidence, where they are recorded) for each of 2 boundaries, "
+            "found 1 scores and 0 confidences. Hint: give those of the parent's report.",
+        ),
+    ],
+)
+def test_a_branch_brings_the_history_of_its_tokens(token_ids, history, text):
+    rule = BoundaryRule("sentence", frozenset({1}), None, think_end=None)
+    trace = LiveTrace("q/1", RequestOptions(inherit=history), settings(), "mean")
+    found = refusal(lambda: trace.inherit(history, token_ids, rule, sure=False))
+    assert found == f"Expected step option inherit {text}"
+
+
+@pytest.mark.parametrize("name", ["min_tokens", "max_children"])
+def test_numbers_of_branching(name):
+    assert refusal(lambda: Branching(**{name: 0})) == (
+        f"Expected branching with {name} of at least 1, found 0. "
+        f"Hint: leave it out for {getattr(Branching, name)}."
+    )
+
+
+def test_branching_needs_an_engine_that_scores_and_caches_prefixes():
+    plan = TracePlan("q", 0, (1,), 5, Sampling())
+    windowed = dataclasses.replace(plan, options={"window": 8})
+    for changes, orders, found in (
+        ({"card": None}, [plan], "one without a scorer"),
+        ({"prefix_caching": False}, [plan], "one without prefix caching"),
+        ({"capture": True}, [plan], "one that captures states"),
+        ({}, [plan, windowed], "orders with a window of token confidences"),
+    ):
+        able = {"card": object(), "prefix_caching": True, "capture": False}
+        engine = SimpleNamespace(**able | changes)
+        assert refusal(lambda e=engine, o=orders: next(Branching().stream(e, o))) == (
+            "Expected an engine with a scorer and prefix caching, without capture or windows, for "
+            f"branching, found {found}. Hint: change how StepLLM is started, or do not branch."
+        )
 
 
 def test_a_window_needs_confidences():

@@ -59,6 +59,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.arrived = {}  # group -> names since it last had no live trace
         self.num_pruned = 0
         self.num_unsure = 0
+        self.num_branched = 0
         self.num_resets = 0
         self.was_reset = False
         self.abort_pruned = False
@@ -151,23 +152,39 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def check_scores(self, name, positions, scores):
         """Check that each boundary that was read was scored once, by the row that read it."""
-        tokens = self.engine.tokens[name]
+        tokens = [*self.inherited(name), *self.engine.tokens[name]]
+        before = len(tokens) - len(self.engine.tokens[name])
         expected = RULE.positions(tokens)
+        if before == len(tokens):  # its last token ends a step that its parent read
+            expected = RULE.positions([*tokens, WORD]) if before else expected
         if self.num_resets and len(positions) > len(expected):
             # A reset makes vLLM drop the tokens of the step in flight, not what it had read.
             expected = RULE.positions([*tokens, WORD])
         assert positions == expected
-        found = [self.engine.runner.first_row[name, position] for position in positions]
-        assert scores == [score if math.isfinite(score) else None for score in found]
+        history = (self.engine.runner.scripts[name].opted or {}).get("inherit", {"scores": []})
+        of, known = self.engine.runner.first_row, len(history["scores"])
+        found = [of[name, position - before] for position in positions[known:]]
+        own = [score if math.isfinite(score) else None for score in found]
+        assert scores == [*history["scores"], *own]
+
+    def inherited(self, name):
+        """Return the tokens that a branch has from its parent; none for other traces."""
+        script = self.engine.runner.scripts[name]
+        history = (script.opted or {}).get("inherit")
+        return script.prompt[-history["tokens"] :] if history else ()
 
     def check_confidences(self, name, positions, confidences, whole):
         """Check the mean confidence of all tokens up to each boundary, and of all that came out."""
         of = self.engine.runner.confidence
-        ends = [*positions, len(self.engine.tokens[name]) - 1]
-        for end, found in zip(ends, [*confidences, whole], strict=True):
-            mean = (
-                sum(of[name, index] for index in range(end + 1)) / (end + 1) if end >= 0 else None
-            )
+        before, base, known = len(self.inherited(name)), 0.0, []
+        if before:
+            known = self.engine.runner.scripts[name].opted["inherit"]["confidences"]
+            base = before * (math.nan if known[-1] is None else known[-1])
+        assert confidences[: len(known)] == known
+        ends = [*positions, before + len(self.engine.tokens[name]) - 1]
+        for end, found in list(zip(ends, [*confidences, whole], strict=True))[len(known) :]:
+            own = sum(of[name, index] for index in range(end + 1 - before))
+            mean = (base + own) / (end + 1) if end >= 0 else None
             known = mean is not None and math.isfinite(mean)
             assert found == (pytest.approx(mean) if known else None)
 
@@ -249,6 +266,47 @@ class SchedulerMachine(RuleBasedStateMachine):
             group = self.group_of(script.name)
             if group is not None:
                 self.arrived.setdefault(group, []).append(script.name)
+
+    @rule(seed=st.integers(0, 2**32 - 1), parent_goes=st.booleans())
+    def branch(self, seed, parent_goes):
+        """Let a running trace go on as a further one, from its last scored boundary."""
+        random_ = random.Random(seed)
+        engine, traces = self.engine, self.engine.scheduler.live.traces
+        able = [
+            name
+            for name, trace in traces.items()
+            if trace.positions
+            and "_" not in name
+            and "window" not in engine.runner.scripts[name].opted
+            and trace.positions[-1] < len(self.inherited(name)) + len(engine.tokens[name])
+        ]
+        if not able:
+            return
+        name = random_.choice(sorted(able))
+        script, trace = engine.runner.scripts[name], traces[name]
+        point = trace.positions[-1] + 1
+        end = len(script.prompt) - len(self.inherited(name)) + point
+        history = {
+            "parent": name,
+            "tokens": point,
+            "scores": list(trace.scores),
+            "confidences": list(trace.confidences),
+        }
+        child = Script(
+            f"r{self.number}",
+            (*script.prompt, *engine.tokens[name])[:end],
+            (*random_.choices([WORD, WORD + 1, BOUNDARY], k=random_.randint(1, 30)), EOS),
+            options={**script.opted, "inherit": history},
+        )
+        self.number += 1
+        self.num_branched += 1
+        if parent_goes:  # while its child is being made
+            engine.abort([name])
+        self.forget_groups()
+        engine.add(child)
+        group = self.group_of(child.name)
+        if group is not None:
+            self.arrived.setdefault(group, []).append(child.name)
 
     @rule(steps=st.integers(5, 30), missing=st.sampled_from([False, False, False, True]))
     def run(self, steps, missing):
@@ -355,6 +413,7 @@ TestScheduler.settings = settings(
 
 def test_long_dense_runs_prune_often_and_break_no_rule():
     num_pruned = num_preempted = num_unsure = of_children = with_choices = accepted = rejected = 0
+    num_branched = 0
     for seed in range(24):
         random_ = random.Random(seed)
         machine = SchedulerMachine()
@@ -373,11 +432,13 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
             machine.add(random_.randint(2, 8), options, random_.getrandbits(32), children)
             machine.abort_pruned = random_.random() < 0.2
             machine.run(random_.randint(1, 30), missing=random_.random() < 0.1)
+            machine.branch(random_.getrandbits(32), random_.random() < 0.2)
             live = sorted(machine.engine.scheduler.requests)
             machine.step(abort=random_.sample(live, min(len(live), random_.choice([0, 0, 2]))))
         machine.teardown()
         num_pruned += machine.num_pruned
         num_unsure += machine.num_unsure
+        num_branched += machine.num_branched
         accepted += machine.engine.runner.accepted
         rejected += machine.engine.runner.rejected
         num_preempted += machine.engine.preemptions
@@ -393,6 +454,7 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
     assert with_choices > 20
     assert num_pruned > 100
     assert num_unsure > 20
+    assert num_branched > 100
     assert num_preempted > 20
     assert accepted > 1000
     assert rejected > 1000
