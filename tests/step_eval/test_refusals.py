@@ -286,7 +286,7 @@ def test_settings_of_a_method(make, text):
         (
             ["compare"],
             "options, or a subcommand out of run, events, merge, report, simulate, calibrate, "
-            "replay, record, found 'compare'. Hint: see step-eval --help.",
+            "replay, record, watch, found 'compare'. Hint: see step-eval --help.",
         ),
         (["events"], "an event log, found none. Hint: step-eval events FILE."),
         (
