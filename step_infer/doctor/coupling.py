@@ -33,8 +33,8 @@ REQUEST_ATTRIBUTES = (
         "max_tokens",
     ),
     *("next_decode_eligible_step", "num_computed_tokens", "num_output_placeholders"),
-    *("num_prompt_tokens", "num_tokens_with_spec", "request_id", "resumable", "sampling_params"),
-    *("take_events", "trace_headers"),
+    *("num_prompt_tokens", "num_tokens_with_spec", "prompt_token_ids", "request_id", "resumable"),
+    *("sampling_params", "take_events", "trace_headers"),
 )
 
 

@@ -67,7 +67,7 @@ def quiet():
 def test_all_stands_for_every_method():
     assert method_names("all") == list(METHODS)
     replayed = ReplayConfig(traces="t", out="o", methods="all").method_names
-    assert set(METHODS) - set(replayed) == {"slim-sc"}
+    assert set(METHODS) - set(replayed) == {"slim-sc", "branch", "branch-random"}
     assert set(ABLATIONS) <= set(METHODS)
     assert set(ABLATIONS) <= set(SIMULATED)
     assert {ablation.victim for ablation in ABLATIONS.values()} < set(VICTIMS)
