@@ -65,7 +65,7 @@ def test_what_a_recipe_prints_runs_all_methods_on_a_benchmark(
 def test_the_documented_loop_over_recipes_and_benchmarks_is_what_step_eval_reads(
     tmp_path: Path,
 ) -> None:
-    page = (RECIPES.parent / "docs" / "evaluation.md").read_text()
+    page = (RECIPES.parent / "docs" / "guides" / "evaluation.md").read_text()
     (loop,) = [block for block in page.split("```sh\n") if block.startswith("for recipe in")]
     # The shell takes the loop apart; a function in step-eval's place writes down each command.
     script = 'step-eval() { printf "%s\\n" "$@" >>"$COMMANDS"; echo >>"$COMMANDS"; }\n'
