@@ -48,8 +48,8 @@ def inputs(tmp_path_factory):
         ),
         (
             {"--methods": "sc,magic"},
-            "slim-sc, branch, branch-random, single, random, youngest, longest, least-confident, oracle, "
-            "all, found",
+            "slim-sc, branch, branch-random, single, random, youngest, longest, least-confident, "
+            "oracle, all, found",
         ),
         ({"--colour": "red"}, "step-eval --help"),
         ({"--num-traces": "many"}, "--num-traces: "),
