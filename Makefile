@@ -29,7 +29,7 @@ export TOKENIZERS_PARALLELISM ?= false
 MODEL ?= checkpoints/ledger-5m
 OUT ?= runs/demo
 # Traces per question.
-N ?= 12
+N ?= 16
 SCORER ?= $(OUT)/scorer.safetensors
 # JSONL with "question" and "answer". Empty: ledger questions, one set to train and one to test.
 QUESTIONS ?=
@@ -42,8 +42,8 @@ TRAINED := $(OUT)/train
 REPORT := $(OUT)/eval
 
 # Sizes of the demo.
-DEMO_TRAIN_QUESTIONS ?= 24
-DEMO_TEST_QUESTIONS ?= 12
+DEMO_TRAIN_QUESTIONS ?= 40
+DEMO_TEST_QUESTIONS ?= 20
 
 # KV cache of the evaluation, as a part of what all traces of a question need.
 KV_BUDGET ?= 0.4
