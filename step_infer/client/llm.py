@@ -32,10 +32,11 @@ from step_infer.client.engine import (
 )
 from step_infer.client.grading import Grader
 from step_infer.client.kinds import AnswerOptions
-from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer, system_note
+from step_infer.client.prompt import SYSTEM_PROMPT, load_tokenizer, system_note
 from step_infer.client.requests import (
     ended_trace,
     inherited_ids,
+    question_plans,
     report_of,
     request_id,
     sampling_params,
@@ -49,7 +50,6 @@ from step_infer.client.trace import (
     TracePlan,
     in_waves,
     one_each,
-    trace_seed,
     trace_weight,
 )
 from step_infer.errors import InputError
@@ -243,38 +243,18 @@ class StepLLM:
                 `step_infer.client.prompt.chat_prompt`), or the prompt leaves no room for a
                 response.
         """
-        if not isinstance(n, int) or n < 1:
-            raise InputError(
-                f"Expected at least 1 trace a question, found {n!r:.60}. "
-                "Hint: give n as an int, such as n=64."
-            )
-        if not isinstance(question, str):
-            raise InputError(
-                f"Expected a text as question {question_id}, found {question!r:.60}. "
-                "Hint: give each question as a str."
-            )
-        if sampling is not None and not isinstance(sampling, Sampling):
-            raise InputError(
-                f"Expected a Sampling, found {sampling!r:.60}. Hint: Sampling(top_p=0.9)."
-            )
-        prompt = tuple(chat_prompt(self.tokenizer, question, system, chat_template_kwargs))
-        if len(prompt) >= self.max_model_len:
-            raise InputError(
-                f"Expected a prompt shorter than the context ({self.max_model_len} tokens), "
-                f"found {len(prompt)} tokens for question {question_id}. "
-                "Hint: shorten the question or the system prompt, or raise max_model_len."
-            )
-        return [
-            TracePlan(
-                question_id,
-                trace_id,
-                prompt,
-                None if seed is None else trace_seed(seed, question_id, trace_id),
-                sampling or Sampling(),
-                question_id,
-            )
-            for trace_id in range(first_trace_id, first_trace_id + n)
-        ]
+        return question_plans(
+            self.tokenizer,
+            self.max_model_len,
+            question_id,
+            question,
+            n,
+            sampling,
+            seed,
+            system,
+            first_trace_id,
+            chat_template_kwargs,
+        )
 
     def stream(
         self,

@@ -1,12 +1,15 @@
-"""An order as vLLM's request, and what vLLM answers as a trace."""
+"""A question as orders, an order as vLLM's request, and what vLLM answers as a trace."""
 
 import hashlib
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from step_infer.client.trace import STOPPED, Trace, TraceKey, TracePlan
+from step_infer.client.prompt import chat_prompt
+from step_infer.client.trace import STOPPED, Sampling, Trace, TraceKey, TracePlan, trace_seed
+from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.think_end import is_unfinished
 from step_infer.settings import MAX_GROUP_CHARACTERS
@@ -155,3 +158,64 @@ def _answer(
         if is_unfinished(prompt_end, text, rule.think_end):
             return None
     return order.extract(text, rule.think_end)
+
+
+def question_plans(
+    tokenizer: Any,
+    max_model_len: int,
+    question_id: str,
+    question: str,
+    n: int,
+    sampling: Sampling | None,
+    seed: int | None,
+    system: str,
+    first_trace_id: int,
+    chat_template_kwargs: Mapping[str, Any] | None,
+) -> list[TracePlan]:
+    """Return the orders for the traces of one question, as `StepLLM.plan` says.
+
+    Args:
+        tokenizer: the model's.
+        max_model_len: its context, in tokens.
+        question_id: names the question.
+        question: what to ask.
+        n: traces.
+        sampling: how they are sampled.
+        seed: each trace's own seed follows from this one; None takes the engine's.
+        system: system text of the prompt; an empty text leaves it out.
+        first_trace_id: number of the first trace.
+        chat_template_kwargs: more arguments of the model's chat template.
+
+    Raises:
+        InputError: as `StepLLM.plan`.
+    """
+    if not isinstance(n, int) or n < 1:
+        raise InputError(
+            f"Expected at least 1 trace a question, found {n!r:.60}. "
+            "Hint: give n as an int, such as n=64."
+        )
+    if not isinstance(question, str):
+        raise InputError(
+            f"Expected a text as question {question_id}, found {question!r:.60}. "
+            "Hint: give each question as a str."
+        )
+    if sampling is not None and not isinstance(sampling, Sampling):
+        raise InputError(f"Expected a Sampling, found {sampling!r:.60}. Hint: Sampling(top_p=0.9).")
+    prompt = tuple(chat_prompt(tokenizer, question, system, chat_template_kwargs))
+    if len(prompt) >= max_model_len:
+        raise InputError(
+            f"Expected a prompt shorter than the context ({max_model_len} tokens), "
+            f"found {len(prompt)} tokens for question {question_id}. "
+            "Hint: shorten the question or the system prompt, or raise max_model_len."
+        )
+    return [
+        TracePlan(
+            question_id,
+            trace_id,
+            prompt,
+            None if seed is None else trace_seed(seed, question_id, trace_id),
+            sampling or Sampling(),
+            question_id,
+        )
+        for trace_id in range(first_trace_id, first_trace_id + n)
+    ]

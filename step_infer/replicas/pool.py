@@ -14,8 +14,9 @@ from typing import Any
 
 from step_infer.client.answers import extract_boxed
 from step_infer.client.engine import EngineStats
-from step_infer.client.prompt import SYSTEM_PROMPT, chat_prompt, load_tokenizer
-from step_infer.client.trace import Sampling, Trace, TraceKey, TracePlan, trace_seed
+from step_infer.client.prompt import SYSTEM_PROMPT, load_tokenizer
+from step_infer.client.requests import question_plans
+from step_infer.client.trace import Sampling, Trace, TraceKey, TracePlan
 from step_infer.errors import InputError
 from step_infer.replicas.cluster import alive_nodes, connect, share_for
 from step_infer.replicas.replica import Finished, Replica, Started
@@ -138,19 +139,23 @@ class ReplicaPool:
         system: str = SYSTEM_PROMPT,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[TracePlan]:
-        """Return the orders for `n` traces of one question, those of `StepLLM.plan`."""
-        prompt = tuple(chat_prompt(self._tokenizer, question, system, chat_template_kwargs))
-        return [
-            TracePlan(
-                question_id,
-                trace_id,
-                prompt,
-                trace_seed(seed, question_id, trace_id),
-                sampling or Sampling(),
-                question_id,
-            )
-            for trace_id in range(n)
-        ]
+        """Return the orders for `n` traces of one question, those of `StepLLM.plan`.
+
+        Raises:
+            InputError: as `StepLLM.plan`.
+        """
+        return question_plans(
+            self._tokenizer,
+            self.max_model_len,
+            question_id,
+            question,
+            n,
+            sampling,
+            seed,
+            system,
+            0,
+            chat_template_kwargs,
+        )
 
     def stream(
         self,
