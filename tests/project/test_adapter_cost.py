@@ -1,25 +1,17 @@
 """benchmarks/adapter_cost.py: its arithmetic, and a run in a tiny shape that goes on."""
 
-import importlib
 import json
 import subprocess
 import sys
 
 import pytest
+from benchmark_script import load
 from places import ROOT
 
 from step_eval.replay.shapes import read_shape
 from step_infer.errors import InputError
 
 SCRIPT = ROOT / "benchmarks" / "adapter_cost.py"
-
-
-def load(name):
-    sys.path.insert(0, str(SCRIPT.parent))  # as when the script runs
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
 
 
 def test_a_file_that_holds_no_runs_is_refused(tmp_path):

@@ -1,27 +1,18 @@
 """benchmarks/collect_speed.py: its arithmetic, what it says of processes, and a run."""
 
-import importlib
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from benchmark_script import load
 from places import CHECKPOINT, ROOT
 
 from step_infer.errors import InputError
 
 SCRIPT = ROOT / "benchmarks" / "collect_speed.py"
-
-
-def load(name: str) -> ModuleType:
-    sys.path.insert(0, str(SCRIPT.parent))  # as when the script runs
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
 
 
 def run(variant: str, repeat: int, rate: float) -> dict[str, object]:

@@ -1,12 +1,12 @@
 """benchmarks/group_answers.py: what it times, its arithmetic, and a run."""
 
-import importlib
 import json
 import subprocess
 import sys
 from types import ModuleType
 
 import pytest
+from benchmark_script import load
 from places import ROOT
 
 from step_infer.client.grading import Grader
@@ -18,11 +18,7 @@ _INTEGRAL = r"\int_0^1 t\,dt"
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    sys.path.insert(0, str(SCRIPT.parent))  # as when the script runs
-    try:
-        return importlib.import_module("group_answers")
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
+    return load("group_answers")
 
 
 def test_a_caller_is_timed_with_comparisons_open_and_with_none(script: ModuleType) -> None:

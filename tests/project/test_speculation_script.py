@@ -1,22 +1,14 @@
 """benchmarks/speculation.py: its arithmetic, and a small run of the demo model that goes on."""
 
-import importlib
 import json
 import subprocess
 import sys
 
 import pytest
+from benchmark_script import load
 from places import CHECKPOINT, ROOT, SCORER
 
 SCRIPT = ROOT / "benchmarks" / "speculation.py"
-
-
-def load(name):
-    sys.path.insert(0, str(SCRIPT.parent))  # as when the script runs
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
 
 
 def run(engine, repeat, rate, runner=0):
