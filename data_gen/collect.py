@@ -1,6 +1,7 @@
 """Collect traces: sample, grade and write them, with their states, resumably."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from step_infer.client.prompt import (
     prompt_lengths,
     system_note,
 )
-from step_infer.replicas.cluster import require_ray
+from step_infer.replicas.cluster import connection
 from step_infer.replicas.pool import ReplicaPool
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import ModelIdentity, identify
@@ -51,8 +52,15 @@ def collect(
         InputError: an input, a setting or the output directory cannot be used.
     """
     console = console or Console(soft_wrap=True)
-    if config.uses_ray:
-        require_ray()
+    with connection(config.ray_address) if config.uses_ray else nullcontext():
+        return _collect(config, start_engine, console)
+
+
+def _collect(
+    config: CollectConfig,
+    start_engine: Callable[..., StepLLM | ReplicaPool] | None,
+    console: Console,
+) -> dict[str, Any]:
     found = load_questions(
         config.questions, config, require_answer=not config.no_answers, note=console.print
     )

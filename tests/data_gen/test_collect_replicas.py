@@ -1,40 +1,73 @@
-"""Collecting on two replicas, one of which is killed: the traces of one engine, each once."""
+"""Collecting on two replicas: what dies costs no trace, doubles none and changes none.
+
+The moments of the deaths are random, by a seed that is printed.
+"""
 
 import io
+import json
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from collect_engine import assert_whole
-from places import CHECKPOINT
+from collect_engine import CollectEngine, assert_whole
+from command_harness import run_command
+from fake_engine import made_up_model
+from places import CHECKPOINT, ROOT
+from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from data_gen.collect import collect
 from data_gen.config import CollectConfig
 from data_gen.ledger.__main__ import LedgerConfig, write_questions
 from data_gen.traces.directory import TraceDirectory
-from step_infer.client.trace import Sampling
+from step_infer.cli.command import run
+from step_infer.client.trace import Sampling, Trace, TracePlan
+from step_infer.errors import InputError
+from step_infer.replicas.actors import MOST_LOSSES
 from step_infer.replicas.pool import ReplicaPool
+from step_infer.replicas.replica import Replica
 
 pytestmark = pytest.mark.engine
 
 QUESTIONS = 4
 N = 8
+POISON = "deadly"
+"""The question with which replicas die."""
+QUIET = Console(file=io.StringIO())
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> CollectConfig:
-    questions = tmp_path / "questions.jsonl"
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without cores, and two nodes of one core: room for two replicas."""
+    watched = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": watched})
+    for _ in range(2):
+        found.add_node(num_cpus=1)
+    yield found
+    found.shutdown()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> CollectConfig:
+    """The settings of one engine, whose traces are there."""
+    folder = tmp_path_factory.mktemp("one")
+    questions = folder / "questions.jsonl"
     write_questions(LedgerConfig(questions, "test", QUESTIONS, seed=5))
-    return CollectConfig(
+    found = CollectConfig(
         str(CHECKPOINT),
         str(questions),
-        str(tmp_path / "one"),
+        str(folder / "traces"),
         num_traces=N,
         system="",
         sampling=Sampling(temperature=1, top_p=1, top_k=0),
@@ -42,6 +75,16 @@ def config(tmp_path: Path) -> CollectConfig:
         max_in_flight=4,
         engine={"kv_cache_memory_bytes": 2**26},
     )
+    collect(found, console=QUIET)
+    return found
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """What says when something dies; pytest shows the seed of a test that fails."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    return random.Random(seed)
 
 
 def table(config: CollectConfig) -> dict[tuple[str, int], dict[str, Any]]:
@@ -63,29 +106,146 @@ def table(config: CollectConfig) -> dict[tuple[str, int], dict[str, Any]]:
     return rows
 
 
-def test_a_killed_replica_costs_no_trace_and_changes_none(
-    config: CollectConfig, tmp_path: Path
+class Pool(ReplicaPool):
+    """Calls something once, when so many traces have finished."""
+
+    def __init__(self, *arguments: Any, after: int, then: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.after, self.then = after, then
+
+    def stream(self, *arguments: Any, **options: Any) -> Iterator[Trace]:
+        for count, trace in enumerate(super().stream(*arguments, **options), start=1):
+            if count == self.after:
+                self.then(self)
+            yield trace
+
+
+def parts(out: str) -> int:
+    """Return how many parts a traces directory lists."""
+    with suppress(InputError):
+        return TraceDirectory(out).num_parts
+    return 0
+
+
+def test_a_driver_and_then_a_replica_are_killed(
+    config: CollectConfig, cluster: Cluster, tmp_path: Path, chance: random.Random
 ) -> None:
-    """The moment of the kill is random: after the first to the eighth finished trace."""
-    quiet = Console(file=io.StringIO())
-    two = replace(config, out=str(tmp_path / "two"), replicas=2)
-    after = random.randint(1, 8)
-    killed = []
+    two = replace(config, out=str(tmp_path / "two"), replicas=2, ray_address=cluster.address)
+    options: dict[str, Any] = {
+        "--model": two.model,
+        "--questions": two.questions,
+        "--out": two.out,
+        "--num-traces": N,
+        "--system": "",
+        "--sampling.temperature": 1,
+        "--sampling.top_p": 1,
+        "--sampling.top_k": 0,
+        "--part-traces": two.part_traces,
+        "--max-in-flight": two.max_in_flight,
+        "--engine.kv_cache_memory_bytes": 2**26,
+        "--replicas": 2,
+        "--ray-address": cluster.address,
+    }
+    after = chance.randint(1, 5)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        driver = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "data_gen.commands"),
+                *(str(part) for pair in options.items() for part in pair),
+            ],
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+        )
+    while parts(two.out) < after and driver.poll() is None:
+        time.sleep(0.005)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL, log.read_text()
+    before = TraceDirectory(two.out)
+    assert after * two.part_traces <= before.num_traces < QUESTIONS * N
 
-    class Pool(ReplicaPool):
-        def _taken(self, member: Any, item: Any) -> Any:
-            trace = super()._taken(member, item)
-            if not killed and sum(m.finished for m in self._members) >= after:
-                killed.append(member.started.pid)
-                os.kill(killed[0], signal.SIGKILL)
-            return trace
-
-    logs = Path(two.out) / "logs"
-    pool = partial(Pool, replicas=2, log_dir=logs)
+    left = QUESTIONS * N - before.num_traces
+    pool = partial(
+        Pool,
+        replicas=2,
+        address=cluster.address,
+        log_dir=Path(two.out) / "logs",
+        after=chance.randint(1, max(1, left // 2)),
+        then=lambda pool: os.kill(chance.choice(pool.pids()), signal.SIGKILL),
+    )
     with pytest.warns(UserWarning, match=r"Replica [01] is started again"):
-        collect(two, pool, quiet)
-    assert killed, after
+        collect(two, pool, QUIET)
     assert_whole(two, QUESTIONS)
+    assert table(two) == table(config)
+    logs = Path(two.out) / "logs"
     assert sorted(path.name for path in logs.iterdir()) == ["replica-0.log", "replica-1.log"]
-    collect(config, console=quiet)
+
+
+class Mortal(Replica):
+    """Has a pretended engine, and dies with all that it has when one question is among it."""
+
+    def engine(self, options: dict[str, Any]) -> Any:
+        class Engine(CollectEngine):
+            max_model_len = 4096
+
+            def stream(self, plans: Iterable[TracePlan | None], **_: Any) -> Iterator[Trace]:
+                taken = []
+                for plan in plans:
+                    if plan is None:
+                        break
+                    taken.append(plan)
+                if any(plan.question_id == POISON for plan in taken):
+                    os._exit(1)
+                yield from map(self.trace, taken)
+
+        return Engine()(**options)
+
+
+def test_a_question_that_kills_each_replica_is_named_and_what_was_collected_is_kept(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    questions = tmp_path / "questions.jsonl"
+    names = ["first", "second", POISON, "last"]
+    questions.write_text(
+        "".join(json.dumps({"id": n, "question": "1-1", "answer": "0"}) + "\n" for n in names)
+    )
+    config = CollectConfig(
+        made_up_model(tmp_path, hidden_size=CollectEngine.H),
+        str(questions),
+        str(tmp_path / "out"),
+        num_traces=2,
+        ray_address=cluster.address,
+    )
+    pool = partial(ReplicaPool, replicas=1, address=cluster.address, actor=Mortal)
+    with pytest.warns(UserWarning, match="is started again") as warned:
+        found = run_command(lambda: run(lambda: collect(config, pool, QUIET)))
+    assert len([w for w in warned if "is started again" in str(w.message)]) == MOST_LOSSES
+    assert found.returncode == 2
+    assert re.fullmatch(
+        rf"error: Expected replicas that live through question {POISON}, found that 4 died with "
+        r"it, the last of: .*\. Hint: see the logs of the replicas, or leave that question out\.",
+        found.stderr.splitlines()[-1],
+    )
+    left = TraceDirectory(config.out)
+    left.verify()
+    assert set(left.keys()) == {(name, i) for name in ("first", "second") for i in range(2)}
+    assert not left.complete
+
+
+def test_a_node_is_gone_with_its_replica_and_the_other_one_goes_on(
+    config: CollectConfig, cluster: Cluster, tmp_path: Path, chance: random.Random
+) -> None:
+    two = replace(config, out=str(tmp_path / "two"), replicas=2, ray_address=cluster.address)
+    node = chance.choice(cluster.list_all_nodes()[1:])
+    pool = partial(
+        Pool,
+        replicas=2,
+        address=cluster.address,
+        after=chance.randint(1, QUESTIONS * N // 2),
+        then=lambda _: cluster.remove_node(node, allow_graceful=False),
+    )
+    with pytest.warns(UserWarning, match=r"Replica [01] is gone with its node; 1 go on"):
+        collect(two, pool, QUIET)
+    assert_whole(two, QUESTIONS)
     assert table(two) == table(config)
