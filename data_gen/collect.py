@@ -1,7 +1,6 @@
 """Collect traces: sample, grade and write them, with their states, resumably."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from step_infer.client.prompt import (
     prompt_lengths,
     system_note,
 )
-from step_infer.replicas.cluster import connection
+from step_infer.replicas.options import LOGS_FOLDER
 from step_infer.replicas.pool import ReplicaPool
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import ModelIdentity, identify
@@ -52,7 +51,7 @@ def collect(
         InputError: an input, a setting or the output directory cannot be used.
     """
     console = console or Console(soft_wrap=True)
-    with connection(config.ray_address) if config.uses_ray else nullcontext():
+    with config.connected():
         return _collect(config, start_engine, console)
 
 
@@ -113,7 +112,7 @@ def _replicated(config: CollectConfig) -> Callable[..., ReplicaPool]:
         ReplicaPool,
         replicas=config.replicas,
         address=config.ray_address,
-        log_dir=Path(config.out) / "logs",
+        log_dir=Path(config.out) / LOGS_FOLDER,
     )
 
 

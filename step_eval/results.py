@@ -124,6 +124,7 @@ def build_results(
         "versions": manifest["versions"],
         "git_commit": manifest.get("git_commit"),
         "device": manifest.get("device"),
+        "replicas": manifest.get("replicas"),
         "model": manifest["model"],
         "scorer": manifest.get("scorer"),
         "card": card,
