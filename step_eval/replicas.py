@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +117,7 @@ class QuestionPool:
             AskingReplica, replicas, setup.config.engine, address=address, log_dir=log_dir
         )
         self._actors.start(setup.on_replicas(self._actors.share), kv_budget_tokens)
+        self._take_turns = setup.config.device_lock is not None
         self._homes: dict[str, int] = {}
         """The replica of each question that has been begun."""
         self._counted: Counter[RecordKey] = Counter()
@@ -130,16 +131,28 @@ class QuestionPool:
         """Return the process of each replica, on its node."""
         return self._actors.pids()
 
-    def described(self) -> dict[str, Any]:
-        """Return the fields of a run's manifest that say what the replicas run on."""
+    def described(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the fields of a run's manifest that say what the replicas run on.
+
+        Args:
+            before: the field `replicas` of a run that goes on.
+        """
         started = [member.started for member in self._actors.members]
         found = [item for item in started if isinstance(item, AskerStarted)]
+        replicas = {
+            "count": len(found),
+            "share_devices": len({item.place for item in found}) < len(found),
+            "take_turns": self._take_turns,
+        }
+        if before is not None:
+            replicas = {
+                "count": max(len(found), before["count"]),
+                "share_devices": replicas["share_devices"] or before["share_devices"],
+                "take_turns": self._take_turns and before["take_turns"],
+            }
         return {
             "device": " + ".join(dict.fromkeys(item.device for item in found)),
-            "replicas": {
-                "count": len(found),
-                "share_devices": len({item.place for item in found}) < len(found),
-            },
+            "replicas": replicas,
         }
 
     def ask(
@@ -176,6 +189,7 @@ class QuestionPool:
                 self._count(member, key, [trace.own_tokens for trace in record.traces], progress)
                 del self._counted[key]
                 yield record
+            progress.note = actors.rates()
             progress.step(lambda: self._look(progress))
 
     def _hand_out(self, left: deque[Place], order: Callable[[str, int, Question], Asked]) -> None:
@@ -206,7 +220,6 @@ class QuestionPool:
                 key, tokens = ray.get(reference)
                 if key in asked[reference].orders:
                     self._count(asked[reference], key, tokens, progress)
-        progress.note = self._actors.rates()
         return 0
 
     def _count(

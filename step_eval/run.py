@@ -196,6 +196,7 @@ class Evaluation:
             len(missing) * (find_method(name).traces or config.num_traces)
             for name, missing in todo.items()
         )
+        todo_by_method = [(name, *place) for name in todo for place in todo[name]]
         pool = QuestionPool(
             self._setup,
             budget.tokens,
@@ -204,9 +205,9 @@ class Evaluation:
             log_dir=run.path / LOGS_FOLDER,
         )
         with closing(pool):
-            write_manifest(run.path, read_manifest(run.path) | pool.described())
+            manifest = read_manifest(run.path)
+            write_manifest(run.path, manifest | pool.described(manifest["replicas"]))
             with TraceProgress(traces, label="traces") as progress:
-                todo_by_method = [(name, *place) for name in todo for place in todo[name]]
                 for record in pool.ask(todo_by_method, self._asked, progress):
                     self._keep(record, progress)
 
