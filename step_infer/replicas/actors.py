@@ -4,6 +4,7 @@ An actor pool, not Ray Data: an engine takes new orders while others run, what i
 at once and not with its block, and what a dead replica had is known here, order by order.
 """
 
+import re
 import time
 import warnings
 from collections import Counter, deque
@@ -21,6 +22,8 @@ MOST_LOSSES = 3
 """How often an order, or a start, may be lost with its replica; once more ends the run."""
 _WAIT_S = 0.2
 _LOOK_FOR_ROOM_S = 5.0
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_RAISED = re.compile(r"[\w.]*(?:Error|Exception|Interrupt|Exit)\b")
 
 
 class Order(Protocol):
@@ -201,7 +204,7 @@ class ActorPool(Generic[OrderT]):
                 cause = getattr(error, "cause", None)
                 if isinstance(cause, InputError):
                     raise cause from None
-                self._replace(member, " ".join(str(cause or error).split())[:300])
+                self._replace(member, _reason(cause or error))
                 continue
             if isinstance(item, Started):
                 member.started = item
@@ -283,3 +286,11 @@ class ActorPool(Generic[OrderT]):
             f"Replica {member.number} is gone with its node; {len(self.members)} go on. {reason}",
             stacklevel=2,
         )
+
+
+def _reason(error: Exception) -> str:
+    """Return why a replica died on one line: what was raised there, or how its process ended."""
+    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    if lines and _RAISED.match(lines[-1]):
+        lines = lines[-1:]
+    return " ".join(lines)[:300].rstrip(". ") or type(error).__name__

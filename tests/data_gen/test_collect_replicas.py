@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ import pytest
 from collect_engine import CollectEngine, assert_whole
 from command_harness import run_command
 from fake_engine import made_up_model
+from mortal_engines import DEADLY, MortalReplica, let_replicas_import_this
 from places import CHECKPOINT, ROOT
 from ray.cluster_utils import Cluster
 from rich.console import Console
@@ -32,18 +33,15 @@ from data_gen.config import CollectConfig
 from data_gen.ledger.__main__ import LedgerConfig, write_questions
 from data_gen.traces.directory import TraceDirectory
 from step_infer.cli.command import run
-from step_infer.client.trace import Sampling, Trace, TracePlan
+from step_infer.client.trace import Sampling, Trace
 from step_infer.errors import InputError
 from step_infer.replicas.actors import MOST_LOSSES
 from step_infer.replicas.pool import ReplicaPool
-from step_infer.replicas.replica import Replica
 
 pytestmark = pytest.mark.engine
 
 QUESTIONS = 4
 N = 8
-POISON = "deadly"
-"""The question with which replicas die."""
 QUIET = Console(file=io.StringIO())
 
 
@@ -51,9 +49,13 @@ QUIET = Console(file=io.StringIO())
 def cluster() -> Iterator[Cluster]:
     """A head without cores, and two nodes of one core: room for two replicas."""
     watched = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
-    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": watched})
-    for _ in range(2):
-        found.add_node(num_cpus=1)
+    with pytest.MonkeyPatch.context() as patch:
+        let_replicas_import_this(patch)
+        found = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": watched}
+        )
+        for _ in range(2):
+            found.add_node(num_cpus=1)
     yield found
     found.shutdown()
 
@@ -182,31 +184,11 @@ def test_a_driver_and_then_a_replica_are_killed(
     assert sorted(path.name for path in logs.iterdir()) == ["replica-0.log", "replica-1.log"]
 
 
-class Mortal(Replica):
-    """Has a pretended engine, and dies with all that it has when one question is among it."""
-
-    def engine(self, options: dict[str, Any]) -> Any:
-        class Engine(CollectEngine):
-            max_model_len = 4096
-
-            def stream(self, plans: Iterable[TracePlan | None], **_: Any) -> Iterator[Trace]:
-                taken = []
-                for plan in plans:
-                    if plan is None:
-                        break
-                    taken.append(plan)
-                if any(plan.question_id == POISON for plan in taken):
-                    os._exit(1)
-                yield from map(self.trace, taken)
-
-        return Engine()(**options)
-
-
 def test_a_question_that_kills_each_replica_is_named_and_what_was_collected_is_kept(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     questions = tmp_path / "questions.jsonl"
-    names = ["first", "second", POISON, "last"]
+    names = ["first", "second", DEADLY, "last"]
     questions.write_text(
         "".join(json.dumps({"id": n, "question": "1-1", "answer": "0"}) + "\n" for n in names)
     )
@@ -217,13 +199,13 @@ def test_a_question_that_kills_each_replica_is_named_and_what_was_collected_is_k
         num_traces=2,
         ray_address=cluster.address,
     )
-    pool = partial(ReplicaPool, replicas=1, address=cluster.address, actor=Mortal)
+    pool = partial(ReplicaPool, replicas=1, address=cluster.address, actor=MortalReplica)
     with pytest.warns(UserWarning, match="is started again") as warned:
         found = run_command(lambda: run(lambda: collect(config, pool, QUIET)))
     assert len([w for w in warned if "is started again" in str(w.message)]) == MOST_LOSSES
     assert found.returncode == 2
     assert re.fullmatch(
-        rf"error: Expected replicas that live through question {POISON}, found that 4 died with "
+        rf"error: Expected replicas that live through question {DEADLY}, found that 4 died with "
         r"it, the last of: .*\. Hint: see the logs of the replicas, or leave that question out\.",
         found.stderr.splitlines()[-1],
     )
