@@ -1,6 +1,7 @@
 """An evaluation's questions shared out over replicas, each question with all its methods on one."""
 
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from step_infer.client.trace import Trace
 from step_infer.replicas.actors import ActorPool, Member
 from step_infer.replicas.replica import OrderTaker, Started
 
-_ANSWER_S = 1.0
+_LOOK_EVERY_S = 1.0
 
 Place = tuple[str, int, Question]
 """A method, a repeat and a question."""
@@ -120,6 +121,9 @@ class QuestionPool:
         self._take_turns = setup.config.device_lock is not None
         self._homes: dict[str, int] = {}
         """The replica of each question that has been begun."""
+        self._looks: dict[Any, Member[Asked]] = {}
+        """Answers that replicas owe, about what has finished of their questions."""
+        self._looked_s = 0.0
         self._counted: Counter[RecordKey] = Counter()
         """Traces of each question that the progress has counted."""
 
@@ -189,8 +193,9 @@ class QuestionPool:
                 self._count(member, key, [trace.own_tokens for trace in record.traces], progress)
                 del self._counted[key]
                 yield record
+            self._look(progress)
             progress.note = actors.rates()
-            progress.step(lambda: self._look(progress))
+            progress.step()
 
     def _hand_out(self, left: deque[Place], order: Callable[[str, int, Question], Asked]) -> None:
         members = self._actors.members
@@ -207,20 +212,24 @@ class QuestionPool:
                     self._actors.hand(member, order(*place))
                     break
 
-    def _look(self, progress: TraceProgress) -> int:
-        """Count what has finished of the running questions; return no tokens of running traces."""
+    def _look(self, progress: TraceProgress) -> None:
+        """Count what has finished of the running questions, as far as replicas have answered."""
         import ray
         from ray.exceptions import RayError
 
-        busy = [member for member in self._actors.members if member.orders]
-        asked = {member.actor.finished.remote(): member for member in busy}
-        ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_S)
-        for reference in ready:
-            with suppress(RayError):  # it died: that is seen where records arrive
-                key, tokens = ray.get(reference)
-                if key in asked[reference].orders:
-                    self._count(asked[reference], key, tokens, progress)
-        return 0
+        if self._looks:
+            ready, _ = ray.wait(list(self._looks), num_returns=len(self._looks), timeout=0)
+            for member, reference in ((self._looks.pop(ref), ref) for ref in ready):
+                with suppress(RayError):  # it died: that is seen where records arrive
+                    key, tokens = ray.get(reference)
+                    if key in member.orders:
+                        self._count(member, key, tokens, progress)
+        if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
+            self._looked_s = time.monotonic()
+            waiting = {member.number for member in self._looks.values()}
+            for member in self._actors.members:
+                if member.orders and member.number not in waiting:
+                    self._looks[member.actor.finished.remote()] = member
 
     def _count(
         self,

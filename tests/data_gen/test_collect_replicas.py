@@ -23,9 +23,10 @@ import pytest
 from collect_engine import CollectEngine, assert_whole
 from command_harness import run_command
 from fake_engine import made_up_model
-from mortal_engines import DEADLY, MortalReplica, let_replicas_import_this
+from mortal_engines import DEADLY, ENDLESS, MortalReplica, StillbornReplica
 from places import CHECKPOINT, ROOT
 from ray.cluster_utils import Cluster
+from ray_cluster import two_nodes
 from rich.console import Console
 
 from data_gen.collect import collect
@@ -47,17 +48,8 @@ QUIET = Console(file=io.StringIO())
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head without cores, and two nodes of one core: room for two replicas."""
-    watched = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
-    with pytest.MonkeyPatch.context() as patch:
-        let_replicas_import_this(patch)
-        found = Cluster(
-            initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": watched}
-        )
-        for _ in range(2):
-            found.add_node(num_cpus=1)
-    yield found
-    found.shutdown()
+    with two_nodes() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -184,35 +176,59 @@ def test_a_driver_and_then_a_replica_are_killed(
     assert sorted(path.name for path in logs.iterdir()) == ["replica-0.log", "replica-1.log"]
 
 
-def test_a_question_that_kills_each_replica_is_named_and_what_was_collected_is_kept(
-    cluster: Cluster, tmp_path: Path
-) -> None:
-    questions = tmp_path / "questions.jsonl"
-    names = ["first", "second", DEADLY, "last"]
+def asking(names: list[str], folder: Path, cluster: Cluster) -> CollectConfig:
+    """Return settings for questions of these names, which a pretended engine answers."""
+    questions = folder / "questions.jsonl"
     questions.write_text(
         "".join(json.dumps({"id": n, "question": "1-1", "answer": "0"}) + "\n" for n in names)
     )
-    config = CollectConfig(
-        made_up_model(tmp_path, hidden_size=CollectEngine.H),
+    return CollectConfig(
+        made_up_model(folder, hidden_size=CollectEngine.H),
         str(questions),
-        str(tmp_path / "out"),
+        str(folder / "out"),
         num_traces=2,
         ray_address=cluster.address,
     )
+
+
+def refused(config: CollectConfig, pool: Any) -> str:
+    """Run a collection as the command does, and return the one line of its refusal."""
+    found = run_command(lambda: run(lambda: collect(config, pool, QUIET)))
+    assert found.returncode == 2
+    lines = [line for line in found.stderr.splitlines() if not line.startswith("traces ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_question_that_kills_each_replica_is_named_and_what_was_collected_is_kept(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    config = asking(["first", "second", DEADLY, "last"], tmp_path, cluster)
     pool = partial(ReplicaPool, replicas=1, address=cluster.address, actor=MortalReplica)
     with pytest.warns(UserWarning, match="is started again") as warned:
-        found = run_command(lambda: run(lambda: collect(config, pool, QUIET)))
+        told = refused(config, pool)
     assert len([w for w in warned if "is started again" in str(w.message)]) == MOST_LOSSES
-    assert found.returncode == 2
     assert re.fullmatch(
         rf"error: Expected replicas that live through question {DEADLY}, found that 4 died with "
         r"it, the last of: .*\. Hint: see the logs of the replicas, or leave that question out\.",
-        found.stderr.splitlines()[-1],
+        told,
     )
     left = TraceDirectory(config.out)
     left.verify()
     assert set(left.keys()) == {(name, i) for name in ("first", "second") for i in range(2)}
     assert not left.complete
+
+
+def test_a_replica_that_dies_at_each_start_ends_the_run(cluster: Cluster, tmp_path: Path) -> None:
+    config = asking(["first"], tmp_path, cluster)
+    pool = partial(ReplicaPool, replicas=1, address=cluster.address, actor=StillbornReplica)
+    with pytest.warns(UserWarning, match="Replica 0 is started again"):
+        told = refused(config, pool)
+    assert re.fullmatch(
+        r"error: Expected that replica 0 starts, found that it died 4 times without an order, the "
+        r"last of: .*\. Hint: see the logs of the replicas\.",
+        told,
+    )
 
 
 def test_a_node_is_gone_with_its_replica_and_the_other_one_goes_on(
@@ -231,3 +247,29 @@ def test_a_node_is_gone_with_its_replica_and_the_other_one_goes_on(
         collect(two, pool, QUIET)
     assert_whole(two, QUESTIONS)
     assert table(two) == table(config)
+
+
+def test_the_last_node_is_gone_and_what_was_collected_is_kept(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    config = asking(["first", ENDLESS], tmp_path, cluster)
+
+    def remove_nodes(_: ReplicaPool) -> None:
+        for node in cluster.list_all_nodes()[1:]:
+            cluster.remove_node(node, allow_graceful=False)
+
+    pool = partial(
+        Pool,
+        replicas=1,
+        address=cluster.address,
+        actor=MortalReplica,
+        after=2,
+        then=remove_nodes,
+    )
+    told = refused(config, pool)
+    assert re.fullmatch(
+        r"error: Expected a node for a replica, found none left in the Ray cluster: .*\. Hint: "
+        r"give the same command again when there is one; it goes on where it stopped\.",
+        told,
+    )
+    assert set(TraceDirectory(config.out).keys()) == {("first", 0), ("first", 1)}

@@ -2,27 +2,21 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from collect_engine import CollectEngine
 from fake_engine import FakeEngine
 
 from step_infer.client.trace import Trace, TracePlan
 from step_infer.replicas.replica import Replica
 
-
-def let_replicas_import_this(patch: pytest.MonkeyPatch) -> None:
-    """Let the processes of a Ray cluster that is started from now on find this folder."""
-    before = os.environ.get("PYTHONPATH")
-    folders = [str(Path(__file__).parent), *([before] if before else [])]
-    patch.setenv("PYTHONPATH", os.pathsep.join(folders))
-
-
 DEADLY = "deadly"
 """The question that kills a `MortalReplica`."""
+ENDLESS = "endless"
+"""The one that it never answers."""
 
 
 class MortalReplica(Replica):
@@ -43,7 +37,17 @@ class _MortalCollectEngine(CollectEngine):
             taken.append(plan)
         if any(plan.question_id == DEADLY for plan in taken):
             os._exit(1)
-        yield from map(self.trace, taken)
+        for plan in taken:
+            if plan.question_id == ENDLESS:
+                time.sleep(3600)
+            yield self.trace(plan)
+
+
+class StillbornReplica(Replica):
+    """Dies as its engine starts."""
+
+    def engine(self, options: dict[str, Any]) -> Any:
+        os._exit(1)
 
 
 class MortalEngine(FakeEngine):

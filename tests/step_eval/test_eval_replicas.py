@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from command_harness import run_command
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
-from mortal_engines import MortalEngine, let_replicas_import_this
+from mortal_engines import MortalEngine
 from places import CHECKPOINT
 from prepared_process import start
+from ray_cluster import two_nodes
 from rich.console import Console
 
 from data_gen.ledger.__main__ import LedgerConfig
@@ -57,11 +58,10 @@ def timeless(record: QuestionRecord) -> dict[str, Any]:
     return values
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _replicas_find_the_harness() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        let_replicas_import_this(patch)
-        yield
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with two_nodes() as cluster:
+        yield cluster.address
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +84,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EvalConfig:
 
 
 def test_a_replica_is_killed_and_the_records_are_those_of_one_engine(
-    config: EvalConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    config: EvalConfig, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     after = random.randint(1, 12 * QUESTIONS // 2)
     print("dies after", after)
-    two = dataclasses.replace(config, out=str(tmp_path / "two"), replicas=2)
+    two = dataclasses.replace(config, out=str(tmp_path / "two"), replicas=2, ray_address=address)
     mortal = partial(MortalEngine, dead=tmp_path / "dead", after=after)
     with pytest.warns(UserWarning, match=r"Replica [01] is started again"):
         results = evaluate(two, mortal, quiet())
@@ -105,10 +105,10 @@ def test_a_replica_is_killed_and_the_records_are_those_of_one_engine(
             assert found["metrics"][metric] == one["methods"][name]["metrics"][metric]
     assert read_manifest(two.out)["replicas"] == {
         "count": 2,
-        "share_devices": True,
+        "share_devices": False,
         "take_turns": False,
     }
-    assert "which shared devices" in (Path(two.out) / "report.html").read_text()
+    assert "2 at most, each on devices of its own" in (Path(two.out) / "report.html").read_text()
     assert one["replicas"] is None
 
 
@@ -130,11 +130,11 @@ evaluate(EvalConfig(**eval(sys.argv[1])), Slow)
 
 
 def test_a_driver_is_killed_and_the_same_command_goes_on(
-    config: EvalConfig, tmp_path: Path
+    config: EvalConfig, address: str, tmp_path: Path
 ) -> None:
-    two = dataclasses.replace(config, out=str(tmp_path / "two"), replicas=2)
+    two = dataclasses.replace(config, out=str(tmp_path / "two"), replicas=2, ray_address=address)
     names = ("model", "scorer", "questions", "out", "methods", "num_traces", "kv_budget_tokens")
-    values = {name: getattr(two, name) for name in (*names, "system", "replicas")}
+    values = {name: getattr(two, name) for name in (*names, "system", "replicas", "ray_address")}
     process = start(DRIVER, values, log=tmp_path / "log")
     after = random.randint(1, 2 * QUESTIONS)
     print("dies after", after)
@@ -156,7 +156,10 @@ def test_each_gpu_has_a_lock_file_of_its_own_and_a_machine_without_any_the_one()
 
 
 @pytest.mark.timeout(1200)
-def test_two_real_engines_give_the_records_of_one(tmp_path: Path) -> None:
+def test_two_real_engines_give_the_records_of_one(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)  # what auto goes by
     questions = tmp_path / "questions.jsonl"
     write_ledger_questions(LedgerConfig(questions, "test", 3, seed=5))
     options = {
@@ -174,11 +177,11 @@ def test_two_real_engines_give_the_records_of_one(tmp_path: Path) -> None:
     }
     arguments = [part for pair in options.items() for part in pair]
     lock = tmp_path / "lock"
-    more = {"one": [], "two": ["--replicas", 2, "--ray-address", "local", "--device-lock", lock]}
+    more = {"one": [], "two": ["--replicas", 2, "--ray-address", "auto", "--device-lock", lock]}
     for out, replicas in more.items():
         found = run_command(main, *arguments, "--out", tmp_path / out, *replicas)
         assert found.returncode == 0, found.stderr[-4000:]
-    assert "Replicas: 2 at most, which shared devices and took turns on them." in found.stdout
+    assert "Replicas: 2 at most, each on devices of its own." in found.stdout
     assert content(tmp_path / "two") == content(tmp_path / "one")
     reasons = {t["finish_reason"] for r in content(tmp_path / "two").values() for t in r["traces"]}
     assert "pruned" in reasons

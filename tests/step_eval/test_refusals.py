@@ -74,7 +74,7 @@ def at_least(least, *names, prefix="--"):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        *at_least(1, "num_traces", "repeats", "kv_budget_tokens"),
+        *at_least(1, "num_traces", "repeats", "kv_budget_tokens", "replicas"),
         *at_least(1, "min_keep", "min_steps", "warmup", "window"),
         *at_least(0, "kv_series_questions"),
         (
