@@ -38,6 +38,7 @@ from step_infer.client.trace import Sampling, Trace
 from step_infer.errors import InputError
 from step_infer.replicas.actors import MOST_LOSSES
 from step_infer.replicas.pool import ReplicaPool
+from step_infer.replicas.replica import Replica
 
 pytestmark = pytest.mark.engine
 
@@ -231,22 +232,46 @@ def test_a_replica_that_dies_at_each_start_ends_the_run(cluster: Cluster, tmp_pa
     )
 
 
-def test_a_node_is_gone_with_its_replica_and_the_other_one_goes_on(
-    config: CollectConfig, cluster: Cluster, tmp_path: Path, chance: random.Random
+def lose_a_node(
+    config: CollectConfig, cluster: Cluster, chance: random.Random, actor: type[Replica]
 ) -> None:
-    two = replace(config, out=str(tmp_path / "two"), replicas=2, ray_address=cluster.address)
+    """Collect on two nodes, of which one goes, to the traces that one engine gave."""
+    two = replace(config, out=f"{config.out}-two", replicas=2, ray_address=cluster.address)
     node = chance.choice(cluster.list_all_nodes()[1:])
     pool = partial(
         Pool,
         replicas=2,
         address=cluster.address,
+        actor=actor,
         after=chance.randint(1, QUESTIONS * N // 2),
         then=lambda _: cluster.remove_node(node, allow_graceful=False),
     )
     with pytest.warns(UserWarning, match=r"Replica [01] is gone with its node; 1 go on"):
         collect(two, pool, QUIET)
+    cluster.add_node(num_cpus=1)
     assert_whole(two, QUESTIONS)
     assert table(two) == table(config)
+
+
+def test_a_node_is_gone_with_its_replica_and_the_other_one_goes_on(
+    cluster: Cluster, tmp_path: Path, chance: random.Random
+) -> None:
+    config = replace(
+        asking([f"q{i}" for i in range(QUESTIONS)], tmp_path, cluster),
+        num_traces=N,
+        max_in_flight=4,
+        part_traces=4,
+    )
+    one = partial(ReplicaPool, replicas=1, address=cluster.address, actor=MortalReplica)
+    collect(config, one, QUIET)
+    lose_a_node(config, cluster, chance, MortalReplica)
+
+
+@pytest.mark.nightly
+def test_a_node_is_gone_with_its_real_engine(
+    config: CollectConfig, cluster: Cluster, chance: random.Random
+) -> None:
+    lose_a_node(config, cluster, chance, Replica)
 
 
 def test_the_last_node_is_gone_and_what_was_collected_is_kept(

@@ -25,5 +25,5 @@ def two_nodes() -> Iterator[Cluster]:
         )
         for _ in range(2):
             cluster.add_node(num_cpus=1)
-    yield cluster
-    cluster.shutdown()
+        yield cluster
+        cluster.shutdown()
