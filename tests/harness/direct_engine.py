@@ -1,4 +1,4 @@
-"""vLLM's own `LLM` on the demo model, with the adapter."""
+"""vLLM's own `LLM` with the adapter, on the demo model if no other is named."""
 
 import contextlib
 
@@ -10,10 +10,11 @@ from step_infer.client.engine import leave_a_core
 
 
 @contextlib.contextmanager
-def direct_engine(own_process=False, **options):
+def direct_engine(model=CHECKPOINT, own_process=False, **options):
     """Start an engine, yield it, and shut it down.
 
     Args:
+        model: its folder.
         own_process: not in the test's process; this takes longer to start.
         options: of `vllm.LLM`, over ours.
     """
@@ -31,7 +32,7 @@ def direct_engine(own_process=False, **options):
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(int(own_process)))
         environment.setattr(torch, "set_num_threads", torch.set_num_threads)  # vLLM changes it
-        llm = LLM(str(CHECKPOINT), **arguments | options)
+        llm = LLM(str(model), **arguments | options)
     envs.disable_envs_cache()
     give_back_core = leave_a_core({})
     yield llm

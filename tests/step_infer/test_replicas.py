@@ -1,11 +1,16 @@
 """What a replica gets of a cluster, and what is refused before one starts."""
 
 import importlib.util
+import socket
 
 import pytest
+from command_harness import run_command
+from places import CHECKPOINT
 
+from data_gen.commands import main as collect
+from step_eval.command import main as evaluate
 from step_infer.errors import InputError
-from step_infer.replicas.cluster import Share, require_ray, share_for
+from step_infer.replicas.cluster import Share, connect, connection, require_ray, share_for
 
 NODE = {"CPU": 8.0}
 GPUS = {"CPU": 16.0, "GPU": 8.0}
@@ -55,3 +60,49 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'ray>=2\.50,<3'"):
         require_ray()
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ray://host:10001", ":6379", "host:port"])
+def test_an_address_in_another_form_is_refused(address):
+    with pytest.raises(InputError) as caught:
+        connect(address)
+    assert str(caught.value) == (
+        f"Expected --ray-address as HOST:PORT, auto or local, found {address!r}. "
+        "Hint: the port is that of ray start --head, 6379 by default."
+    )
+
+
+@pytest.mark.parametrize("given", ["the address", "auto"])
+def test_an_address_where_no_cluster_is_is_refused_at_once(given, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"  # free again below
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError) as caught, connection("auto" if given == "auto" else address):
+        pass
+    assert str(caught.value) == (
+        f"Expected a running Ray cluster at --ray-address {address}, found: [Errno 111] Connection "
+        "refused. Hint: start one (ray start --head), or leave out --ray-address."
+    )
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (collect, ["--num-traces", "2"]),
+        (evaluate, ["--methods", "sc"]),
+    ],
+)
+def test_a_command_with_a_wrong_address_ends_in_one_line_and_makes_nothing(
+    main, arguments, tmp_path
+):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "1+1", "answer": "2"}\n')
+    found = run_command(
+        main,
+        *("--model", CHECKPOINT, "--questions", questions, "--out", tmp_path / "out"),
+        *("--system", "", "--ray-address", "nonsense", *arguments),
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: Expected --ray-address as HOST:PORT, auto or local")
+    assert found.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()

@@ -8,11 +8,11 @@ import shutil
 
 import pytest
 import torch
+from direct_engine import direct_engine
 from places import CHECKPOINT
 
 from step_eval.replay.shapes import write_scorer
 from step_infer import compat
-from step_infer.client.engine import leave_a_core
 from step_infer.doctor.live_check import DirectForward
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.network import load_scorer
@@ -47,7 +47,7 @@ SHAPES = {"experts": (experts, 1), "sliding window": (sliding, 2)}
 @pytest.fixture(scope="module", params=list(SHAPES))
 def engine(request, tmp_path_factory):
     """Yield an engine, its scheduler, and a forward pass of its model and scorer."""
-    from vllm import LLM, envs
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     make, groups = SHAPES[request.param]
     folder = tmp_path_factory.mktemp("shape")
@@ -59,31 +59,24 @@ def engine(request, tmp_path_factory):
     scorer = tmp_path_factory.mktemp("scorer") / "scorer.safetensors"
     rule = BoundaryRule("stride", frozenset(), None, stride=11)
     write_scorer(scorer, folder, str(folder), rule)
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        environment.setattr(torch, "set_num_threads", torch.set_num_threads)  # vLLM changes it
-        llm = LLM(
-            str(folder),
-            worker_cls="step_infer.worker.StepWorker",
-            scheduler_cls="step_infer.scheduler.StepScheduler",
-            additional_config={"step": {"scorer": str(scorer)}},
-            enforce_eager=True,
-            block_size=32,
-            kv_cache_memory_bytes=2**28,
-            num_gpu_blocks_override=70 * groups,
-            max_num_seqs=NUM_TRACES,
-            max_model_len=512,
-            max_num_batched_tokens=128,
-            dtype="float32",
-            disable_log_stats=False,
-        )
-    envs.disable_envs_cache()
-    give_back_core = leave_a_core({})
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    assert len(scheduler.kv_cache_manager.coordinator.single_type_managers) == groups
-    yield llm, scheduler, DirectForward(str(folder), *load_scorer(scorer), dtype="float32")
-    llm.llm_engine.engine_core.shutdown()
-    give_back_core()
+    # An engine that ran before in this process left its groups, and those of a dense model lack one
+    # for experts.
+    cleanup_dist_env_and_memory()
+    options = {
+        "scheduler_cls": "step_infer.scheduler.StepScheduler",
+        "additional_config": {"step": {"scorer": str(scorer)}},
+        "kv_cache_memory_bytes": 2**28,
+        "num_gpu_blocks_override": 70 * groups,
+        "max_num_seqs": NUM_TRACES,
+        "max_model_len": 512,
+        "max_num_batched_tokens": 128,
+        "dtype": "float32",
+    }
+    with direct_engine(folder, **options) as llm:
+        scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+        assert len(scheduler.kv_cache_manager.coordinator.single_type_managers) == groups
+        forward = DirectForward(str(folder), *load_scorer(scorer), dtype="float32")
+        yield llm, scheduler, forward
 
 
 def preemptions(llm):
