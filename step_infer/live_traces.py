@@ -343,13 +343,14 @@ class LiveTraces:
         group = trace.groups.add(confidence)
         return group is not None and group < trace.stop_below
 
-    def tell(self, trace: LiveTrace) -> ScoreSoFar:
-        """Return what the client of a running trace has not heard of yet."""
+    def tell(self, trace: LiveTrace, spare_tokens: int) -> ScoreSoFar:
+        """Return what the client of a running trace has not heard of, and what memory is left."""
         told, trace.told = trace.told, len(trace.scores)
         news: ScoreSoFar = {
             "score": trace.score,
             "positions": trace.positions[told:],
             "scores": trace.scores[told:],
+            "spare_tokens": spare_tokens,
         }
         if self.confidence:
             news["confidences"] = trace.confidences[told:]

@@ -147,6 +147,9 @@ class ScoreSoFar(TypedDict):
     """The boundaries that are new since the last such output, as in `Report`."""
     scores: list[float | None]
     """Their step scores."""
+    spare_tokens: int
+    """KV cache that is free, beyond what must be before waiting traces of a pruned group start, in
+    tokens; less than 0 where less is free."""
     confidences: NotRequired[list[float | None]]
     """With the setting `confidence`: as in `Report`, at these boundaries."""
 
