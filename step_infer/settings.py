@@ -143,7 +143,7 @@ class RequestOptions:
     stop_below: float | None = None
     """Stop the trace as soon as a group confidence is lower than this."""
     progress: bool = False
-    """Send the new step scores with the outputs on the way."""
+    """Send the step scores so far with the outputs on the way, whenever there is a new one."""
     inherit: dict[str, Any] | None = None
     """Of a branch: "tokens", how many at the prompt's end its parent generated, the last one a step
     boundary; "scores" and, where confidences are recorded, "confidences" of their boundaries;

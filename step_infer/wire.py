@@ -144,7 +144,7 @@ class ScoreSoFar(TypedDict):
     score: float | None
     """The trace score as of now."""
     positions: list[int]
-    """The boundaries that are new since the last such output, as in `Report`."""
+    """The boundaries so far, as in `Report`."""
     scores: list[float | None]
     """Their step scores."""
     spare_tokens: int

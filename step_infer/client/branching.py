@@ -221,6 +221,28 @@ def shared_weights(
     return [weight / voters[root] for weight, root in zip(weights, roots, strict=True)]
 
 
+def shared_among_voters(
+    traces: Sequence[Trace], answers: Sequence[str | None], weights: Sequence[float]
+) -> list[float]:
+    """Return the weights of a question's traces, those of voters shared (`shared_weights`).
+
+    Args:
+        traces: all traces of the question [N].
+        answers: what they vote for [N]; None for one that does not vote.
+        weights: their own weights [N].
+    """
+    voters = [i for i, answer in enumerate(answers) if answer is not None]
+    shares = shared_weights(
+        [traces[i].trace_id for i in voters],
+        [weights[i] for i in voters],
+        {trace.trace_id: trace.parent for trace in traces},
+    )
+    shared = list(weights)
+    for i, share in zip(voters, shares, strict=True):
+        shared[i] = share
+    return shared
+
+
 @dataclass
 class GrowingTrace:
     """What the engine's client knows of a trace that has not ended."""
@@ -247,8 +269,7 @@ class GrowingTrace:
         """Take in what came with an output on the way: a `ScoreSoFar`, or nothing."""
         if report.get("positions"):
             self.score, self.point = report["score"], report["positions"][-1] + 1
-            self.scores += report["scores"]
-            self.confidences += report.get("confidences", [])
+            self.scores, self.confidences = report["scores"], report.get("confidences", [])
 
 
 class Family:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from step_infer.client.answers import Vote, vote
-from step_infer.client.branching import GrowingTrace, shared_weights
+from step_infer.client.branching import GrowingTrace, shared_among_voters
 from step_infer.client.deciding import (
     FINISHED,
     LIKELY,
@@ -556,15 +556,8 @@ class _Question:
         answers = [None if trace.filtered else trace.answer for trace in traces]
         weights, same = [self._weigh(trace) for trace in traces], grader.same(answers)
         outcome, shared = vote(answers, weights, same), None
-        parents = {trace.trace_id: trace.parent for trace in traces}
-        if any(parent is not None for parent in parents.values()):
-            voters = [i for i, answer in enumerate(answers) if answer is not None]
-            shares = shared_weights(
-                [traces[i].trace_id for i in voters], [weights[i] for i in voters], parents
-            )
-            for i, weight in zip(voters, shares, strict=True):
-                weights[i] = weight
-            shared = vote(answers, weights, same)
+        if any(trace.parent is not None for trace in traces):
+            shared = vote(answers, shared_among_voters(traces, answers, weights), same)
         return Result(
             self.plans[0].question_id,
             self.question,
