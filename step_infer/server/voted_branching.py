@@ -37,7 +37,7 @@ class CallFamily:
             if getattr(parameters, name, None):
                 raise InputError(
                     f"Expected no {name} for a call that branches, found "
-                    f"{getattr(parameters, name)!r:.60}. Hint: leave it out, or branch."
+                    f"{getattr(parameters, name)!r:.60}. Hint: leave one of the two out."
                 )
         self._family = Family(options, plans, max_model_len)
         self._growing = {plan.trace_id: GrowingTrace(plan) for plan in plans}
