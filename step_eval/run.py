@@ -190,7 +190,9 @@ class Evaluation:
                     grader,
                     keep_series=repeat == 0 and question.id in shown,
                     keep_text=config.keep_text,
-                    on_trace=lambda trace: progress.finished(trace.own_tokens),
+                    on_trace=lambda trace: progress.finished(
+                        trace.own_tokens, extra=trace.parent is not None
+                    ),
                     on_step=progress.step,
                     sampler=sampler,
                     vote_open=self._vote(method, vote_by, grader),
