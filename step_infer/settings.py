@@ -147,7 +147,7 @@ class RequestOptions:
     inherit: dict[str, Any] | None = None
     """Of a branch: "tokens", how many at the prompt's end its parent generated, the last one a step
     boundary; "scores" and, where confidences are recorded, "confidences" of their boundaries;
-    "parent", the parent's request, for the event log (offline only)."""
+    "parent", the engine's name of the parent's request, for the event log (not as a text)."""
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> Self | None:
