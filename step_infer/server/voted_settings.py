@@ -40,12 +40,12 @@ class VotedSettings:
     """The most that a call may ask for; None: `traces`."""
     max_seconds: float | None = None
     """The most time that a call may take, and takes where it does not say; None: no limit."""
-    max_children: int | None = None
-    """The most children of one trace that a call may ask for; None: no call branches traces."""
     answers: AnswerOptions = AnswerOptions("auto")
     """The answer kind of a call that does not say; it alone may be code."""
     page: bool = False
     """Show running calls at /step; all of them ask for their traces' progress then."""
+    max_children: int | None = None
+    """The most children of one trace that a call may ask for; None: no call branches traces."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():

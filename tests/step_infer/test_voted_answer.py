@@ -124,7 +124,8 @@ def test_an_event_is_one_line_whatever_it_says():
 
 
 def test_settings_pass_through_the_environment(monkeypatch):
-    settings = VotedSettings("a b'c", 8, 16, 2.5, AnswerOptions("number", tolerance="1%"))
+    answers = AnswerOptions("number", tolerance="1%")
+    settings = VotedSettings("a b'c", 8, 16, 2.5, answers, max_children=3)
     monkeypatch.setenv("VLLM_PLUGINS", "mine,other")
     variables = variables_of(settings)
     assert VotedSettings.from_text(variables["STEP_VOTED"]) == settings
