@@ -48,7 +48,6 @@ class LiveTrace:
         "request_id",
         "scores",
         "stop_below",
-        "told",
     )
 
     def __init__(
@@ -63,8 +62,6 @@ class LiveTrace:
         self._score = RunningScore(self.aggregator)
         self.capture = options.capture and settings.capture
         self.progress = options.progress
-        self.told = 0
-        """Of its boundaries, those that its client has heard of."""
         self.parent: str | None = None
         self.inherited = 0
         """Of its tokens, those that its parent generated."""
@@ -135,7 +132,7 @@ class LiveTrace:
                 f"and {len(confidences)} confidences. Hint: give those of the parent's report."
             )
         self.parent, self.inherited = options["parent"], len(token_ids)
-        self.num_tokens, self.positions, self.told = len(token_ids), positions, len(positions)
+        self.num_tokens, self.positions = len(token_ids), positions
         for score in scores:
             self.add_score(math.nan if score is None else score)
         if sure:
@@ -343,16 +340,20 @@ class LiveTraces:
         group = trace.groups.add(confidence)
         return group is not None and group < trace.stop_below
 
-    def tell(self, trace: LiveTrace) -> ScoreSoFar:
-        """Return what the client of a running trace has not heard of yet."""
-        told, trace.told = trace.told, len(trace.scores)
+    def tell(self, trace: LiveTrace, spare_tokens: int) -> ScoreSoFar:
+        """Return what the client of a running trace gets with a new score.
+
+        Whole lists each time: of the outputs that a slow client has not taken yet, vLLM keeps what
+        came with the last one only.
+        """
         news: ScoreSoFar = {
             "score": trace.score,
-            "positions": trace.positions[told:],
-            "scores": trace.scores[told:],
+            "positions": trace.positions.copy(),
+            "scores": trace.scores.copy(),
+            "spare_tokens": spare_tokens,
         }
         if self.confidence:
-            news["confidences"] = trace.confidences[told:]
+            news["confidences"] = trace.confidences.copy()
         return news
 
     def report(self, trace: LiveTrace) -> Report:

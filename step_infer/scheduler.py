@@ -21,7 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from math import inf
+from math import ceil, inf
 from typing import Any
 
 from vllm.logger import init_logger
@@ -319,7 +319,7 @@ class StepScheduler(AsyncScheduler):
                 elif request_id in early:
                     _attach(output, self.reports.so_far(request_id))
                 elif request_id in news:
-                    _attach(output, live.tell(trace))
+                    _attach(output, live.tell(trace, self._spare_tokens()))
         news.clear()
 
     def _tell_refusals(self, outputs: dict[int, EngineCoreOutputs]) -> None:
@@ -370,6 +370,11 @@ class StepScheduler(AsyncScheduler):
             self.settings.max_held_steps,
         )
         return waiting - admitted
+
+    def _spare_tokens(self) -> int:
+        """Return the KV cache that is free beyond `resume_free`, in tokens."""
+        needed = ceil(self.settings.resume_free * self.kv_cache_manager.block_pool.num_gpu_blocks)
+        return (compat.free_blocks(self) - needed) * self.block_size
 
     def _groups(self, requests: Iterable[Request]) -> set[str]:
         """Return the groups of those requests that compete: others neither press nor wait."""

@@ -264,6 +264,16 @@ def abort_because(engine: Any, names: Iterable[str], reason: str) -> dict[str, l
     return tokens
 
 
+def engine_name(processor: Any, name: str) -> str:
+    """Return what vLLM's engine calls a request, as in the event log; its own name once it is gone.
+
+    Args:
+        processor: vLLM's output processor.
+        name: of the request, as it was named when it was added.
+    """
+    return next(iter(processor.external_req_ids.get(name, ())), name)
+
+
 _SCRIPT = 'read -r _; kill "$@"; sleep 2; kill -9 "$@"'
 
 

@@ -5,12 +5,12 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from step_infer.client.answers import Vote, vote
-from step_infer.client.branching import GrowingTrace, shared_weights
+from step_infer.client.branching import GrowingTrace, shared_among_voters
 from step_infer.client.deciding import (
     FINISHED,
     LIKELY,
@@ -23,6 +23,7 @@ from step_infer.client.engine import (
     EngineStats,
     abort_because,
     engine_arguments,
+    engine_name,
     engine_revision,
     engine_stats,
     leave_a_core,
@@ -309,7 +310,9 @@ class StepLLM:
                         yield self._trace(_Running(order), None, order.vote.closed)
                     else:
                         running = _Running(
-                            order, branch is not None, stop is not None or _watched(order)
+                            order,
+                            branches=branch is not None,
+                            by_delta=stop is not None or _watched(order),
                         )
                         in_flight[self._submit(running)] = running
                         voting |= order.vote is not None
@@ -320,7 +323,7 @@ class StepLLM:
                     on_step()
                 for output in outputs:
                     running = in_flight[output.request_id]
-                    running.take(output)
+                    running.take_output(output)
                     if output.finished:
                         del in_flight[output.request_id]
                         yield self._trace(running, output)
@@ -494,7 +497,11 @@ class StepLLM:
                 "progress": _watched(order) or running.branches,
             }
         by_delta = running.by_delta or running.branches
-        params = sampling_params(order, options, room, by_delta)
+        parent = ""
+        if order.inherited is not None:
+            theirs = request_id((order.question_id, order.inherited.parent))
+            parent = engine_name(self._engine.output_processor, theirs)
+        params = sampling_params(order, options, room, by_delta, parent)
         if self._checks_options:
             RequestOptions.from_extra_args(params.extra_args)
         name = request_id(order.key)
@@ -549,15 +556,8 @@ class _Question:
         answers = [None if trace.filtered else trace.answer for trace in traces]
         weights, same = [self._weigh(trace) for trace in traces], grader.same(answers)
         outcome, shared = vote(answers, weights, same), None
-        parents = {trace.trace_id: trace.parent for trace in traces}
-        if any(parent is not None for parent in parents.values()):
-            voters = [i for i, answer in enumerate(answers) if answer is not None]
-            shares = shared_weights(
-                [traces[i].trace_id for i in voters], [weights[i] for i in voters], parents
-            )
-            for i, weight in zip(voters, shares, strict=True):
-                weights[i] = weight
-            shared = vote(answers, weights, same)
+        if any(trace.parent is not None for trace in traces):
+            shared = vote(answers, shared_among_voters(traces, answers, weights), same)
         return Result(
             self.plans[0].question_id,
             self.question,
@@ -572,41 +572,26 @@ class _Question:
 
 
 @dataclass
-class _Running:
+class _Running(GrowingTrace):
     """A trace that the engine has."""
 
-    order: TracePlan
     branches: bool = False
-    """Whether it may be a parent: then its step scores so far are kept."""
+    """Whether it may be a parent: then it asks for its step scores on the way."""
     by_delta: bool = False
-    token_ids: list[int] = field(default_factory=list)
     submitted_s: float = 0.0
-    point: int = 0
-    scores: list[float | None] = field(default_factory=list)
-    confidences: list[float | None] = field(default_factory=list)
-    score: float | None = None
     cached_tokens: int | None = None
 
-    def __post_init__(self) -> None:
-        if (inherited := self.order.inherited) is not None:
-            self.point = len(inherited.token_ids)
-            self.scores += inherited.scores
-            self.confidences += inherited.confidences
-
-    def take(self, output: Any) -> None:
+    def take_output(self, output: Any) -> None:
         """Take in one of the engine's outputs."""
         self.token_ids += output.outputs[0].token_ids
         if self.order.inherited is not None:
             self.cached_tokens = output.num_cached_tokens
         report = report_of(output)
-        score = report.get("score")
-        if self.branches and not output.finished and report.get("positions"):
-            self.score, self.point = score, report["positions"][-1] + 1
-            self.scores += report["scores"]
-            self.confidences += report.get("confidences", [])
+        if self.branches and not output.finished:
+            self.take(report)
         if _watched(self.order):
             assert self.order.vote is not None
-            self.order.vote.see(self.order.trace_id, len(self.token_ids), score)
+            self.order.vote.see(self.order.trace_id, len(self.token_ids), report.get("score"))
 
 
 def _watched(order: TracePlan) -> bool:

@@ -272,6 +272,8 @@ def _voted_model(settings: VotedSettings, engine: Any) -> VotedModel:
         card,
         None if step is None else step.aggregator,
         takes_seeds({"enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill}),
+        bool(config.cache_config.enable_prefix_caching),
+        config.model_config.max_model_len,
         parallel.data_parallel_size_local if local else parallel.data_parallel_size,
     )
 

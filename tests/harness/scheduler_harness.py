@@ -84,6 +84,7 @@ def make_scheduler(
     asynchronous: bool = True,
     stages: int | None = None,
     drafts: int = 0,
+    chunked_prefill: bool = True,
     has_settings: bool = True,
     victim: str | None = None,
     **settings: object,
@@ -103,6 +104,7 @@ def make_scheduler(
     config.cache_config.num_gpu_blocks = num_blocks + 1  # one is vLLM's null block
     config.scheduler_config = copy.copy(config.scheduler_config)
     config.scheduler_config.long_prefill_token_threshold = long_prefill
+    config.scheduler_config.enable_chunked_prefill = chunked_prefill
     config.scheduler_config.async_scheduling = asynchronous
     config.parallel_config = copy.copy(config.parallel_config)
     config.parallel_config.pipeline_parallel_size = stages or (1 if asynchronous or drafts else 2)

@@ -48,6 +48,8 @@ class ScriptedEngine:
             additional_config={"step": {"boundary": rule.to_dict()}},
             parallel_config=SimpleNamespace(local_engines_only=False, data_parallel_size=1),
             scheduler_config=SimpleNamespace(enable_chunked_prefill=False),
+            cache_config=SimpleNamespace(enable_prefix_caching=True),
+            model_config=SimpleNamespace(max_model_len=100),
         )
         self.output_processor = self
         self.engine_core = self

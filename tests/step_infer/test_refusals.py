@@ -36,6 +36,8 @@ from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer, save_scorer
 from step_infer.server import command as serve
 from step_infer.server.flags import take_config
+from step_infer.server.voted_branching import CallFamily
+from step_infer.server.voted_call import VotedCall, VotedModel
 from step_infer.server.voted_settings import VotedOptions, VotedSettings
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.storage.files import atomic_path, check_output, full_disk_named, read_json
@@ -417,13 +419,23 @@ def test_without_vllm_the_server_and_the_doctor_say_so(monkeypatch):
     )
 
 
-VOTED = VotedSettings("voted", 8, max_seconds=9)
+VOTED = VotedSettings("voted", 8, max_seconds=9, max_children=2)
 VOTED_NAMES = ", ".join(field.name for field in dataclasses.fields(VotedSettings))
 VOTED_OPTIONS = ", ".join(field.name for field in dataclasses.fields(VotedOptions))
 
 
 def voted(**options):
     return partial(VotedOptions.of, options, VOTED)
+
+
+def branching_call(**engine):
+    model = VotedModel(VOTED, None, None, None, None, **engine)
+    return partial(VotedCall, model, VotedOptions(2, branch=Branching()))
+
+
+def branching_traces(prompt, penalty):
+    plan = TracePlan("0", 0, prompt, 5, Sampling())
+    return partial(CallFamily, Branching(), [plan], 9, SimpleNamespace(presence_penalty=penalty))
 
 
 @pytest.mark.parametrize(
@@ -506,6 +518,44 @@ def voted(**options):
             voted(seconds=9.5),
             "at most 9 seconds, found 9.5. "
             "Hint: ask for fewer, or have the operator raise --voted-max-seconds.",
+        ),
+        (
+            lambda: VotedSettings("a", max_children=0),
+            "voted max_children as a whole number >= 1, found 0. Hint: such as 2.",
+        ),
+        (
+            voted(branch={"tokens": 9}),
+            "step option branch as true, or an object with max_children or min_tokens, found "
+            "{'tokens': 9}. Hint: leave it out for the default.",
+        ),
+        (
+            voted(branch={"max_children": 3}),
+            "at most 2 children of a trace (max_children), found 3. "
+            "Hint: ask for fewer, or have the operator raise --voted-max-children.",
+        ),
+        (
+            lambda: VotedOptions.of({"branch": True}, VotedSettings("voted")),
+            "no step option branch, which this server does not offer, found True. "
+            "Hint: leave it out, or have the operator give --voted-max-children.",
+        ),
+        (
+            branching_call(prefix_caching=True),
+            "an engine with a scorer and prefix caching for a call that branches, found one "
+            "without a scorer. Hint: leave branch out.",
+        ),
+        (
+            branching_call(card=object()),
+            "an engine with a scorer and prefix caching for a call that branches, found one "
+            "without prefix caching. Hint: leave branch out.",
+        ),
+        (
+            branching_traces((), 0),
+            "a prompt of text for a call that branches, found another one. Hint: leave branch out.",
+        ),
+        (
+            branching_traces((1,), 0.5),
+            "no presence_penalty for a call that branches, found 0.5. "
+            "Hint: leave one of the two out.",
         ),
     ],
 )
