@@ -341,7 +341,9 @@ class VotedCall:
             try:
                 ended = await asyncio.wait_for(arrived.get(), _LOOK_S)
             except TimeoutError:
-                pass
+                # One that was shut down, as at the server's end, says nothing to who waits for it.
+                if self._model.engine.errored:
+                    raise self._model.engine.dead_error from None
             else:
                 if isinstance(ended, Exception):
                     raise ended
@@ -395,7 +397,7 @@ class VotedCall:
         output = self._outputs[best.trace_id]
         output.kv_transfer_params = None  # its report is no part of the answer
         completion = output.outputs[0]
-        if best.finish_reason not in ("stop", "error"):
+        if completion.finish_reason == "abort":
             completion.finish_reason, completion.stop_reason = "length", None
         return output
 
