@@ -200,7 +200,8 @@ def refuse_what_no_vote_can_do(request: Any) -> None:
                 "Hint: leave it out."
             )
     prompts = getattr(request, "prompt", None)
-    if isinstance(prompts, list) and len(prompts) != 1 and not isinstance((prompts or [[]])[0], int):
+    several = isinstance(prompts, list) and not (prompts and isinstance(prompts[0], int))
+    if several and len(prompts) != 1:
         raise InputError(
             f"Expected one prompt for the voted model, found {len(prompts)}. "
             "Hint: send a call for each."

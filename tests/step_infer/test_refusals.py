@@ -204,8 +204,8 @@ NAMES = "math, auto, choice, exact, number, json, regex"
         ),
         (
             lambda: AnswerOptions("regex", "(\ud800)"),
-            "pattern in the syntax of RE2, found '(\\ud800)': surrogates not allowed. Hint: RE2 has "
-            "neither look-around nor back-references, and repeats are to be small.",
+            "pattern in the syntax of RE2, found '(\\ud800)': surrogates not allowed. Hint: RE2 "
+            "has neither look-around nor back-references, and repeats are to be small.",
         ),
     ],
 )
