@@ -199,7 +199,7 @@ def refuse_what_no_vote_can_do(request: Any) -> None:
                 f"Expected fields that this server knows for the voted model, found {name!r:.60}. "
                 "Hint: leave it out."
             )
-    prompts = getattr(request, "prompt", None)
+    prompts: Any = getattr(request, "prompt", None)
     several = isinstance(prompts, list) and not (prompts and isinstance(prompts[0], int))
     if several and len(prompts) != 1:
         raise InputError(
