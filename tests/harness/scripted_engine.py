@@ -14,6 +14,7 @@ from typing import Any
 import fastapi
 import pytest
 import uvicorn
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from vllm import SamplingParams
@@ -152,6 +153,7 @@ def scripted_server(script: Script, settings: VotedSettings, port: int = 0) -> I
     for path in ("chat/completions", "completions", "responses"):
         app.add_api_route(f"/v1/{path}", plain, methods=["POST"])
     app.add_api_route("/v1/models", plain)
+    app.add_exception_handler(ValueError, _bad_request)
     routes = VotedRoutes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, settings.to_text())
@@ -175,6 +177,10 @@ def scripted_server(script: Script, settings: VotedSettings, port: int = 0) -> I
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive(), "the server waits for a reader"
+
+
+async def _bad_request(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": {"message": str(error)}}, 400)  # as vLLM does
 
 
 async def _until(parts: AsyncIterator[Part], gone: asyncio.Event) -> AsyncIterator[Part]:

@@ -65,3 +65,18 @@ def test_a_call_ends_with_its_engine(stream):
         assert "the engine is dead" in body
     else:
         assert status == 500
+
+
+def test_progress_as_reasoning_is_refused_where_there_is_none():
+    async def script(number: int) -> AsyncIterator[Part]:
+        yield "so far", 0.5, "stop"
+
+    step = {"progress": "reasoning"}
+    with scripted_server(script, SETTINGS) as url:
+        status, body = post(url, stream=True, step=step)
+        assert post(url, step=step)[0] == 200
+    assert (status, json.loads(body)["error"]["message"]) == (
+        400,
+        "Expected progress as comments in the stream of a text completion, which has no "
+        "reasoning, found 'reasoning'. Hint: leave it out, or ask for a chat completion.",
+    )
