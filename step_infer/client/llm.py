@@ -240,8 +240,8 @@ class StepLLM:
                 {"enable_thinking": False}.
 
         Raises:
-            InputError: `n` is no whole number from 1, the question no text, `sampling` no
-                `Sampling`, the chat template cannot ask the question (see
+            InputError: `n` is no whole number from 1, the question or `system` no text, `sampling`
+                no `Sampling`, the chat template cannot ask the question (see
                 `step_infer.client.prompt.chat_prompt`), or the prompt leaves no room for a
                 response.
         """
@@ -412,7 +412,7 @@ class StepLLM:
         """
         from rich.progress import Progress
 
-        if isinstance(questions, str) or not questions:
+        if isinstance(questions, str) or not isinstance(questions, Sequence) or not questions:
             raise InputError(
                 f"Expected a list of questions, found {questions!r:.60}. "
                 "Hint: for one question, generate([question])."

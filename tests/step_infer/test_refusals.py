@@ -373,6 +373,10 @@ def submitted(llm=None, **options):
             "a text as question q, found 7. Hint: give each question as a str.",
         ),
         (
+            lambda: planned(system=None),
+            "a text as system, found None. Hint: an empty text leaves it out.",
+        ),
+        (
             lambda: planned(sampling=0.9),
             "a Sampling, found 0.9. Hint: Sampling(top_p=0.9).",
         ),
@@ -388,6 +392,18 @@ def submitted(llm=None, **options):
         (
             lambda: engineless().generate([]),
             "a list of questions, found []. Hint: for one question, generate([question]).",
+        ),
+        (
+            lambda: engineless().generate({"1+1"}),
+            "a list of questions, found {'1+1'}. Hint: for one question, generate([question]).",
+        ),
+        (
+            lambda: engineless().generate(["1+1"], budget=60),
+            "Budget as budget, found 60. Hint: such as Budget(seconds=60).",
+        ),
+        (
+            lambda: engineless().generate(["1+1"], answers="choice"),
+            "AnswerOptions as answers, found 'choice'. Hint: such as AnswerOptions(\"choice\").",
         ),
         (
             lambda: submitted(engineless(_closed=True)),
