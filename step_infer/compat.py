@@ -32,16 +32,17 @@ def growth_blocks(scheduler: Any) -> int:
 
     Follows vLLM's own loop over its running requests (Scheduler.schedule): the same order, token
     budget and exceptions. With speculative decoding a request takes blocks for its drafts, and for
-    those that its drafter looks ahead to; of rejected ones it keeps them. Can go when vLLM can be
-    asked before it preempts.
+    those that its drafter looks ahead to; of rejected ones it keeps them. Where a stopped trace's
+    blocks come late, the step after this one is counted in. Can go when vLLM can be asked before it
+    preempts.
     """
-    budget, ahead = scheduler.max_num_scheduled_tokens, scheduler.num_lookahead_tokens
+    budget, ahead = scheduler.max_num_scheduled_tokens, _tokens_ahead(scheduler)
     threshold = _long_prefill_threshold(scheduler)
     max_model_len, step = scheduler.max_model_len, scheduler.current_step + 1
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     grain = math.gcd(*(manager.block_size for manager in managers))
     growing = running = scheduler.running
-    if not scheduler.num_spec_tokens and len(running) <= budget:
+    if not ahead and not scheduler.num_spec_tokens and len(running) <= budget:
         # A request in decode needs a block only where the last one is full: no look at the others,
         # unless the budget may run out before a later one's turn.
         growing = [r for r in running if r.is_prefill_chunk or r.num_computed_tokens % grain == 0]
@@ -200,19 +201,36 @@ def most_growth_blocks(scheduler: Any) -> int:
     """
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     running, budget = len(scheduler.running), scheduler.max_num_scheduled_tokens
-    budget += running * scheduler.num_lookahead_tokens
+    budget += running * _tokens_ahead(scheduler)
     return sum(running + cdiv(budget, manager.block_size) for manager in managers)
 
 
-def frees_at_once(scheduler: Any, request: Any) -> bool:
-    """Return whether stopping a request would make its blocks free in this very step.
+def _tokens_ahead(scheduler: Any) -> int:
+    """Return how many tokens more than those of this step each request needs room for.
 
-    With a KV connector, vLLM keeps blocks back while a step in flight may still write them; then
-    stopping the request makes no room now. Without one this is always so.
+    Those that its drafter looks ahead to, and, where `frees_late`, those of one more step.
     """
-    if not getattr(scheduler, "defer_block_free", False):
-        return True
-    return request.last_sched_seq <= scheduler.processed_step_seq
+    ahead = scheduler.num_lookahead_tokens
+    return ahead + 1 + scheduler.num_spec_tokens if frees_late(scheduler) else ahead
+
+
+def frees_late(scheduler: Any) -> bool:
+    """Return whether the blocks of a request with a step in flight are free only after that step.
+
+    With a KV connector and async scheduling vLLM keeps them back: the step may still write them.
+    """
+    return getattr(scheduler, "defer_block_free", False)
+
+
+def own_blocks(kv_cache_manager: Any, request_id: str) -> list[Any]:
+    """Return the KV blocks that a request shares with no other.
+
+    Those of them that are still in use when it has ended are kept back, by vLLM or by a KV
+    connector that is sending or storing them.
+    """
+    managers = kv_cache_manager.coordinator.single_type_managers
+    held = (manager.req_to_blocks.get(request_id, ()) for manager in managers)
+    return [b for blocks in held for b in blocks if b.ref_cnt == 1 and not b.is_null]
 
 
 def has_front_end(vllm_config: Any) -> bool:

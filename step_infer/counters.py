@@ -25,7 +25,8 @@ class Totals:
     freed_tokens: int = 0
     """Tokens of pruned traces, prompt included, that were computed or in flight."""
     freed_kv_blocks: int = 0
-    """KV blocks that pruning made free; blocks that other requests share stay in use."""
+    """KV blocks that pruning made free, a KV connector's delay not counted; blocks that other
+    requests share stay in use."""
     held_steps: int = 0
     """Engine steps in which waiting traces were held back for lack of memory."""
     decided: int = 0

@@ -120,6 +120,7 @@ class StepScheduler(AsyncScheduler):
             self.events = EventLog(settings.event_log, rank)
         self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
         self._pruned_groups: set[str] = set()
+        self._kept_back: list[Any] = []  # KV blocks of pruned traces, on their way to be free
         self._held_since: dict[str, int] = {}  # group to step
         self._refused: dict[str, Refusal] = {}  # live requests whose opt-in cannot be used
         self._step = 0
@@ -186,6 +187,9 @@ class StepScheduler(AsyncScheduler):
 
     def _schedule(self, *args: Any, **kwargs: Any) -> Any:
         held: set[str] = set()
+        if self._kept_back:
+            # Before the base call: a block that came free since the last one may be taken in it.
+            self._kept_back = [block for block in self._kept_back if block.ref_cnt > 0]
         if not self.live.kept:  # no live group: nothing to prune, nothing to wait for
             self._pruned_groups.clear()
             self._held_since.clear()
@@ -341,10 +345,14 @@ class StepScheduler(AsyncScheduler):
         super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
 
     def _make_room(self) -> int:
-        """Prune until this step's growth fits; return the KV blocks that it leaves free."""
+        """Prune until this step's growth fits; return the KV blocks that it leaves free.
+
+        Blocks on their way count as well: else each step until they come would stop one more trace
+        for the same need. vLLM waits for them, or preempts, where they come too late.
+        """
         free = compat.free_blocks(self)
         if free < compat.most_growth_blocks(self):  # cheap; in ample memory no request is looked at
-            while (needed := compat.growth_blocks(self)) > free:
+            while (needed := compat.growth_blocks(self)) > free + len(self._kept_back):
                 victim = policy.pick_victim(self._prunable(), self.live.kept)
                 if victim is None:
                     break
@@ -381,10 +389,8 @@ class StepScheduler(AsyncScheduler):
         for request in self.running:
             if not self._competes(request):
                 continue
-            # The first would end by itself with the step in flight, its answer complete; the second
-            # would make no room now, and a second victim would be stopped for the same need.
-            if compat.ends_in_flight(self, request) or not compat.frees_at_once(self, request):
-                continue
+            if compat.ends_in_flight(self, request):
+                continue  # it would end by itself with the step in flight, its answer complete
             trace = self.live.traces[request.request_id]
             assert trace.group is not None
             traces.append(
@@ -420,10 +426,13 @@ class StepScheduler(AsyncScheduler):
         _attach(output, report)
         self._pruned_groups.add(trace.group)  # type: ignore[arg-type]
         tokens, free = request.num_computed_tokens, compat.free_blocks(self)
+        own = compat.own_blocks(self.kv_cache_manager, trace.request_id)
         # Not self.finish_requests: the report ends when its output is sent, in its order.
         super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
         self._pruned_outputs.append((request.client_index, output))  # whatever fails below
-        freed = compat.free_blocks(self) - free
+        kept_back = [block for block in own if block.ref_cnt > 0]
+        self._kept_back += kept_back
+        freed = compat.free_blocks(self) - free + len(kept_back)
         self.counters.prune(tokens, freed)
         if self.events is not None:
             usage = self.kv_cache_manager.usage
@@ -437,7 +446,7 @@ class StepScheduler(AsyncScheduler):
             trace.num_scored,
             trace.num_tokens,
             freed,
-            free + freed,
+            compat.free_blocks(self),
             self.live.kept[trace.group] - 1,  # type: ignore[index]
         )
         self.live.remove(trace.request_id, survived=False)

@@ -23,18 +23,26 @@ import torch
 from places import CHECKPOINT
 from vllm.config import (
     CacheConfig,
+    KVTransferConfig,
     ModelConfig,
     SchedulerConfig,
     SpeculativeConfig,
     VllmConfig,
 )
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
+from vllm.v1.outputs import (
+    EMPTY_MODEL_RUNNER_OUTPUT,
+    DraftTokenIds,
+    KVConnectorOutput,
+    ModelRunnerOutput,
+)
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -86,6 +94,7 @@ def make_scheduler(
     drafts: int = 0,
     has_settings: bool = True,
     victim: str | None = None,
+    connector: KVTransferConfig | None = None,
     **settings: object,
 ) -> Scheduler:
     """Return a scheduler as EngineCore builds it, with `num_blocks` usable KV blocks.
@@ -94,7 +103,7 @@ def make_scheduler(
     overlap, and the scheduler sends the tokens back to the first stage. `drafts`: as with
     speculative decoding of so many tokens by a draft model, which writes KV of its own; without
     stages. Not `has_settings`: as for a user who gives the class alone. `victim`: the setting of a
-    VictimScheduler.
+    VictimScheduler. `connector`: a KV connector whose worker's side `Engine` is to run.
     """
     config = copy.copy(
         _config(max_num_seqs, max_num_batched_tokens, policy, block_size, max_model_len)
@@ -113,6 +122,8 @@ def make_scheduler(
             target_model_config=config.model_config,
             target_parallel_config=config.parallel_config,
         )
+    config.kv_transfer_config = connector
+    config.scheduler_config.disable_hybrid_kv_cache_manager = True
     config.additional_config = {}
     if has_settings:
         step = {"aggregator": "mean", "boundary": RULE.to_dict(), **settings}
@@ -205,6 +216,7 @@ class FakeRunner:
         self._known: dict[str, int] = {}  # tokens of a request that are known here
         self._computed: dict[str, int] = {}  # the scheduler counts drafts that may be rejected
         self._dice = random.Random(0)
+        self.connector: KVConnectorBase_V1 | None = None
         self.accepted = 0
         self.rejected = 0
         self.first_row: dict[tuple[str, int], float] = {}
@@ -213,7 +225,14 @@ class FakeRunner:
         """The confidence that came with each generated token; NaN where none came."""
 
     def run(self, step, rows_missing: bool = False, rows_failed: bool = False) -> ModelRunnerOutput:
-        """Return the output of one step."""
+        """Return the output of one step, with word of the KV connector where there is one."""
+        output = self._run(step, rows_missing, rows_failed)
+        if self.connector is not None:
+            sent, received = self.connector.get_finished(step.finished_req_ids)
+            output.kv_connector_output = KVConnectorOutput(sent, received)
+        return output
+
+    def _run(self, step, rows_missing: bool, rows_failed: bool) -> ModelRunnerOutput:
         # Not among the missing rows: what is kept here is what a right mark would let through.
         unscored = getattr(step, UNSCORED_ATTRIBUTE, False)
         for name in step.finished_req_ids:
@@ -297,6 +316,10 @@ class Engine:
         """`in_flight`: outputs that are still unknown when a step is scheduled; 0 or 1."""
         self.scheduler = scheduler
         self.runner = FakeRunner()
+        if scheduler.connector is not None:
+            self.runner.connector = KVConnectorFactory.create_connector(
+                scheduler.vllm_config, KVConnectorRole.WORKER, scheduler.kv_cache_config
+            )
         self.in_flight = in_flight
         self._queue: deque = deque()
         self.ended: dict[str, EngineCoreOutput] = {}

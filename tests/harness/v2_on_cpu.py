@@ -1,0 +1,46 @@
+"""vLLM's V2 model runner on a CPU: its Triton kernels run in Triton's own interpreter.
+
+vLLM's CPU build asks for a Triton with a back end for CPUs, which PyPI has not. The interpreter needs
+none: it runs a kernel's Python line by line, on tensors of the host. Slow, some 10 times, but each
+row of a step lies where the V2 runner lays it on a GPU.
+"""
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
+
+
+def asked_for() -> bool:
+    """Return whether the environment asks for the V2 runner, and there is no GPU to run it."""
+    if os.environ.get(VARIABLE) != "1":
+        return False
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def switch_on() -> None:
+    """Let vLLM find a Triton for CPUs; before vLLM or Triton is imported, once a process."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    from triton.backends import backends
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    class Driver:
+        is_active = staticmethod(lambda: True)
+
+    backends["cpu"] = SimpleNamespace(driver=Driver, compiler=None)
+    for name in ("create_masked_load", "create_masked_store"):
+        setattr(InterpreterBuilder, name, _with_true_masks(getattr(InterpreterBuilder, name)))
+
+
+def _with_true_masks(method: Any) -> Any:
+    """Return a load or store that takes integers as masks, as compiled kernels do."""
+
+    def call(builder: Any, *args: Any) -> Any:
+        place = 1 if method.__name__ == "create_masked_load" else 2
+        args[place].data = args[place].data.astype(bool)
+        return method(builder, *args)
+
+    return call
