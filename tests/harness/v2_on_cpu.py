@@ -6,6 +6,7 @@ row of a step lies where the V2 runner lays it on a GPU.
 """
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,8 +23,16 @@ def asked_for() -> bool:
 
 
 def switch_on() -> None:
-    """Let vLLM find a Triton for CPUs; before vLLM or Triton is imported, once a process."""
+    """Let this process and its children run the V2 runner; before vLLM is imported."""
     os.environ["TRITON_INTERPRET"] = "1"
+    here = str(Path(__file__).parent)
+    if here not in (path := os.environ.get("PYTHONPATH", "")).split(os.pathsep):
+        os.environ["PYTHONPATH"] = os.pathsep.join([here, path] if path else [here])
+    let_vllm_find_triton()
+
+
+def let_vllm_find_triton() -> None:
+    """Name a back end for CPUs among Triton's, and mend its interpreter; once a process."""
     from triton.backends import backends
     from triton.runtime.interpreter import InterpreterBuilder
 
