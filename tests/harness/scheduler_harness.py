@@ -321,6 +321,7 @@ class Engine:
                 scheduler.vllm_config, KVConnectorRole.WORKER, scheduler.kv_cache_config
             )
         self.in_flight = in_flight
+        self.asynchronous = scheduler.scheduler_config.async_scheduling
         self._queue: deque = deque()
         self.ended: dict[str, EngineCoreOutput] = {}
         self.tokens: dict[str, list[int]] = {}
@@ -373,11 +374,12 @@ class Engine:
             return scheduled, None
         done = self._queue.popleft()
         outputs = self.scheduler.update_from_output(*done)
-        if self.scheduler.num_spec_tokens and not self.scheduler.scheduler_config.async_scheduling:
+        drafts = self.scheduler.num_spec_tokens
+        # Now and then a drafter has nothing to say, as where a text is too long for it.
+        if drafts and not self.asynchronous and self._dice.random() < 0.9:
             names = done[1].req_ids
-            counts = [self._dice.randint(0, self.scheduler.num_spec_tokens) for _ in names]
-            drafts = DraftTokenIds(names, [[WORD] * count for count in counts])
-            self.scheduler.update_draft_token_ids(drafts)
+            tokens = [[WORD] * self._dice.randint(0, drafts) for _ in names]
+            self.scheduler.update_draft_token_ids(DraftTokenIds(names, tokens))
         for client in outputs.values():
             for output in client.outputs:
                 self._take(output)
