@@ -45,6 +45,7 @@ class LiveTrace:
         "positions",
         "progress",
         "prune",
+        "request",
         "request_id",
         "scores",
         "stop_below",
@@ -78,6 +79,8 @@ class LiveTrace:
                 )
             self.groups = GroupConfidence(options.window)
         self.stop_below = -math.inf if options.stop_below is None else options.stop_below
+        self.request: Any = None
+        """vLLM's request, which counts the tokens that are not taken in (`catch_up`)."""
         self.num_tokens = 0
         self.boundary_state = BoundaryState()
         self.positions: list[int] = []
@@ -102,6 +105,13 @@ class LiveTrace:
     def score(self) -> float | None:
         """The aggregate of the finite step scores; None without any."""
         return self._score.value
+
+    def catch_up(self, untaken: int = 0) -> None:
+        """Count the tokens of the request, but for so many last ones that are still to be taken in.
+
+        Most tokens end no step, and looking at each costs time: they are only counted so.
+        """
+        self.num_tokens = self.inherited + self.request.num_output_tokens - untaken
 
     def inherit(
         self, options: Mapping[str, Any], token_ids: Sequence[int], rule: BoundaryRule, sure: bool
@@ -179,7 +189,7 @@ class LiveTraces:
         """Whether token confidences are recorded."""
         self._confidence_term = confidence_term
         self.marks: Container[int] = rule.marks
-        """Token ids that may end a step; without confidences others need only be counted."""
+        """Token ids that may end a step; without confidences no others need be taken in."""
         self._live: dict[str, int] = {}
         self.traces: dict[str, LiveTrace] = {}
         """Every live trace by its request id."""

@@ -170,7 +170,9 @@ class StepScheduler(AsyncScheduler):
         if options.group is None and child is not None:
             options = dataclasses.replace(options, group=IMPLICIT_GROUP + child[1])
         self.live.add(request.request_id, options, request.prompt_token_ids or ())
-        self.reports.add(self.live.traces[request.request_id], bool(params.stop))
+        trace = self.live.traces[request.request_id]
+        trace.request = request
+        self.reports.add(trace, bool(params.stop))
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Make room by pruning if the next step does not fit, then schedule it.
@@ -283,6 +285,8 @@ class StepScheduler(AsyncScheduler):
 
     def _forget(self, request_id: str, why: str | None) -> None:
         trace = self.live.traces.get(request_id)
+        if trace is not None:
+            trace.catch_up()
         if trace is not None and why is not None:
             self.counters.close(why)
         if trace is not None and self.events is not None:
@@ -297,19 +301,16 @@ class StepScheduler(AsyncScheduler):
         rows: StepRows | None,
         place_of: dict[str, int],
     ) -> None:
-        # Runs for each request and step: most tokens are only counted, without a call.
         live, early, news = self.live, self.reports.early, self.live.news
-        traces, marks, confidence = live.traces, live.marks, live.confidence
         for client_outputs in outputs.values():
-            for output in client_outputs.outputs:
+            for output in self._noteworthy(client_outputs.outputs):
                 request_id = output.request_id
-                trace = traces.get(request_id)
+                trace = live.traces.get(request_id)
                 if trace is None:
                     continue
                 tokens = output.new_token_ids
-                if len(tokens) == 1 and not confidence and tokens[0] not in marks:
-                    trace.num_tokens += 1
-                elif tokens and live.take_tokens(trace, tokens, rows, place_of[request_id]):
+                trace.catch_up(len(tokens))
+                if tokens and live.take_tokens(trace, tokens, rows, place_of[request_id]):
                     self._stop(trace, output)
                 if (reason := output.finish_reason) is not None:
                     if self.events is not None:
@@ -325,6 +326,21 @@ class StepScheduler(AsyncScheduler):
                 elif request_id in news:
                     _attach(output, live.tell(trace))
         news.clear()
+
+    def _noteworthy(self, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:
+        """Return the outputs at which a trace may need a look; of the others tokens only count."""
+        if self.live.confidence:
+            return outputs
+        # Runs for each request and step: no call, and no statement, for those that are left out.
+        marks, told = self.live.marks, self.reports.early | self.live.news.keys()
+        return [
+            output
+            for output in outputs
+            if len(tokens := output.new_token_ids) != 1
+            or tokens[0] in marks
+            or output.finish_reason is not None
+            or (told and output.request_id in told)
+        ]
 
     def _tell_refusals(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         for client_outputs in outputs.values():
@@ -392,6 +408,7 @@ class StepScheduler(AsyncScheduler):
             if compat.ends_in_flight(self, request):
                 continue  # it would end by itself with the step in flight, its answer complete
             trace = self.live.traces[request.request_id]
+            trace.catch_up()
             assert trace.group is not None
             traces.append(
                 policy.RunningTrace(
