@@ -1,7 +1,7 @@
 """vLLM's V2 model runner on a CPU: its Triton kernels run in Triton's own interpreter.
 
-vLLM's CPU build asks for a Triton with a back end for CPUs, which PyPI has not. The interpreter needs
-none: it runs a kernel's Python line by line, on tensors of the host. Slow, some 10 times, but each
+vLLM's CPU build asks for a Triton with a back end for CPUs, which PyPI has not. The interpreter
+needs none: it runs a kernel's Python line by line, on tensors of the host. That is slow, but each
 row of a step lies where the V2 runner lays it on a GPU.
 """
 

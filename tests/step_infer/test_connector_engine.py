@@ -64,9 +64,7 @@ def sample(engine, forward, step):
         assert found["positions"] == expected.positions[:count]
         assert len(expected.positions) - count <= int(found["pruned"])
         found_S = torch.tensor(found["scores"])
-        torch.testing.assert_close(
-            found_S, expected.scores_S[:count], atol=SCORE_TOLERANCE, rtol=0
-        )
+        torch.testing.assert_close(found_S, expected.scores_S[:count], atol=SCORE_TOLERANCE, rtol=0)
     assert sum(len(request.kv_transfer_params["step"]["scores"]) for request in requests) > 30
     return requests, preemptions(llm) - before
 
