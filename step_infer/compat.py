@@ -1,7 +1,6 @@
 """Every use of vLLM internals that differs, or may come to differ, between versions.
 
 Found by feature, never by version number. Each piece says why it is here and when it can go.
-
 """
 
 import math
@@ -32,9 +31,8 @@ def growth_blocks(scheduler: Any) -> int:
 
     Follows vLLM's own loop over its running requests (Scheduler.schedule): the same order, token
     budget and exceptions. With speculative decoding a request takes blocks for its drafts, and for
-    those that its drafter looks ahead to; of rejected ones it keeps them. Where a stopped trace's
-    blocks come late, the step after this one is counted in. Can go when vLLM can be asked before it
-    preempts.
+    those that its drafter looks ahead to; of rejected ones it keeps them. Can go when vLLM can be
+    asked before it preempts.
     """
     budget, ahead = scheduler.max_num_scheduled_tokens, _tokens_ahead(scheduler)
     threshold = _long_prefill_threshold(scheduler)
@@ -208,18 +206,13 @@ def most_growth_blocks(scheduler: Any) -> int:
 def _tokens_ahead(scheduler: Any) -> int:
     """Return how many tokens more than those of this step each request needs room for.
 
-    Those that its drafter looks ahead to, and, where `frees_late`, those of one more step.
+    Those that its drafter looks ahead to. With a KV connector and async scheduling also those of
+    one more step: vLLM keeps an ended request's blocks while a step in flight may write them.
     """
     ahead = scheduler.num_lookahead_tokens
-    return ahead + 1 + scheduler.num_spec_tokens if frees_late(scheduler) else ahead
-
-
-def frees_late(scheduler: Any) -> bool:
-    """Return whether the blocks of a request with a step in flight are free only after that step.
-
-    With a KV connector and async scheduling vLLM keeps them back: the step may still write them.
-    """
-    return getattr(scheduler, "defer_block_free", False)
+    if getattr(scheduler, "defer_block_free", False):
+        ahead += 1 + scheduler.num_spec_tokens
+    return ahead
 
 
 def own_blocks(kv_cache_manager: Any, request_id: str) -> list[Any]:

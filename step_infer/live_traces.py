@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from step_infer.confidence import GroupConfidence
 from step_infer.counters import Counters
 from step_infer.draft_rows import sampling_row, state_row
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import RunningScore
 from step_infer.scorer.boundary import BoundaryRule, BoundaryState
 from step_infer.scorer.confidence_term import ConfidenceTerm
+from step_infer.scorer.group_confidence import GroupConfidence
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.wire import Report, ScoreSoFar, StepRows
 
@@ -107,10 +107,7 @@ class LiveTrace:
         return self._score.value
 
     def catch_up(self, untaken: int = 0) -> None:
-        """Count the tokens of the request, but for so many last ones that are still to be taken in.
-
-        Most tokens end no step, and looking at each costs time: they are only counted so.
-        """
+        """Count the request's tokens, those that nobody looked at too, but for some last ones."""
         self.num_tokens = self.inherited + self.request.num_output_tokens - untaken
 
     def inherit(

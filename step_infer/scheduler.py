@@ -285,11 +285,10 @@ class StepScheduler(AsyncScheduler):
 
     def _forget(self, request_id: str, why: str | None) -> None:
         trace = self.live.traces.get(request_id)
-        if trace is not None:
-            trace.catch_up()
         if trace is not None and why is not None:
             self.counters.close(why)
         if trace is not None and self.events is not None:
+            trace.catch_up()
             reason = {} if why is None else {"reason": why}
             self.events.write("abort", trace, self.kv_cache_manager.usage, **reason)
         self.live.remove(request_id, survived=False)

@@ -19,7 +19,12 @@ pytestmark = [
     pytest.mark.skipif(v2_on_cpu.asked_for(), reason="runs with V2 already"),
 ]
 
-FILES = ("engine_features", "speculation_engine", "shapes_engine", "connector_engine")
+FILES = [
+    "tests/step_infer/test_engine_features.py",
+    "tests/step_infer/test_speculation_engine.py",
+    "tests/step_infer/test_shapes_engine.py",
+    "tests/step_infer/test_connector_engine.py",
+]
 
 
 def run_with_v2(*arguments):
@@ -41,11 +46,11 @@ def run_with_v2(*arguments):
 
 def test_scores_are_right_with_the_v2_runner():
     tests = "chunked_prefill or children_of_one_request or min_tokens"
-    assert run_with_v2("tests/step_infer/test_engine_features.py", "-k", tests) == 3
+    assert run_with_v2(FILES[0], "-k", tests) == 3
 
 
 @pytest.mark.nightly
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("file", FILES)
 def test_engine_tests_pass_with_the_v2_runner(file):
-    assert run_with_v2(f"tests/step_infer/test_{file}.py") > 1
+    assert run_with_v2(file) > 1
