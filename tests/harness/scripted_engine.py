@@ -109,6 +109,7 @@ class ScriptedServing:
         async for output in self.engine_client.generate("", SamplingParams(), name):
             (made,) = output.outputs
         choice = {"index": 0, "text": made.text, "finish_reason": made.finish_reason}
+        choice["stop_reason"] = made.stop_reason
         body = {"id": name, "created": 0, "model": request.model, "choices": [choice]}
         return SimpleNamespace(model_dump=lambda: body)
 

@@ -80,3 +80,25 @@ def test_progress_as_reasoning_is_refused_where_there_is_none():
         "Expected progress as comments in the stream of a text completion, which has no "
         "reasoning, found 'reasoning'. Hint: leave it out, or ask for a chat completion.",
     )
+
+
+def test_a_stream_without_news_is_kept_open(monkeypatch):
+    monkeypatch.setattr("step_infer.server.voted_routes._SILENT_S", 0.0)
+    monkeypatch.setattr("step_infer.server.voted_routes._LOOK_S", 0.01)
+    told = threading.Event()
+
+    async def script(number: int) -> AsyncIterator[Part]:
+        while not told.is_set():
+            await asyncio.sleep(0.01)
+        yield "so far", 0.5, "stop"
+
+    body = json.dumps({"model": "voted", "prompt": "?", "stream": True}).encode()
+    with scripted_server(script, SETTINGS) as url:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{url}/v1/completions", body, headers)
+        with urllib.request.urlopen(request, timeout=60) as response:
+            lines = [response.readline() for _ in range(6)]
+            told.set()
+            rest = response.read()
+    assert lines == [b": 0 of 2 traces\n", b"\n"] * 3
+    assert rest.endswith(b"data: [DONE]\n\n")
