@@ -133,7 +133,7 @@ def test_word_of_a_failure_comes_with_every_step_from_then_on(run, wrap):
 
 
 def test_a_later_output_still_says_what_a_connector_did_if_its_tokens_cannot_be_had():
-    """VLLM 0.33 asks for that, and starts no class without it."""
+    """From 0.33 on vLLM asks for that, and makes no object without it."""
     later = worker.ScoredOutput(Later(None), None, {})
     assert later.get_kv_connector_output() == "of a connector"
 
