@@ -51,6 +51,10 @@ class ScoredOutput(AsyncModelRunnerOutput):
         _attach(output, self._rows, self._drafts)
         return output
 
+    def get_kv_connector_output(self) -> Any:
+        """Return what a KV connector has to say of a step whose output cannot be had (0.33)."""
+        return self._output.get_kv_connector_output()  # type: ignore[attr-defined]
+
 
 class StepWorker(PlatformWorker):
     """vLLM's worker for this platform, plus the step scorer."""

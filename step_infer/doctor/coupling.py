@@ -110,6 +110,17 @@ def takes_attributes(module: str, kind: str) -> Callable[[], object]:
     return check
 
 
+def asks_no_more(module: str, kind: str, *names: str) -> Callable[[], object]:
+    """Return a check that a subclass has to define these methods at most."""
+
+    def check() -> None:
+        more = sorted(_attribute(module, kind).__abstractmethods__ - set(names))
+        if more:
+            raise AttributeError(f"{kind} has {', '.join(more)}, which ours has not")
+
+    return check
+
+
 def imported_names(*modules: str) -> Iterator[tuple[str, str]]:
     """Yield what modules of this package import from vLLM at their top: module, name."""
     for module in modules:
@@ -296,6 +307,11 @@ COUPLING_POINTS = (
             ),
             takes_attributes("vllm.v1.outputs", "ModelRunnerOutput"),
             has("vllm.v1.outputs", "AsyncModelRunnerOutput.get_output"),
+            asks_no_more(
+                "vllm.v1.outputs",
+                "AsyncModelRunnerOutput",
+                *("get_output", "get_kv_connector_output"),
+            ),
         ),
         "carries scores from the worker to the scheduler",
     ),

@@ -98,6 +98,15 @@ def test_outputs_that_take_no_attributes_of_ours_are_named(monkeypatch):
     assert found == "SchedulerOutput takes no attributes of ours"
 
 
+def test_a_method_that_a_vllm_asks_of_our_outputs_and_they_have_not_is_named(monkeypatch):
+    from vllm.v1.outputs import AsyncModelRunnerOutput
+
+    more = AsyncModelRunnerOutput.__abstractmethods__ | {"get_more"}
+    monkeypatch.setattr(AsyncModelRunnerOutput, "__abstractmethods__", more)
+    [(_, found)] = coupling.missing_points()
+    assert found == "AsyncModelRunnerOutput has get_more, which ours has not"
+
+
 def test_the_doctor_looks_for_all_that_the_adapter_reads_of_schedulers_and_requests():
     read = {"scheduler": set(), "request": set()}
     for module in coupling.ADAPTER:

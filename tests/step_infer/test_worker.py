@@ -29,6 +29,9 @@ class Later(AsyncModelRunnerOutput):
     def get_output(self):
         return self.output
 
+    def get_kv_connector_output(self):
+        return "of a connector"
+
 
 def output_of(count):
     names = [f"r{number}" for number in range(count)]
@@ -127,6 +130,12 @@ def test_word_of_a_failure_comes_with_every_step_from_then_on(run, wrap):
     run.hook._scorer = fail
     for step in (step_of(3), step_of(3), step_of(3, marked=True)):
         assert rows_of(run(step, wrap(output_of(3)))).failed
+
+
+def test_a_later_output_still_says_what_a_connector_did_if_its_tokens_cannot_be_had():
+    """From 0.33 on vLLM asks for that, and makes no object without it."""
+    later = worker.ScoredOutput(Later(None), None, {})
+    assert later.get_kv_connector_output() == "of a connector"
 
 
 @pytest.mark.parametrize("output", [None, object()])
