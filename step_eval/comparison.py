@@ -13,9 +13,8 @@ import numpy as np
 from step_eval.methods.registry import find_method
 from step_eval.records import QuestionRecord
 from step_eval.statistics import DRAWS, Floats, Interval, bootstrap_weights, interval
-from step_eval.votes import SHARED, vote_rule, vote_signal
+from step_eval.votes import voter_weights
 from step_infer.client.answers import vote
-from step_infer.client.branching import shared_weights
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def vote_name(method: str, vote_setting: str) -> str:
 
 
 def outcome(record: QuestionRecord, vote_by: str) -> Outcome:
-    """Hold the vote by a rule of `vote_rule` and sum up one record; stopped traces do not vote."""
+    """Hold the vote by a rule of `votes.RULES`, and sum up one record; stopped traces have none."""
     index = voted_group(record, vote_by)
     answer = None if index is None else record.answers[index]
     finished = [trace for trace in record.traces if trace.finished]
@@ -85,12 +84,7 @@ def outcome(record: QuestionRecord, vote_by: str) -> Outcome:
 def voted_group(record: QuestionRecord, vote_by: str) -> int | None:
     """Return the index of the group of equal answers that wins, or None where nobody votes."""
     voters = [trace for trace in record.traces if trace.finished and trace.group is not None]
-    signal = vote_signal(vote_by)
-    values = [None if signal is None else getattr(trace, signal) for trace in voters]
-    weights = vote_rule(vote_by)(values)
-    if vote_by == SHARED:
-        parents = {trace.trace_id: trace.parent for trace in record.traces}
-        weights = shared_weights([trace.trace_id for trace in voters], weights, parents)
+    weights = voter_weights(vote_by, voters, record.traces)
     winner = vote([str(trace.group) for trace in voters], weights).answer
     return None if winner is None else int(winner)
 

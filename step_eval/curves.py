@@ -19,7 +19,11 @@ from step_infer.scorer.aggregate import AGGREGATORS
 
 @dataclass(frozen=True)
 class ScoredTrace:
-    """A trace whose outcome is known: S step scores."""
+    """A trace whose outcome is known: S step scores.
+
+    Those that a branch inherited are its parent's, and counted there; here they are but the
+    beginning of its trace score.
+    """
 
     question: tuple[int, str]
     """Repeat and question."""
@@ -29,6 +33,8 @@ class ScoredTrace:
     """Step scores [S]."""
     right: bool
     stopped: bool
+    inherited: int = 0
+    """Of its steps, those that a branch has from its parent."""
 
 
 def scored_traces(
@@ -56,11 +62,12 @@ def scored_traces(
             ]
             if steps and (end.correct is not None or end.answer is None):
                 progress, scores = map(list, zip(*steps, strict=True))
-                found.append(
-                    ScoredTrace(
-                        record.key, progress, scores, end.correct is True, not trace.finished
-                    )
+                inherited = sum(
+                    position < trace.inherited and score is not None
+                    for position, score in zip(trace.positions, trace.scores, strict=False)
                 )
+                right, stopped = end.correct is True, not trace.finished
+                found.append(ScoredTrace(record.key, progress, scores, right, stopped, inherited))
     return found
 
 
@@ -88,7 +95,7 @@ def auroc_by_progress(traces: Sequence[ScoredTrace], aggregator: str) -> list[Au
         for trace in traces:
             steps = bisect.bisect_right(trace.progress, tenth + 1e-9)
             reached = not trace.stopped or trace.progress[-1] > tenth - 0.1
-            if steps and reached:
+            if steps > trace.inherited and reached:
                 score = aggregate(trace.scores[:steps])
                 rows.append((trace.right, score, numbers[trace.question]))
         right_N = np.array([row[0] for row in rows], dtype=bool)
@@ -127,7 +134,8 @@ def score_curve(traces: Sequence[ScoredTrace], right: bool) -> ScoreCurve:
     columns: list[list[float]] = [[] for _ in TENTHS]
     for trace in chosen:
         by_tenth: dict[int, list[float]] = {}
-        for progress, score in zip(trace.progress, trace.scores, strict=True):
+        own = slice(trace.inherited, None)
+        for progress, score in zip(trace.progress[own], trace.scores[own], strict=True):
             by_tenth.setdefault(min(int(progress * 10), 9), []).append(score)
         for tenth, scores in by_tenth.items():
             columns[tenth].append(sum(scores) / len(scores))

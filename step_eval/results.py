@@ -213,11 +213,12 @@ def _branches(records: Sequence[QuestionRecord]) -> dict[str, int] | None:
     ]
     if not found:
         return None
+    begun = [(tokens, t.cached_tokens) for tokens, t in found if t.cached_tokens is not None]
     return {
         "traces": len(found),
         "inherited_tokens": sum(trace.inherited for _, trace in found),
-        "prefix_tokens": sum(tokens for tokens, _ in found),
-        "cached_tokens": sum(trace.cached_tokens or 0 for _, trace in found),
+        "prefix_tokens": sum(tokens for tokens, _ in begun),
+        "cached_tokens": sum(cached for _, cached in begun),
     }
 
 

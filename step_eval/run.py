@@ -184,7 +184,9 @@ class Evaluation:
                     for repeat, question in missing:
                         record = asker.ask(
                             self._asked(name, repeat, question),
-                            on_trace=lambda trace: progress.finished(trace.own_tokens),
+                            on_trace=lambda trace: progress.finished(
+                                trace.own_tokens, extra=trace.parent is not None
+                            ),
                             on_step=progress.step,
                         )
                         self._keep(record, progress)

@@ -27,7 +27,9 @@ class Stop:
     question: tuple[int, str]
     """Repeat and question."""
     tokens: int
-    """Tokens it had made."""
+    """Its length in tokens."""
+    own_tokens: int
+    """Of these, those that it had made itself; a branch inherits the others."""
     score: float | None
     """Trace score when it was stopped; its lowest group confidence where it has no score."""
     whole_tokens: int | None
@@ -110,8 +112,8 @@ def stops(records: Sequence[QuestionRecord], baseline: Sequence[QuestionRecord])
         baseline: records of a method that never stops a trace; may be empty.
     """
     whole = whole_traces(baseline)
-    lengths = {
-        record.key: [trace.tokens for trace in record.traces if trace.finished]
+    ended = {
+        record.key: [trace for trace in record.traces if trace.finished]
         for group in (records, baseline)  # the baseline's, where it has the question
         for record in group
     }
@@ -121,11 +123,14 @@ def stops(records: Sequence[QuestionRecord], baseline: Sequence[QuestionRecord])
             if not trace.pruned:
                 continue
             end = whole_trace_of(trace, whole, record.key)
-            left = [n - trace.tokens for n in lengths[record.key] if n > trace.tokens]
+            at = trace.tokens
+            # A branch that began later says nothing of that length: its parent came past it.
+            left = [t.tokens - at for t in ended[record.key] if t.inherited <= at < t.tokens]
             found.append(
                 Stop(
                     record.key,
                     trace.tokens,
+                    trace.own_tokens,
                     trace.lowest_confidence if trace.score is None else trace.score,
                     None if end is None else end.tokens,
                     end is not None and end.correct is True,
@@ -166,8 +171,8 @@ def describe_stops(
     return {
         **dataclasses.asdict(stop_totals(found)),
         "baseline_right": _mean([float(trace.correct is True) for trace in whole]),
-        "baseline_tokens": sum(trace.tokens for trace in whole),
-        "mean_tokens": float(np.mean([stop.tokens for stop in found])) if found else None,
+        "baseline_tokens": sum(trace.own_tokens for trace in whole),
+        "mean_tokens": float(np.mean([stop.own_tokens for stop in found])) if found else None,
         "saved_mean": float(np.mean(saved)) if saved else None,
         "saved_tenths": [float(q) for q in np.quantile(saved, (0.1, 0.5, 0.9))] if saved else None,
         "saved_bins": _split(known, saved, _edges(saved, from_zero=True)),

@@ -3,8 +3,10 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from step_eval.records import TraceRecord
+from step_infer.client.branching import shared_weights
 from step_infer.client.trace import UNSCORED, Trace
 from step_infer.errors import InputError
 
@@ -81,29 +83,77 @@ def score_top(count: int) -> Weights:
     return weights
 
 
-def vote_rule(name: str) -> Weights:
-    """Return the rule of one of the names in `RULES`; "score" is that of STEP (section 3.3).
+@dataclass(frozen=True)
+class _Rule:
+    """All that is to be known of a vote rule."""
 
-    "confidence" and "lowest-confidence" are the rule "score" on other numbers (`vote_signal`), and
-    so is "score-shared", before its weights are shared (`comparison.voted_group`).
+    weights: Weights
+    signal: str | None = "score"
+    """The number of a trace that it goes by, a field of `TraceRecord`; None: by none."""
+    most: float = math.inf
+    """The most that a vote can weigh; infinity where other traces decide it, or nothing."""
+    shared: bool = False
+    """Whether the traces of one family share their weights (`shared_weights`)."""
+
+
+_NAMED = {
+    UNIFORM: _Rule(uniform, None, 1.0),
+    SHARED: _Rule(number_power(1.0, missing=UNSCORED), shared=True),
+    "best": _Rule(best),
+    CONFIDENCE: _Rule(number_power(1.0, missing=1.0), "mean_confidence"),
+    LOWEST_CONFIDENCE: _Rule(number_power(1.0, missing=1.0), "lowest_confidence"),
+}
+
+
+def _find(name: str) -> _Rule:
+    """Return the rule of one of the names in `RULES`.
 
     Raises:
         InputError: there is no such rule.
     """
-    if name == UNIFORM:
-        return uniform
-    if name == "best":
-        return best
-    if name == SHARED:
-        return vote_rule("score")
+    if name in _NAMED:
+        return _NAMED[name]
     if (top := _TOP.fullmatch(name)) is not None:
-        return score_top(int(top[1]))
-    if name in (CONFIDENCE, LOWEST_CONFIDENCE):
-        return number_power(1.0, missing=1.0)
-    match = _POWER.fullmatch(name)
-    if match is None:
+        return _Rule(score_top(int(top[1])))
+    power = _POWER.fullmatch(name)
+    if power is None:
         raise InputError(f"Expected a vote out of {RULES}, found {name!r}.")
-    return number_power(float(match[1] or 1), missing=UNSCORED)
+    # Scores are at most 1.
+    return _Rule(number_power(float(power[1] or 1), missing=UNSCORED), most=1.0)
+
+
+def vote_rule(name: str) -> Weights:
+    """Return the rule of one of the names in `RULES`; "score" is that of STEP (section 3.3).
+
+    It weighs the numbers that `vote_signal` names; `voter_weights` also knows of families.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    return _find(name).weights
+
+
+def voter_weights(
+    name: str, voters: Sequence[TraceRecord], traces: Iterable[TraceRecord]
+) -> list[float]:
+    """Return the weights of a question's voters by a rule.
+
+    Args:
+        name: of the rule.
+        voters: the traces that vote [V].
+        traces: all traces of the question.
+
+    Raises:
+        InputError: there is no such rule.
+    """
+    rule = _find(name)
+    weights = rule.weights(
+        [None if rule.signal is None else getattr(trace, rule.signal) for trace in voters]
+    )
+    if not rule.shared:
+        return weights
+    parents = {trace.trace_id: trace.parent for trace in traces}
+    return shared_weights([trace.trace_id for trace in voters], weights, parents)
 
 
 def most_weight(name: str) -> float:
@@ -112,9 +162,7 @@ def most_weight(name: str) -> float:
     Raises:
         InputError: there is no such rule.
     """
-    vote_rule(name)
-    bounded = name == UNIFORM or _POWER.fullmatch(name) is not None  # scores are at most 1
-    return 1.0 if bounded else math.inf
+    return _find(name).most
 
 
 def trace_weigher(name: str) -> Callable[[Trace], float]:
@@ -139,11 +187,10 @@ def score_weigher(name: str) -> Callable[[float], float] | None:
 
 
 def has_signal(vote_by: str, traces: Iterable[TraceRecord]) -> bool:
-    """Return whether any trace has the number that a rule goes by, or the parent."""
-    if vote_by == SHARED:
-        return any(trace.parent is not None for trace in traces)
-    signal = vote_signal(vote_by)
-    return signal is None or any(getattr(trace, signal) is not None for trace in traces)
+    """Return whether any trace has the number that a rule goes by, or a family where it shares."""
+    rule = _find(vote_by)
+    field = "parent" if rule.shared else rule.signal
+    return field is None or any(getattr(trace, field) is not None for trace in traces)
 
 
 def vote_signal(name: str) -> str | None:
@@ -152,9 +199,4 @@ def vote_signal(name: str) -> str | None:
     Raises:
         InputError: there is no such rule.
     """
-    vote_rule(name)
-    if name == CONFIDENCE:
-        return "mean_confidence"
-    if name == LOWEST_CONFIDENCE:
-        return "lowest_confidence"
-    return None if name == UNIFORM else "score"
+    return _find(name).signal

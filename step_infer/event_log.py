@@ -9,7 +9,8 @@ seconds since 1970, `score` the trace score (null before the first step score), 
 of its finite step scores, `tokens` of generated tokens, `kv_use` the part of the KV cache in use
 once the trace has gone, `group` null for a trace of its own; behind a server a NUL and a hash of
 the caller follow its name. Of a request's name the first 256 characters stand there. A branch also
-has `parent`, that request's name, and `inherited`, how many of its `tokens` are its parent's.
+has `parent`, the `request` of that one's line, and `inherited`, how many of its `tokens` are its
+parent's.
 
 The scheduler only puts a line into a queue; a thread writes it. Where the disk is so slow that the
 queue is full, lines are left out and counted. A file that has grown to its limit becomes NAME.old,

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from step_infer.confidence import GroupConfidence
 from step_infer.counters import Counters
 from step_infer.draft_rows import sampling_row, state_row
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import RunningScore
 from step_infer.scorer.boundary import BoundaryRule, BoundaryState
 from step_infer.scorer.confidence_term import ConfidenceTerm
+from step_infer.scorer.group_confidence import GroupConfidence
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.wire import Report, ScoreSoFar, StepRows
 
@@ -45,10 +45,10 @@ class LiveTrace:
         "positions",
         "progress",
         "prune",
+        "request",
         "request_id",
         "scores",
         "stop_below",
-        "told",
     )
 
     def __init__(
@@ -63,8 +63,6 @@ class LiveTrace:
         self._score = RunningScore(self.aggregator)
         self.capture = options.capture and settings.capture
         self.progress = options.progress
-        self.told = 0
-        """Of its boundaries, those that its client has heard of."""
         self.parent: str | None = None
         self.inherited = 0
         """Of its tokens, those that its parent generated."""
@@ -78,6 +76,8 @@ class LiveTrace:
                 )
             self.groups = GroupConfidence(options.window)
         self.stop_below = -math.inf if options.stop_below is None else options.stop_below
+        self.request: Any = None
+        """vLLM's request, which counts the tokens that are not taken in (`catch_up`)."""
         self.num_tokens = 0
         self.boundary_state = BoundaryState()
         self.positions: list[int] = []
@@ -102,6 +102,10 @@ class LiveTrace:
     def score(self) -> float | None:
         """The aggregate of the finite step scores; None without any."""
         return self._score.value
+
+    def catch_up(self, untaken: int = 0) -> None:
+        """Count the request's tokens, those that nobody looked at too, but for some last ones."""
+        self.num_tokens = self.inherited + self.request.num_output_tokens - untaken
 
     def inherit(
         self, options: Mapping[str, Any], token_ids: Sequence[int], rule: BoundaryRule, sure: bool
@@ -135,7 +139,7 @@ class LiveTrace:
                 f"and {len(confidences)} confidences. Hint: give those of the parent's report."
             )
         self.parent, self.inherited = options["parent"], len(token_ids)
-        self.num_tokens, self.positions, self.told = len(token_ids), positions, len(positions)
+        self.num_tokens, self.positions = len(token_ids), positions
         for score in scores:
             self.add_score(math.nan if score is None else score)
         if sure:
@@ -179,7 +183,7 @@ class LiveTraces:
         """Whether token confidences are recorded."""
         self._confidence_term = confidence_term
         self.marks: Container[int] = rule.marks
-        """Token ids that may end a step; without confidences others need only be counted."""
+        """Token ids that may end a step; without confidences no others need be taken in."""
         self._live: dict[str, int] = {}
         self.traces: dict[str, LiveTrace] = {}
         """Every live trace by its request id."""
@@ -343,16 +347,20 @@ class LiveTraces:
         group = trace.groups.add(confidence)
         return group is not None and group < trace.stop_below
 
-    def tell(self, trace: LiveTrace) -> ScoreSoFar:
-        """Return what the client of a running trace has not heard of yet."""
-        told, trace.told = trace.told, len(trace.scores)
+    def tell(self, trace: LiveTrace, spare_tokens: int) -> ScoreSoFar:
+        """Return what the client of a running trace gets with a new score.
+
+        Whole lists each time: of the outputs that a slow client has not taken yet, vLLM keeps what
+        came with the last one only.
+        """
         news: ScoreSoFar = {
             "score": trace.score,
-            "positions": trace.positions[told:],
-            "scores": trace.scores[told:],
+            "positions": trace.positions.copy(),
+            "scores": trace.scores.copy(),
+            "spare_tokens": spare_tokens,
         }
         if self.confidence:
-            news["confidences"] = trace.confidences[told:]
+            news["confidences"] = trace.confidences.copy()
         return news
 
     def report(self, trace: LiveTrace) -> Report:

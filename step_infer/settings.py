@@ -139,15 +139,15 @@ class RequestOptions:
     capture: bool = False
     window: int | None = None
     """Report the lowest group confidence of windows of this many tokens
-    (`step_infer.confidence`); the engine must record confidences."""
+    (`step_infer.scorer.group_confidence`); the engine must record confidences."""
     stop_below: float | None = None
     """Stop the trace as soon as a group confidence is lower than this."""
     progress: bool = False
-    """Send the new step scores with the outputs on the way."""
+    """Send the step scores so far with the outputs on the way, whenever there is a new one."""
     inherit: dict[str, Any] | None = None
     """Of a branch: "tokens", how many at the prompt's end its parent generated, the last one a step
     boundary; "scores" and, where confidences are recorded, "confidences" of their boundaries;
-    "parent", the parent's request, for the event log (offline only)."""
+    "parent", the engine's name of the parent's request, for the event log (not as a text)."""
 
     @classmethod
     def from_extra_args(cls, extra_args: dict[str, Any] | None) -> Self | None:

@@ -144,9 +144,12 @@ class ScoreSoFar(TypedDict):
     score: float | None
     """The trace score as of now."""
     positions: list[int]
-    """The boundaries that are new since the last such output, as in `Report`."""
+    """The boundaries so far, as in `Report`."""
     scores: list[float | None]
     """Their step scores."""
+    spare_tokens: int
+    """KV cache that is free, beyond what must be before waiting traces of a pruned group start, in
+    tokens; less than 0 where less is free."""
     confidences: NotRequired[list[float | None]]
     """With the setting `confidence`: as in `Report`, at these boundaries."""
 

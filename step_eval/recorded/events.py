@@ -52,6 +52,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         numbers = [event[name] for name in ("time", "steps", "tokens", "kv_use")]
         if event["score"] is not None:
             numbers.append(event["score"])
+        numbers.append(event.get("inherited", 0))
         good = (
             event["event"] in EVENTS
             and all(type(n) in (int, float) and math.isfinite(n) for n in numbers)

@@ -58,8 +58,8 @@ def render_event_report(events: Events, left_out: int, names: Sequence[str]) -> 
         count=len(events),
         seconds=events[-1]["time"] - events[0]["time"],
         peak=max(event["kv_use"] for event in events),
-        tokens=sum(event["tokens"] for event in events),
-        pruned_tokens=sum(event["tokens"] for event in pruned),
+        tokens=sum(map(_own_tokens, events)),
+        pruned_tokens=sum(map(_own_tokens, pruned)),
         blocks=sum(event.get("freed_kv_blocks", 0) for event in pruned),
         kv=_kv_use(events, names),
         scores=_scores(events),
@@ -68,6 +68,11 @@ def render_event_report(events: Events, left_out: int, names: Sequence[str]) -> 
         groups=group_rows(events)[:_MOST_GROUPS],
         num_groups=len({event["group"] for event in events}),
     )
+
+
+def _own_tokens(event: Mapping[str, Any]) -> int:
+    """Return the tokens that a trace generated itself: a branch inherits others."""
+    return int(event["tokens"]) - int(event.get("inherited", 0))
 
 
 def _kind(event: Mapping[str, Any]) -> str:
@@ -206,7 +211,7 @@ def _lengths(events: Events) -> str:
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-        axes.set_xlabel("tokens generated")
+        axes.set_xlabel("length in tokens")
         axes.set_ylabel("trace score at the end")
         legend_above(axes)
 
@@ -223,7 +228,7 @@ def _freed(events: Events) -> str:
             ("finish", "of finished traces", SERIES[1]),
             ("prune", "of pruned traces", MARK),
         ):
-            tokens = [event["tokens"] * (event["event"] == kind) for event in events]
+            tokens = [_own_tokens(event) * (event["event"] == kind) for event in events]
             axes.step(seconds, np.cumsum(tokens), where="post", color=colour, label=label)
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_locator(MaxNLocator(4))

@@ -219,7 +219,8 @@ def _kv_pictures(
     pictures = []
     for question_id, found in by_question.items():
         end_s = max(record.series.time_s[-1] for record in found.values() if record.series)
-        most = max(len(record.traces) for record in found.values())
+        # Of branches there are at most as many at once as traces were stopped.
+        most = max(sum(t.parent is None for t in record.traces) for record in found.values())
         pictures.append(
             {
                 "question_id": question_id,

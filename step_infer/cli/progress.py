@@ -119,7 +119,7 @@ class Progress:
         done = self._before + self._done
         if self._live:
             self._bar.start()
-            self._bar.update(self._task, completed=done, rates=rates)
+            self._bar.update(self._task, completed=done, total=self._total, rates=rates)
         else:
             self._console.print(f"{self._label} {done}/{self._total} {rates}", highlight=False)
 
@@ -145,8 +145,14 @@ class TraceProgress(Progress):
         self._tokens = 0
         self._questions = self._right = 0
 
-    def finished(self, tokens: int) -> None:
-        """Count one finished or pruned trace of so many generated tokens."""
+    def finished(self, tokens: int, extra: bool = False) -> None:
+        """Count one finished or pruned trace of so many generated tokens.
+
+        Args:
+            tokens: that it generated itself.
+            extra: whether it is none of those that were to be made, such as a branch.
+        """
+        self._total += extra
         self._done += 1
         self._done_tokens += tokens
 

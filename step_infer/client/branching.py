@@ -12,7 +12,8 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import Any, Protocol
 
 from step_infer.client.engine import EngineStats
@@ -125,8 +126,17 @@ class Branching:
                 a child cannot inherit; or an order goes by windows of token confidences.
         """
         self._check(llm, plans)
-        family = _Family(self, llm, plans, at_random)
-        for trace in llm.stream(plans, len(plans), on_step, branch=family.children):
+        family = Family(self, plans, llm.max_model_len, at_random)
+        steps = count()
+
+        def children(running: Collection[GrowingTrace]) -> list[TracePlan]:
+            if next(steps) % _LOOK_STEPS or not family.has_places:
+                return []
+            # As much must be free as the scheduler asks before it admits traces of this group.
+            spare = (1 - StepSettings.resume_free - llm.stats().kv_use) * llm.kv_capacity_tokens
+            return family.children(running, int(spare))
+
+        for trace in llm.stream(plans, len(plans), on_step, branch=children):
             family.end(trace)
             yield trace
 
@@ -211,56 +221,110 @@ def shared_weights(
     return [weight / voters[root] for weight, root in zip(weights, roots, strict=True)]
 
 
-class GrowingTrace(Protocol):
+def shared_among_voters(
+    traces: Sequence[Trace], answers: Sequence[str | None], weights: Sequence[float]
+) -> list[float]:
+    """Return the weights of a question's traces, those of voters shared (`shared_weights`).
+
+    Args:
+        traces: all traces of the question [N].
+        answers: what they vote for [N]; None for one that does not vote.
+        weights: their own weights [N].
+    """
+    voters = [i for i, answer in enumerate(answers) if answer is not None]
+    shares = shared_weights(
+        [traces[i].trace_id for i in voters],
+        [weights[i] for i in voters],
+        {trace.trace_id: trace.parent for trace in traces},
+    )
+    shared = list(weights)
+    for i, share in zip(voters, shares, strict=True):
+        shared[i] = share
+    return shared
+
+
+@dataclass
+class GrowingTrace:
     """What the engine's client knows of a trace that has not ended."""
 
     order: TracePlan
-    token_ids: list[int]
+    token_ids: list[int] = field(default_factory=list)
     """Tokens that it generated itself."""
-    point: int
+    point: int = field(init=False)
     """Tokens up to its last scored step boundary, inherited ones counted; 0 before the first."""
-    scores: list[float | None]
+    scores: list[float | None] = field(init=False)
     """Of its boundaries up to there, inherited ones too."""
-    confidences: list[float | None]
+    confidences: list[float | None] = field(init=False)
     """At these boundaries; without any where the engine records none."""
-    score: float | None
+    score: float | None = None
+    """Trace score, once it has scored a step itself."""
+
+    def __post_init__(self) -> None:
+        inherited = self.order.inherited
+        self.point = 0 if inherited is None else len(inherited.token_ids)
+        self.scores = [] if inherited is None else list(inherited.scores)
+        self.confidences = [] if inherited is None else list(inherited.confidences)
+
+    def take(self, report: Mapping[str, Any]) -> None:
+        """Take in what came with an output on the way: a `ScoreSoFar`, or nothing."""
+        if report.get("positions"):
+            self.score, self.point = report["score"], report["positions"][-1] + 1
+            self.scores, self.confidences = report["scores"], report.get("confidences", [])
 
 
-class _Family:
+class Family:
     """The traces of one question, and the children that they have had."""
 
     def __init__(
-        self, options: Branching, llm: ScoringEngine, plans: Sequence[TracePlan], at_random: bool
+        self,
+        options: Branching,
+        plans: Sequence[TracePlan],
+        max_model_len: int,
+        at_random: bool = False,
     ) -> None:
-        self._options, self._llm = options, llm
+        """Begin without children.
+
+        Args:
+            options: what is asked of a parent.
+            plans: the question's orders.
+            max_model_len: the model's context, in tokens.
+            at_random: choose parents at random.
+        """
+        self._options, self._max_model_len = options, max_model_len
         self._most_live = len(plans)
         self._next_id = max(plan.trace_id for plan in plans) + 1
         self._children: dict[int, int] = {}
-        self._stopped = self._branched = self._steps = 0
+        self._stopped = self._branched = 0
         seeds = [(plan.question_id, plan.trace_id, plan.seed) for plan in plans]
         crc = zlib.crc32(repr(seeds).encode())
         self._random = random.Random(crc) if at_random else None
+
+    @property
+    def has_places(self) -> bool:
+        """Whether more traces were stopped for want of memory than children were made."""
+        return self._stopped > self._branched
 
     def end(self, trace: Trace) -> None:
         """Take in a trace that has ended."""
         self._stopped += trace.pruned
 
-    def children(self, running: Collection[GrowingTrace]) -> list[TracePlan]:
-        """Return the orders for children of running traces; called after every engine step."""
-        self._steps += 1
-        if self._stopped <= self._branched or self._steps % _LOOK_STEPS or not running:
+    def children(self, running: Collection[GrowingTrace], spare_tokens: int) -> list[TracePlan]:
+        """Return the orders for children of running traces, which count as running from now on.
+
+        Args:
+            running: the traces that have not ended.
+            spare_tokens: KV cache that is free, beyond what must stay so, in tokens.
+        """
+        if not self.has_places or not running:
             return []
         by_id = {trace.order.trace_id: trace for trace in running}
         vote = next(iter(running)).order.vote
-        capacity = self._llm.kv_capacity_tokens
-        # As much must be free as the scheduler asks before it admits traces of this group.
-        spare = (1 - StepSettings.resume_free - self._llm.stats().kv_use) * capacity
         room = Room(
             self._stopped,
             self._branched,
             len(by_id),
             self._most_live,
-            int(spare),
+            spare_tokens - sum(map(_to_come, running)),
             vote is not None and vote.closed is not None,
         )
         candidates = [self._candidate(trace) for trace in running]
@@ -275,7 +339,7 @@ class _Family:
             trace.score,
             len(trace.token_ids),
             trace.point,
-            min(order.sampling.max_tokens, self._llm.max_model_len - prompt),
+            min(order.sampling.max_tokens, self._max_model_len - prompt),
             prompt,
             self._children.get(order.trace_id, 0),
         )
@@ -300,3 +364,11 @@ class _Family:
         )
         self._next_id += 1
         return child
+
+
+def _to_come(trace: GrowingTrace) -> int:
+    """Return the tokens for which a child that has not begun will still need memory."""
+    order = trace.order
+    if order.inherited is None or trace.token_ids:
+        return 0
+    return len(order.prompt_token_ids) + len(order.inherited.token_ids)

@@ -5,12 +5,12 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from step_infer.client.answers import Vote, vote
-from step_infer.client.branching import GrowingTrace, shared_weights
+from step_infer.client.branching import GrowingTrace, shared_among_voters
 from step_infer.client.deciding import (
     FINISHED,
     LIKELY,
@@ -23,12 +23,14 @@ from step_infer.client.engine import (
     EngineStats,
     abort_because,
     engine_arguments,
+    engine_name,
     engine_revision,
     engine_stats,
     leave_a_core,
     start_engine,
     takes_seeds,
     with_adapter,
+    without_interrupts,
 )
 from step_infer.client.grading import Grader
 from step_infer.client.kinds import AnswerOptions
@@ -60,6 +62,7 @@ from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import identify
 from step_infer.settings import RequestOptions, StepSettings
 
+_SUCH = {Budget: "such as Budget(seconds=60)", AnswerOptions: 'such as AnswerOptions("choice")'}
 Sampler = Callable[["StepLLM", Sequence[TracePlan]], Iterator[Trace]]
 """Samples the traces of one question."""
 
@@ -238,8 +241,8 @@ class StepLLM:
                 {"enable_thinking": False}.
 
         Raises:
-            InputError: `n` is no whole number from 1, the question no text, `sampling` no
-                `Sampling`, the chat template cannot ask the question (see
+            InputError: `n` is no whole number from 1, the question or `system` no text, `sampling`
+                no `Sampling`, the chat template cannot ask the question (see
                 `step_infer.client.prompt.chat_prompt`), or the prompt leaves no room for a
                 response.
         """
@@ -309,18 +312,21 @@ class StepLLM:
                         yield self._trace(_Running(order), None, order.vote.closed)
                     else:
                         running = _Running(
-                            order, branch is not None, stop is not None or _watched(order)
+                            order,
+                            branches=branch is not None,
+                            by_delta=stop is not None or _watched(order),
                         )
-                        in_flight[self._submit(running)] = running
+                        self._begin(running, in_flight)
                         voting |= order.vote is not None
                 if not in_flight:
                     return
-                outputs = self._engine.step()
+                with without_interrupts():
+                    outputs = self._engine.step()
                 if on_step is not None:
                     on_step()
                 for output in outputs:
                     running = in_flight[output.request_id]
-                    running.take(output)
+                    running.take_output(output)
                     if output.finished:
                         del in_flight[output.request_id]
                         yield self._trace(running, output)
@@ -331,11 +337,16 @@ class StepLLM:
                     yield from self._end([request_id(key) for key in keys], in_flight, SIMILAR)
                 if branch is not None:
                     for order in branch(in_flight.values()):
-                        running = _Running(order, branches=True)
-                        in_flight[self._submit(running)] = running
+                        self._begin(_Running(order, branches=True), in_flight)
         finally:
             if in_flight and not self._closed:  # the reader stopped early, or an error
-                self._engine.abort_request(list(in_flight))
+                with without_interrupts():
+                    self._engine.abort_request(list(in_flight))
+
+    def _begin(self, running: "_Running", in_flight: dict[str, "_Running"]) -> None:
+        """Have the engine begin a trace."""
+        with without_interrupts():
+            in_flight[self._submit(running)] = running
 
     def _end_closed(self, in_flight: dict[str, "_Running"]) -> Iterator[Trace]:
         """End the running traces whose vote has closed."""
@@ -350,8 +361,9 @@ class StepLLM:
         self, names: Sequence[str], in_flight: dict[str, "_Running"], reason: str
     ) -> Iterator[Trace]:
         """Stop running traces for a reason of the client's."""
-        tokens = abort_because(self._engine, names, reason)
-        ended = [(name, in_flight.pop(name)) for name in names]
+        with without_interrupts():
+            tokens = abort_because(self._engine, names, reason)
+            ended = [(name, in_flight.pop(name)) for name in names]
         for name, running in ended:
             running.token_ids = tokens.get(name, running.token_ids)
             yield self._trace(running, None, reason)
@@ -398,12 +410,12 @@ class StepLLM:
 
         Raises:
             InputError: no questions, or one that cannot be asked (nothing has been sampled then);
-                a bad `n`, `sampling`, `stop_rule` or `wave`; an answer kind of one's own that
-                cannot be loaded.
+                a bad `n`, `sampling`, `stop_rule`, `budget`, `wave` or `answers`; an answer kind of
+                one's own that cannot be loaded.
         """
         from rich.progress import Progress
 
-        if isinstance(questions, str) or not questions:
+        if isinstance(questions, str) or not isinstance(questions, Sequence) or not questions:
             raise InputError(
                 f"Expected a list of questions, found {questions!r:.60}. "
                 "Hint: for one question, generate([question])."
@@ -413,6 +425,11 @@ class StepLLM:
                 f"Expected a wave of at least 1 trace, and no sampler with it, found {wave!r:.60}. "
                 "Hint: leave wave out to start all traces at once."
             )
+        for name, value, kind in (("budget", budget, Budget), ("answers", answers, AnswerOptions)):
+            if value is not None and not isinstance(value, kind):
+                raise InputError(
+                    f"Expected {kind.__name__} as {name}, found {value!r:.60}. Hint: {_SUCH[kind]}."
+                )
         rule = self._stop_rule(stop_rule)
         # Weights are scores up to 1, but a sampler may have traces weigh by their confidences.
         most = math.inf if sampler is not None and self.confidence else 1.0
@@ -494,7 +511,11 @@ class StepLLM:
                 "progress": _watched(order) or running.branches,
             }
         by_delta = running.by_delta or running.branches
-        params = sampling_params(order, options, room, by_delta)
+        parent = ""
+        if order.inherited is not None:
+            theirs = request_id((order.question_id, order.inherited.parent))
+            parent = engine_name(self._engine.output_processor, theirs)
+        params = sampling_params(order, options, room, by_delta, parent)
         if self._checks_options:
             RequestOptions.from_extra_args(params.extra_args)
         name = request_id(order.key)
@@ -549,15 +570,8 @@ class _Question:
         answers = [None if trace.filtered else trace.answer for trace in traces]
         weights, same = [self._weigh(trace) for trace in traces], grader.same(answers)
         outcome, shared = vote(answers, weights, same), None
-        parents = {trace.trace_id: trace.parent for trace in traces}
-        if any(parent is not None for parent in parents.values()):
-            voters = [i for i, answer in enumerate(answers) if answer is not None]
-            shares = shared_weights(
-                [traces[i].trace_id for i in voters], [weights[i] for i in voters], parents
-            )
-            for i, weight in zip(voters, shares, strict=True):
-                weights[i] = weight
-            shared = vote(answers, weights, same)
+        if any(trace.parent is not None for trace in traces):
+            shared = vote(answers, shared_among_voters(traces, answers, weights), same)
         return Result(
             self.plans[0].question_id,
             self.question,
@@ -572,41 +586,26 @@ class _Question:
 
 
 @dataclass
-class _Running:
+class _Running(GrowingTrace):
     """A trace that the engine has."""
 
-    order: TracePlan
     branches: bool = False
-    """Whether it may be a parent: then its step scores so far are kept."""
+    """Whether it may be a parent: then it asks for its step scores on the way."""
     by_delta: bool = False
-    token_ids: list[int] = field(default_factory=list)
     submitted_s: float = 0.0
-    point: int = 0
-    scores: list[float | None] = field(default_factory=list)
-    confidences: list[float | None] = field(default_factory=list)
-    score: float | None = None
     cached_tokens: int | None = None
 
-    def __post_init__(self) -> None:
-        if (inherited := self.order.inherited) is not None:
-            self.point = len(inherited.token_ids)
-            self.scores += inherited.scores
-            self.confidences += inherited.confidences
-
-    def take(self, output: Any) -> None:
+    def take_output(self, output: Any) -> None:
         """Take in one of the engine's outputs."""
         self.token_ids += output.outputs[0].token_ids
         if self.order.inherited is not None:
             self.cached_tokens = output.num_cached_tokens
         report = report_of(output)
-        score = report.get("score")
-        if self.branches and not output.finished and report.get("positions"):
-            self.score, self.point = score, report["positions"][-1] + 1
-            self.scores += report["scores"]
-            self.confidences += report.get("confidences", [])
+        if self.branches and not output.finished:
+            self.take(report)
         if _watched(self.order):
             assert self.order.vote is not None
-            self.order.vote.see(self.order.trace_id, len(self.token_ids), score)
+            self.order.vote.see(self.order.trace_id, len(self.token_ids), report.get("score"))
 
 
 def _watched(order: TracePlan) -> bool:

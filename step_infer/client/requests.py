@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from step_infer.client.prompt import chat_prompt
-from step_infer.client.trace import STOPPED, Sampling, Trace, TraceKey, TracePlan, trace_seed
+from step_infer.client.trace import (
+    STOPPED,
+    Inherited,
+    Sampling,
+    Trace,
+    TraceKey,
+    TracePlan,
+    trace_seed,
+)
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.think_end import is_unfinished
@@ -29,7 +37,11 @@ def request_id(key: TraceKey) -> str:
 
 
 def sampling_params(
-    order: TracePlan, options: dict[str, Any] | None, room: int, by_delta: bool
+    order: TracePlan,
+    options: dict[str, Any] | None,
+    room: int,
+    by_delta: bool,
+    parent: str = "",
 ) -> "SamplingParams":
     """Return how vLLM samples an order.
 
@@ -38,6 +50,7 @@ def sampling_params(
         options: the adapter's options for every request; None for stock vLLM.
         room: tokens that the context leaves for the response, inherited tokens among them.
         by_delta: whether every step's tokens come at once, not all of them at the end.
+        parent: of a branch: the engine's name of its parent's request.
     """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
@@ -52,12 +65,7 @@ def sampling_params(
             group = hashlib.sha256(group.encode()).hexdigest()
         extra_args = {CONFIG_KEY: {"group": group, **options, **order.options}}
         if order.inherited is not None:
-            extra_args[CONFIG_KEY]["inherit"] = {
-                "parent": request_id((order.question_id, order.inherited.parent)),
-                "tokens": len(order.inherited.token_ids),
-                "scores": list(order.inherited.scores),
-                "confidences": list(order.inherited.confidences),
-            }
+            extra_args[CONFIG_KEY]["inherit"] = inherit_option(order.inherited, parent)
     return SamplingParams(
         temperature=sampling.temperature,
         top_p=sampling.top_p,
@@ -68,6 +76,16 @@ def sampling_params(
         output_kind=RequestOutputKind.DELTA if by_delta else RequestOutputKind.FINAL_ONLY,
         extra_args=extra_args,
     )
+
+
+def inherit_option(inherited: Inherited, parent: str) -> dict[str, Any]:
+    """Return the request option `inherit` of a branch, given the engine's name of its parent."""
+    return {
+        "parent": parent,
+        "tokens": len(inherited.token_ids),
+        "scores": list(inherited.scores),
+        "confidences": list(inherited.confidences),
+    }
 
 
 def inherited_ids(order: TracePlan) -> tuple[int, ...]:
@@ -198,6 +216,10 @@ def question_plans(
         raise InputError(
             f"Expected a text as question {question_id}, found {question!r:.60}. "
             "Hint: give each question as a str."
+        )
+    if not isinstance(system, str):
+        raise InputError(
+            f"Expected a text as system, found {system!r:.60}. Hint: an empty text leaves it out."
         )
     if sampling is not None and not isinstance(sampling, Sampling):
         raise InputError(f"Expected a Sampling, found {sampling!r:.60}. Hint: Sampling(top_p=0.9).")

@@ -94,6 +94,7 @@ class ActorPool(Generic[OrderT]):
         self._connected = connect(address)
         try:
             self.share = share_for(replicas, engine_args, alive_nodes())
+            self._one_by_one = self.share.starts_alone(engine_args)
             self._log_dir = None if log_dir is None else real_path(log_dir)
             if self._log_dir is not None:
                 self._log_dir.mkdir(parents=True, exist_ok=True)
@@ -112,16 +113,21 @@ class ActorPool(Generic[OrderT]):
             InputError: one refuses to start, or dies too often.
         """
         self._arguments = arguments
-        self.members = [Member(number) for number in range(self._replicas)]
         try:
-            for member in self.members:
-                self._start(member)
-            while any(member.started is None for member in self.members):
-                for _ in self.arrived():
-                    raise AssertionError("something done without an order")
+            for number in range(self._replicas):
+                self.members.append(Member(number))
+                self._start(self.members[-1])
+                if self._one_by_one:
+                    self._wait_for_starts()
+            self._wait_for_starts()
         except BaseException:
             self.close()
             raise
+
+    def _wait_for_starts(self) -> None:
+        while any(member.started is None for member in self.members):
+            for _ in self.arrived():
+                raise AssertionError("something done without an order")
 
     def close(self) -> None:
         """End the replicas, and Ray's connection where this made it."""

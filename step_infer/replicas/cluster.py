@@ -43,6 +43,18 @@ class Share:
             return {}
         return {"gpu_memory_utilization": round(_GPU_MEMORY * self.gpus, 3)}
 
+    def starts_alone(self, engine_args: dict[str, Any]) -> bool:
+        """Return whether no two of these may start at once.
+
+        vLLM measures while it starts how much memory its model takes of a device, and would count
+        what another engine takes there meanwhile. Given the bytes of the KV cache it measures
+        nothing.
+
+        Args:
+            engine_args: of each replica's engine.
+        """
+        return 0 < self.gpus < 1 and "kv_cache_memory_bytes" not in engine_args
+
     def _places(self, node: dict[str, float], resource: str) -> float:
         wanted = self.cpus if resource == "CPU" else self.gpus
         if not wanted:

@@ -42,11 +42,28 @@ def step_object(outcome: Outcome) -> dict[str, Any]:
             **others,
         },
         "uncompared": outcome.uncompared,
+        "branched": None if outcome.shared_vote is None else _branched(outcome),
         "trace": outcome.best.trace_id,
+        "parent": outcome.best.parent,
         "score": outcome.best.trace_score,
         "ended": outcome.ended,
         "why": outcome.why,
         "seconds": round(outcome.seconds, 3),
+    }
+
+
+def _branched(outcome: Outcome) -> dict[str, Any]:
+    """Return what the body tells of a call's children."""
+    children, shared = outcome.children, outcome.shared_vote
+    assert shared is not None
+    begun = [trace for trace in children if trace.cached_tokens is not None]
+    return {
+        "traces": len(children),
+        "inherited_tokens": sum(trace.inherited for trace in children),
+        "prefix_tokens": sum(outcome.prompt_tokens + trace.inherited for trace in begun),
+        "cached_tokens": sum(trace.cached_tokens or 0 for trace in begun),
+        "shared_answer": shared.answer,
+        "shared_share": shared.share,
     }
 
 

@@ -10,11 +10,12 @@ import dataclasses
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Hashable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from step_infer.client.answers import Vote
+from step_infer.client.branching import shared_among_voters
 from step_infer.client.deciding import (
     FINISHED,
     LIKELY,
@@ -22,7 +23,8 @@ from step_infer.client.deciding import (
     StopRule,
     likely_rule,
 )
-from step_infer.client.requests import ended_trace, report_of
+from step_infer.client.engine import engine_name
+from step_infer.client.requests import ended_trace, inherit_option, inherited_ids, report_of
 from step_infer.client.running_vote import RunningVote
 from step_infer.client.trace import (
     STOPPED,
@@ -37,6 +39,7 @@ from step_infer.errors import InputError
 from step_infer.scorer.aggregate import NEVER_RISE
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
+from step_infer.server.voted_branching import CallFamily
 from step_infer.server.voted_grading import VotedGrading
 from step_infer.server.voted_settings import SCORE, VotedOptions, VotedSettings
 from step_infer.wire import CALLER_KEY, CONFIG_KEY, OVER_BUDGET, because
@@ -50,6 +53,8 @@ _LOOK_S = 0.1
 """Between two looks at the budget, while no trace ends."""
 _SHOWN = 60
 """Characters of an answer that progress shows."""
+_CONTEXT = 8
+"""Tokens of the prompt's end beside which inherited ones are decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,9 @@ class VotedModel:
     card: ScorerCard | None = None
     aggregator: str | None = None
     takes_seeds: bool = True
+    prefix_caching: bool = False
+    max_model_len: int = 0
+    """The model's context, in tokens."""
     ranks: int = 1
     """Data-parallel engines that a request can be sent to."""
     load: Counter[int] = dataclasses.field(default_factory=Counter)
@@ -93,6 +101,14 @@ class Outcome:
     """The answer kind; `OWN` for code, of which a client need not know the name."""
     uncompared: int
     """Comparisons of answers that were given up for want of time; they count as different."""
+    shared_vote: Vote | None = None
+    """Of a call that may branch: the vote in which traces of one family share their weights
+    (`step_infer.client.branching.shared_weights`); None of other calls."""
+
+    @property
+    def children(self) -> list[Trace]:
+        """The traces that branched from another."""
+        return [trace for trace in self.traces if trace.parent is not None]
 
     @property
     def chosen_by(self) -> str:
@@ -106,8 +122,8 @@ class Outcome:
 
     @property
     def completion_tokens(self) -> int:
-        """Generated tokens of all traces together."""
-        return sum(len(trace.token_ids) for trace in self.traces)
+        """Generated tokens of all traces together; inherited ones count once."""
+        return sum(trace.own_tokens for trace in self.traces)
 
 
 _Ended = tuple[Any, Trace] | Exception
@@ -120,7 +136,7 @@ class TraceState(NamedTuple):
     state: str
     """`WAITING`, `RUNNING`, `FINISHED` by itself, or why it was stopped."""
     tokens: int
-    """Generated so far."""
+    """Generated so far, by itself."""
     score: float | None
     """Its trace score so far."""
 
@@ -132,9 +148,16 @@ class VotedCall:
         """Prepare a call.
 
         Raises:
-            InputError: the stop rule needs a threshold that the scorer card does not have.
+            InputError: the stop rule needs a threshold that the scorer card does not have, or the
+                engine cannot branch traces.
         """
         self._model, self._options = model, options
+        if options.branch is not None and (model.card is None or not model.prefix_caching):
+            lacking = "a scorer" if model.card is None else "prefix caching"
+            raise InputError(
+                "Expected an engine with a scorer and prefix caching for a call that branches, "
+                f"found one without {lacking}. Hint: leave branch out."
+            )
         aggregator = model.aggregator or (model.card.aggregator if model.card else None)
         self._grader = model.grading.grader(options.answers)
         by_score = model.card is not None and options.vote == SCORE
@@ -148,13 +171,18 @@ class VotedCall:
             expect=float if by_score else None,
             falls=by_score and aggregator in NEVER_RISE,
         )
-        self._watches = self.vote.watches or model.settings.page
+        self._family: CallFamily | None = None
+        branches = options.branch is not None
+        self._watches = self.vote.watches or branches or model.settings.page
         self._group = secrets.token_hex(16)
+        self._names: list[str] = []
+        """Of the requests of its traces, by their numbers."""
         self._traces: dict[int, Trace] = {}
         self._outputs: dict[int, Any] = {}
         self._seen: dict[int, TraceState] = {}
         self._tally: dict[Hashable, tuple[str, float, list[int]]] = {}
         self._began_s = 0.0
+        self._skips_special = True
         self.request_id: str | None = None
         """What vLLM named the request; None before the traces begin."""
         self.begun = asyncio.Event()
@@ -167,7 +195,7 @@ class VotedCall:
 
     def progress(self) -> str:
         """Return how far the vote is, in one line."""
-        text = f"{len(self._traces)} of {self._options.traces} traces"
+        text = f"{len(self._traces)} of {self._num_traces} traces"
         groups = self.standing()
         if not groups:
             return text
@@ -180,16 +208,21 @@ class VotedCall:
         """Return the answers so far, the heaviest first: a form, its weight, its traces."""
         return sorted(self._tally.values(), key=lambda group: group[1], reverse=True)
 
+    @property
+    def _num_traces(self) -> int:
+        """Its traces so far, children among them."""
+        return max(self._options.traces, len(self._names))
+
     def traces_so_far(self) -> list[TraceState]:
         """Return where each trace is [N]; of running ones only where calls watch them."""
         states = []
-        for number in range(self._options.traces):
+        for number in range(self._num_traces):
             seen = self._seen.get(number, TraceState(WAITING, 0, None))
             if (trace := self._traces.get(number)) is not None:
                 reason = trace.finish_reason
                 score = seen.score if trace.trace_score is None else trace.trace_score
                 state = reason if reason in STOPPED else FINISHED
-                seen = TraceState(state, len(trace.token_ids), score)
+                seen = TraceState(state, trace.own_tokens, score)
             states.append(seen)
         return states
 
@@ -208,34 +241,45 @@ class VotedCall:
             InputError: the parameters cannot be voted on.
         """
         self._check(sampling_params)
+        self._skips_special = sampling_params.skip_special_tokens
         admit = getattr(self._model.engine, "check_admission", None)
         if admit is not None:
             admit(self._options.traces)
         # A client may name its request: what can be aborted by name must not be guessed.
         prefix = f"{request_id}-{secrets.token_hex(8)}"
-        names = [f"{prefix}-{number}" for number in range(self._options.traces)]
+        orders = self._orders(prompt, sampling_params)
+        if self._options.branch is not None:
+            self._family = CallFamily(
+                self._options.branch, orders, self._model.max_model_len, sampling_params
+            )
         arrived: asyncio.Queue[_Ended] = asyncio.Queue()
         rank = options.get("data_parallel_rank")
         if rank is None and self._model.ranks > 1:  # a group lives within one engine
             rank = min(range(self._model.ranks), key=self._model.load.__getitem__)
             options["data_parallel_rank"] = rank
-        self._model.load[rank or 0] += len(names)
-        readers = [
-            asyncio.create_task(self._read(number, name, prompt, sampling_params, options, arrived))
-            for number, name in enumerate(names)
-        ]
+        readers: list[asyncio.Task[None]] = []
+
+        def begin(order: TracePlan) -> None:
+            self._names.append(f"{prefix}-{order.trace_id}")
+            self._model.load[rank or 0] += 1
+            self.vote.begin(order.trace_id, time.monotonic())
+            asked = _prompt_of(order, prompt), self._params(order, sampling_params)
+            readers.append(asyncio.create_task(self._read(order, *asked, options, arrived)))
+
         self._began_s = time.monotonic()
-        self.request_id = request_id
-        self.begun.set()
         try:
-            await self._take(names, arrived)
+            for order in orders:
+                begin(order)
+            self.request_id = request_id
+            self.begun.set()
+            await self._take(arrived, begin)
             self.outcome = await self._outcome()
         finally:
-            self._model.load[rank or 0] -= len(names)
+            self._model.load[rank or 0] -= len(self._names)
             try:
-                if len(self._traces) < len(names):  # the client has gone, or something failed
+                if len(self._traces) < len(self._names):  # the client has gone, or something failed
                     with suppress(Exception):  # an engine that is dead has nothing to abort
-                        await self._model.engine.abort(names)
+                        await self._model.engine.abort(self._names)
                 for reader in readers:
                     reader.cancel()
                 await asyncio.gather(*readers, return_exceptions=True)
@@ -255,41 +299,52 @@ class VotedCall:
                 "Hint: leave temperature out."
             )
 
+    def _orders(self, prompt: Any, sampling_params: Any) -> list[TracePlan]:
+        """Return the orders for the traces of a prompt."""
+        seed = sampling_params.seed
+        return [
+            TracePlan(
+                QUESTION_ID,
+                number,
+                tuple(prompt.get("prompt_token_ids") or ()) if isinstance(prompt, dict) else (),
+                None if seed is None else trace_seed(seed, QUESTION_ID, number),
+                Sampling(max_tokens=sampling_params.max_tokens or Sampling.max_tokens),
+                self._group,
+                vote=self.vote,
+            )
+            for number in range(self._options.traces)
+        ]
+
     async def _read(
         self,
-        number: int,
-        name: str,
+        order: TracePlan,
         prompt: Any,
-        sampling_params: Any,
+        params: Any,
         options: dict[str, Any],
         arrived: "asyncio.Queue[_Ended]",
     ) -> None:
         """Sample one trace; hand it over with its last output, and all that came before that."""
+        name = self._names[order.trace_id]
         try:
-            params = self._params(number, sampling_params)
-            self.vote.begin(number, time.monotonic())
             whole = None
             async for output in self._model.engine.generate(prompt, params, name, **options):
                 whole = output if whole is None else _joined(whole, output)
                 if self._watches:
-                    self._see(number, whole, report_of(output).get("score"))
-            arrived.put_nowait((whole, await self._trace(number, whole)))
+                    self._see(order.trace_id, whole, report_of(output))
+            arrived.put_nowait((whole, await self._trace(order, whole)))
         except Exception as error:
             arrived.put_nowait(error)
 
-    async def _trace(self, number: int, output: Any) -> Trace:
+    async def _trace(self, order: TracePlan, output: Any) -> Trace:
         """Return a trace that has ended."""
         completion = output.outputs[0]
         aborted = completion.finish_reason == "abort" and completion.stop_reason is None
         ours = self.vote.closed if aborted else None
         final: list[tuple[str, str | None]] = []
-        order = TracePlan(
-            QUESTION_ID,
-            number,
-            tuple(output.prompt_token_ids or ()),
-            None,
-            Sampling(),
-            self._group,
+        child = order.inherited is not None
+        order = dataclasses.replace(
+            order,
+            prompt_token_ids=order.prompt_token_ids or tuple(output.prompt_token_ids or ()),
             extract=lambda *response: final.append(response),  # to be looked at below
         )
         trace = ended_trace(
@@ -301,6 +356,7 @@ class VotedCall:
             self._model.rule,
             0,
             ours,
+            output.num_cached_tokens if child and completion.token_ids else None,
         )
         for text, think_end in final:
             trace.answer = await self._model.grading.extract(
@@ -308,50 +364,70 @@ class VotedCall:
             )
         return trace
 
-    def _see(self, number: int, whole: Any, score: float | None) -> None:
+    def _see(self, number: int, whole: Any, report: Mapping[str, Any]) -> None:
         """Note how far a trace is, and its trace score where it is new."""
-        tokens = len(whole.outputs[0].token_ids)
+        token_ids, score = whole.outputs[0].token_ids, report.get("score")
+        tokens = len(token_ids)
         self.vote.see(number, tokens, score)
+        if self._family is not None and not whole.finished:
+            self._family.see(number, token_ids, report)
         if score is None and number in self._seen:
             score = self._seen[number].score
         self._seen[number] = TraceState(RUNNING, tokens, score)
 
-    def _params(self, number: int, sampling_params: Any) -> Any:
+    def _params(self, order: TracePlan, sampling_params: Any) -> Any:
         """Return the sampling parameters of one trace."""
         from vllm.sampling_params import RequestOutputKind
 
         params = sampling_params.clone()
-        if params.seed is not None:
-            params.seed = trace_seed(params.seed, QUESTION_ID, number)
+        params.seed = order.seed
         if self._watches:
             params.output_kind = RequestOutputKind.DELTA
         if self._model.scored:
             step: dict[str, Any] = {"group": self._group, "progress": self._watches}
             if self._options.min_keep is not None:
                 step["min_keep"] = min(self._options.min_keep, self._options.traces)
+            if order.inherited is not None:
+                parent = self._names[order.inherited.parent]
+                known_as = engine_name(self._model.engine.output_processor, parent)
+                step["inherit"] = inherit_option(order.inherited, known_as)
+                params.max_tokens = order.sampling.max_tokens - len(order.inherited.token_ids)
+                params.min_tokens = max(params.min_tokens - len(order.inherited.token_ids), 0)
             # Its own caller: no other request, whatever its key, can be of this group.
             own = {CONFIG_KEY: step, CALLER_KEY: self._group}
             params.extra_args = {**(params.extra_args or {}), **own}
         return params
 
-    async def _take(self, names: Sequence[str], arrived: "asyncio.Queue[_Ended]") -> None:
+    async def _take(
+        self, arrived: "asyncio.Queue[_Ended]", begin: Callable[[TracePlan], None]
+    ) -> None:
         """Take in the traces as they end, and end the others once the vote is closed."""
         closed = None
-        while len(self._traces) < len(names):
+        while len(self._traces) < len(self._names):
             try:
                 ended = await asyncio.wait_for(arrived.get(), _LOOK_S)
             except TimeoutError:
-                pass
+                # One that was shut down, as at the server's end, says nothing to who waits for it.
+                if self._model.engine.errored:
+                    raise self._model.engine.dead_error from None
             else:
                 if isinstance(ended, Exception):
                     raise ended
                 await self._add(*ended)
-            if closed is None and (closed := await self._look()) is not None:
-                running = [n for k, n in enumerate(names) if k not in self._traces]
+            if closed is None:
+                closed = await self._look()
+            if closed is not None:
+                # Each time: one that was on its way to the engine is not known there before.
+                running = [n for k, n in enumerate(self._names) if k not in self._traces]
                 await _abort(self._model.engine, running, closed)
+            elif self._family is not None:
+                for order in self._family.children():
+                    begin(order)
 
     async def _add(self, output: Any, trace: Trace) -> None:
         self._outputs[trace.trace_id], self._traces[trace.trace_id] = output, trace
+        if self._family is not None:
+            self._family.end(trace)
         answer = trace.answer
 
         def add() -> Hashable:
@@ -374,6 +450,10 @@ class VotedCall:
         traces = [self._traces[number] for number in sorted(self._traces)]
         answers = [trace.answer for trace in traces]
         weights = [self._weigh(trace) for trace in traces]
+        shared = None
+        if self._family is not None:
+            shares = shared_among_voters(traces, answers, weights)
+            shared = await self._model.grading.vote(self._grader, answers, shares)
         outcome = await self._model.grading.vote(self._grader, answers, weights)
         voters = [traces[voter] for voter in outcome.groups[0][2]] if outcome.groups else traces
         first = self._outputs[0]
@@ -388,6 +468,7 @@ class VotedCall:
             first.num_cached_tokens or 0,
             OWN if self._options.answers.runs_code else self._options.answers.name,
             self._grader.uncompared,
+            shared,
         )
 
     def _answer(self, best: Trace) -> Any:
@@ -395,9 +476,27 @@ class VotedCall:
         output = self._outputs[best.trace_id]
         output.kv_transfer_params = None  # its report is no part of the answer
         completion = output.outputs[0]
-        if best.finish_reason not in ("stop", "error"):
+        if best.parent is not None:  # to vLLM what it inherited is prompt
+            output.prompt_token_ids = list(best.prompt_token_ids)
+            completion.token_ids = list(best.token_ids)
+            completion.text = self._inherited_text(best) + completion.text
+        if completion.finish_reason == "abort":
             completion.finish_reason, completion.stop_reason = "length", None
         return output
+
+    def _inherited_text(self, child: Trace) -> str:
+        """Return the text of what a child inherited, as vLLM has it in the parent's output."""
+
+        def text(token_ids: Sequence[int]) -> str:
+            # After the end of the prompt: some tokenizers drop a text's first space.
+            whole = [*child.prompt_token_ids[-_CONTEXT:], *token_ids]
+            return self._model.tokenizer.decode(
+                whole,
+                skip_special_tokens=self._skips_special,
+                clean_up_tokenization_spaces=False,
+            )
+
+        return text(child.token_ids[: child.inherited])[len(text(())) :]
 
 
 def _rank(trace: Trace) -> tuple[bool, float, int]:
@@ -411,6 +510,14 @@ def _rule(model: VotedModel, options: VotedOptions) -> StopRule:
     if options.stop_rule != LIKELY:
         return StopRule(options.stop_rule)
     return likely_rule(model.card.deciding if model.card else {}, options.vote)
+
+
+def _prompt_of(order: TracePlan, prompt: Any) -> Any:
+    """Return an order's prompt, given that of the call as vLLM has rendered it."""
+    if order.inherited is None:
+        return prompt
+    # All else stays, such as the salt by which the prefix cache tells callers apart.
+    return {**prompt, "prompt_token_ids": [*order.prompt_token_ids, *inherited_ids(order)]}
 
 
 def _joined(whole: Any, output: Any) -> Any:

@@ -19,6 +19,7 @@ VOTED_FLAGS = (
     "--voted-traces",
     "--voted-max-traces",
     "--voted-max-seconds",
+    "--voted-max-children",
     "--voted-answers",
     "--step-page",
 )
@@ -54,6 +55,12 @@ def add_voted_options(add: Callable[..., Any], advanced: Callable[..., Any]) -> 
         help="the most seconds that a voted call takes (default: no limit)",
     )
     advanced(
+        "--voted-max-children",
+        type=int,
+        metavar="N",
+        help="let voted calls branch traces: the most children of one trace (default: null)",
+    )
+    advanced(
         "--voted-answers",
         metavar="KIND",
         help="answer kind of voted calls that name none: a name, the dotted path of your own "
@@ -76,6 +83,7 @@ def voted_settings(own: argparse.Namespace) -> VotedSettings | None:
         "traces": own.voted_traces,
         "max_traces": own.voted_max_traces,
         "max_seconds": own.voted_max_seconds,
+        "max_children": own.voted_max_children,
         "answers": None if own.voted_answers is None else _answers(own.voted_answers),
         "page": own.step_page or None,
     }

@@ -143,6 +143,11 @@ class VotedRoutes:
         refuse_what_no_vote_can_do(request)
         extra = request.model_extra or {}
         options = VotedOptions.of(extra.get(CONFIG_KEY), self._model.settings)
+        if request.stream and options.progress == REASONING and not hasattr(request, "messages"):
+            raise InputError(
+                "Expected progress as comments in the stream of a text completion, which has no "
+                "reasoning, found 'reasoning'. Hint: leave it out, or ask for a chat completion."
+            )
         call = VotedCall(self._model, options)
         voted = _as_voted(handler, call, self._name)
         serve = getattr(voted, "create_chat_completion", None) or voted.create_completion
@@ -272,6 +277,8 @@ def _voted_model(settings: VotedSettings, engine: Any) -> VotedModel:
         card,
         None if step is None else step.aggregator,
         takes_seeds({"enable_chunked_prefill": config.scheduler_config.enable_chunked_prefill}),
+        bool(config.cache_config.enable_prefix_caching),
+        config.model_config.max_model_len,
         parallel.data_parallel_size_local if local else parallel.data_parallel_size,
     )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from step_infer.client.branching import Branching
 from step_infer.client.deciding import LIKELY, NEVER, UNBEATABLE
 from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
@@ -43,6 +44,8 @@ class VotedSettings:
     """The answer kind of a call that does not say; it alone may be code."""
     page: bool = False
     """Show running calls at /step; all of them ask for their traces' progress then."""
+    max_children: int | None = None
+    """The most children of one trace that a call may ask for; None: no call branches traces."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
@@ -50,12 +53,12 @@ class VotedSettings:
                 f"Expected a name for the voted model, found {self.name!r:.60}. "
                 "Hint: --voted-model-name MODEL-voted."
             )
-        for name in ("traces", "max_traces"):
+        for name in ("traces", "max_traces", "max_children"):
             value = getattr(self, name)
-            if not (_whole(value) or (name == "max_traces" and value is None)):
+            if not (_whole(value) or (name != "traces" and value is None)):
                 raise InputError(
                     f"Expected voted {name} as a whole number >= 1, found {value!r:.60}. "
-                    "Hint: such as 64."
+                    f"Hint: such as {2 if name == 'max_children' else 64}."
                 )
         if self.max_seconds is not None and not (finite(self.max_seconds) and self.max_seconds > 0):
             raise InputError(
@@ -126,6 +129,8 @@ class VotedOptions:
     min_keep: int | None = None
     """Traces that are never pruned; None: as the engine's setting says."""
     progress: str = COMMENTS
+    branch: Branching | None = None
+    """Good traces go on as further ones where traces were stopped for want of memory; None: not."""
     answers: AnswerOptions = VotedSettings.answers
     """How answers are found and compared."""
 
@@ -159,6 +164,8 @@ class VotedOptions:
         for name, choices in (("stop_rule", RULES), ("vote", VOTES), ("progress", PROGRESS)):
             _check(name, values, choices.__contains__, f"one of {', '.join(choices)}")
         given = {name: value for name, value in values.items() if value is not None}
+        if "branch" in given:
+            given["branch"] = _branching(given["branch"], settings.max_children)
         if "answers" in given:
             given["answers"] = _answers(given["answers"], settings.answers)
         own = {name: getattr(settings, name) for name in ("traces", "answers")}
@@ -183,6 +190,34 @@ def _answers(values: Any, own: AnswerOptions) -> AnswerOptions:
     return own if asked.kind is None else asked
 
 
+def _branching(values: Any, most_children: int | None) -> Branching | None:
+    """Return how a call branches its traces; None where it does not."""
+    known = {field.name for field in dataclasses.fields(Branching)}
+    if not (isinstance(values, bool) or (isinstance(values, Mapping) and known >= set(values))):
+        raise InputError(
+            f"Expected {CONFIG_KEY} option branch as true, or an object with "
+            f"{' or '.join(sorted(known))}, found {values!r:.60}. "
+            "Hint: leave it out for the default."
+        )
+    if values is False:
+        return None
+    if most_children is None:
+        raise InputError(
+            f"Expected no {CONFIG_KEY} option branch, which this server does not offer, found "
+            f"{values!r:.60}. Hint: leave it out, or have the operator give --voted-max-children."
+        )
+    given = {} if values is True else {n: v for n, v in values.items() if v is not None}
+    given.setdefault("max_children", min(Branching.max_children, most_children))
+    options = Branching(**given)
+    if options.max_children > most_children:
+        raise InputError(
+            f"Expected at most {most_children} children of a trace (max_children), found "
+            f"{options.max_children}. Hint: ask for fewer, or have the operator raise "
+            "--voted-max-children."
+        )
+    return options
+
+
 def refuse_what_no_vote_can_do(request: Any) -> None:
     """Refuse what a request asks that a vote cannot give.
 
@@ -199,6 +234,13 @@ def refuse_what_no_vote_can_do(request: Any) -> None:
                 f"Expected fields that this server knows for the voted model, found {name!r:.60}. "
                 "Hint: leave it out."
             )
+    prompts: Any = getattr(request, "prompt", None)
+    several = isinstance(prompts, list) and not (prompts and isinstance(prompts[0], int))
+    if several and len(prompts) != 1:
+        raise InputError(
+            f"Expected one prompt for the voted model, found {len(prompts)}. "
+            "Hint: send a call for each."
+        )
     fields = _CANNOT | _CANNOT_STREAM if request.stream else _CANNOT
     for name, harmless in fields.items():
         value = getattr(request, name, None)
@@ -240,7 +282,6 @@ _CANNOT: dict[str, Callable[[Any], bool]] = {
     "use_beam_search": lambda value: value is False,
     "response_format": lambda value: value.type == "text",
     "structured_outputs": _never,
-    "prompt": lambda value: isinstance(value, str) or len(value) == 1 or isinstance(value[0], int),
     "prompt_embeds": _never,
     "kv_transfer_params": _never,
     "ec_transfer_params": _never,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from step_eval.comparison import compare, outcome, summarise
 from step_eval.curves import auroc_by_progress, score_curve, scored_traces
 from step_eval.records import AnswerRecord, QuestionRecord, TraceRecord
+from step_eval.results import _branches
 from step_eval.statistics import auroc, bootstrap_weights, interval, question_mean
 from step_eval.stops import describe_stops, stop_totals, stops
 from step_eval.votes import SHOWN_VOTES, has_signal, vote_rule
@@ -410,3 +411,55 @@ def test_stopped_traces_are_counted_by_progress_score_and_question():
     [row] = found["questions"]
     assert (row["pruned"], row["known"], row["right"], row["right_left"]) == (3, 3, 1, 0)
     assert (row["progress"], row["score"]) == (pytest.approx(0.3), pytest.approx(0.1))
+
+
+def branch(trace_id, answer, whole, inherited, **more):
+    """Return a trace that has the first steps of another."""
+    found = scored(trace_id, answer, whole, **more)
+    found.parent, found.inherited = 0, inherited
+    return found
+
+
+def test_inherited_steps_are_their_parents_in_curves_and_aurocs():
+    parent = scored(0, "3", [0.2, 0.2, 0.2, 0.2])
+    child = branch(1, "7", [0.2, 0.2, 0.9, 0.9], inherited=20)
+    known = scored_traces([record("q", [parent, child], "step")], [])
+    assert [trace.inherited for trace in known] == [0, 2]
+    # Both have steps at 1/5, 2/5, 3/5 and 4/5 of their length; the first two are the parent's.
+    points = {point.progress: point for point in auroc_by_progress(known, "last")}
+    assert [points[at].traces for at in (0.2, 0.5, 0.6, 1.0)] == [1, 1, 2, 2]
+    assert points[1.0].within == 1.0
+    curve = score_curve(known, True)
+    assert [i for i, mean in enumerate(curve.mean) if mean is not None] == [6, 8]
+    assert curve.mean[6] == curve.mean[8] == pytest.approx(0.9)
+
+
+def test_tokens_of_stopped_branches_are_their_own_and_late_ones_tell_of_no_earlier_length():
+    stopped = trace(0, None, tokens=100, finish_reason="pruned")
+    child = trace(9, None, tokens=160, finish_reason="pruned", parent=1, inherited=120)
+    ended = [
+        trace(1, tokens=150),
+        trace(2, tokens=250, parent=1, inherited=120),  # began later than at 100
+        trace(3, tokens=190, parent=1, inherited=90),
+    ]
+    records = [record("q", [stopped, child, *ended], "branch")]
+    found = stops(records, [])
+    assert [stop.own_tokens for stop in found] == [100, 40]
+    assert [stop.expected_left for stop in found] == [(50 + 90) / 2, (90 + 30) / 2]
+    told = describe_stops(found, records, [])
+    assert told["mean_tokens"] == 70
+    # As a baseline, with the same question: what its branches inherited is generated once.
+    base = [record("q", [trace(0), *ended], "branch")]
+    assert describe_stops(found, records, base)["baseline_tokens"] == 100 + 150 + 130 + 100
+
+
+def test_what_the_cache_had_is_told_of_the_branches_that_began():
+    began = trace(1, tokens=90, parent=0, inherited=60, cached_tokens=64)
+    never = trace(2, None, tokens=60, parent=0, inherited=60, finish_reason="decided")
+    found = record("q", [trace(0), began, never], "branch")
+    assert _branches([found]) == {
+        "traces": 2,
+        "inherited_tokens": 120,
+        "prefix_tokens": found.prompt_tokens + 60,
+        "cached_tokens": 64,
+    }

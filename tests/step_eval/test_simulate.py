@@ -14,7 +14,9 @@ from data_gen.traces.table import write_part
 from step_eval.command import command
 from step_eval.recorded.files import read_pool
 from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
+from step_eval.records import AnswerRecord, QuestionRecord, RecordStore, TraceRecord
 from step_eval.report.words import number
+from step_eval.results import KIND
 from step_eval.simulation.config import SimulateConfig
 from step_eval.simulation.drawn import DrawnTraces, draw_pool
 from step_eval.simulation.question import Setting, figures, run_question
@@ -164,6 +166,50 @@ def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
         expected = torch.sigmoid(scorer(states)).tolist()
         assert trace.scores == pytest.approx(expected, abs=1e-6)
     assert not read_pool(tmp_path).scored
+
+
+def recorded(folder, *methods):
+    """Make a directory of step-eval in which traces of the methods but sc have children."""
+    write_manifest(folder, run_manifest(kind=KIND, question_ids=["q"], repeats=1))
+    whole = {"seed": None, "finish_reason": "stop", "answer": "7", "group": 0, "correct": True}
+    whole |= {"score": 0.5, "positions": [9, 19], "scores": [0.5, 0.6], "prefix_hashes": [1, 2]}
+    whole |= {"submitted_s": 0.0, "finished_s": 1.0}
+    for method in methods:
+        traces = [TraceRecord(trace_id=number, tokens=40 + number, **whole) for number in range(4)]
+        if method != "sc":
+            traces += [TraceRecord(trace_id=4, tokens=60, parent=0, inherited=20, **whole)]
+        RecordStore(folder).append(
+            QuestionRecord(
+                method=method,
+                repeat=0,
+                question_id="q",
+                truth="7",
+                prompt_tokens=5,
+                seconds=1.0,
+                preemptions=0,
+                peak_kv_use=0.5,
+                running_trace_s=1.0,
+                waiting_trace_s=0.0,
+                kv_capacity_tokens=1000,
+                answers=[AnswerRecord("7", True)],
+                traces=traces,
+            )
+        )
+    return folder
+
+
+def test_branches_of_a_recorded_run_are_no_traces_to_simulate(tmp_path, capsys):
+    """They ran on from their parents' tokens, so none is a draw of its own."""
+    run = recorded(tmp_path / "both", "sc", "branch")
+    [question] = read_pool(run).questions
+    assert [trace.tokens for trace in question.traces] == [40, 41, 42, 43]
+    argv = ["simulate", "--out", str(tmp_path / "out"), "--traces", str(run), "--jobs", "1"]
+    command([*argv, "--num-traces", "[4]", "--kv-budget", "[1]", "--auroc", "[]"])
+    cells = json.loads((tmp_path / "out" / "simulation.json").read_text())["cells"]
+    assert {cell["figures"]["tokens"]["value"] for cell in cells if cell["method"] == "sc"} == {166}
+    alone = recorded(tmp_path / "alone", "branch")
+    with pytest.raises(InputError, match="Expected records of the method sc in .*, found none"):
+        command(["simulate", "--out", str(tmp_path / "out"), "--traces", str(alone)])
 
 
 @pytest.mark.parametrize("columns", ["80", "100", "160"])

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from places import CHECKPOINT, SCORER
+from settled_events import read_settled_events
 
 from step_infer.client.branching import Branching
 from step_infer.client.llm import StepLLM
@@ -21,9 +22,18 @@ N = 16
 
 
 @pytest.fixture(scope="module")
-def llm():
+def log(tmp_path_factory):
+    return tmp_path_factory.mktemp("log") / "events.jsonl"
+
+
+@pytest.fixture(scope="module")
+def llm(log):
     with StepLLM(
-        str(CHECKPOINT), str(SCORER), max_model_len=MAX_MODEL_LEN, kv_budget_tokens=5 * 1024
+        str(CHECKPOINT),
+        str(SCORER),
+        max_model_len=MAX_MODEL_LEN,
+        kv_budget_tokens=5 * 1024,
+        event_log=log,
     ) as llm:
         yield llm
 
@@ -93,6 +103,22 @@ def test_inherited_tokens_are_counted_once(result):
     assert own < with_twice
     # A trace that was pruned had a token or two in flight, which came to nobody.
     assert own <= generated <= own + 3 * len(result.traces)
+
+
+def test_events_name_a_parent_as_its_own_event_does(result, log):
+    result, _ = result
+    _, children = family(result)
+    events, _ = read_settled_events([log])
+    by_request = {event["request"]: event for event in events}
+    # vLLM adds to each name what makes it unique.
+    traces = {request.rpartition("-")[0]: event for request, event in by_request.items()}
+    for trace in children:
+        event = traces[f"{trace.question_id}/{trace.trace_id}"]
+        parent = by_request[event["parent"]]
+        assert parent is traces[f"{trace.question_id}/{trace.parent}"]
+        assert event["inherited"] == trace.inherited
+        # Of a pruned trace the engine had a token or two that came to nobody.
+        assert 0 <= event["tokens"] - len(trace.token_ids) <= 3
 
 
 def test_most_of_a_prefix_is_found_in_the_cache(result, llm):

@@ -81,12 +81,14 @@ def test_a_trace_that_asks_for_progress_hears_of_each_new_score():
     engine.add(script("asks", progress=True))
     engine.add(script("does_not"))
     heard = {"asks": [], "does_not": []}
+    pool, spare = engine.scheduler.kv_cache_manager.block_pool, []
     while engine.busy:
         _, outputs = engine.step()
         for client in (outputs or {}).values():
             for output in client.outputs:
                 if output.kv_transfer_params and output.finish_reason is None:
                     heard[output.request_id].append(output.kv_transfer_params[CONFIG_KEY])
+                    spare.append(4 * (pool.get_num_free_blocks() - 51))  # of 101; half stay free
     report = engine.report("asks")
     assert heard["does_not"] == []
     assert len(heard["asks"]) in (len(report["scores"]) - 1, len(report["scores"]))
@@ -94,8 +96,9 @@ def test_a_trace_that_asks_for_progress_hears_of_each_new_score():
         finite = [score for score in report["scores"][:number] if score is not None]
         assert said == {
             "score": pytest.approx(sum(finite) / len(finite)) if finite else None,
-            "positions": report["positions"][number - 1 : number],
-            "scores": report["scores"][number - 1 : number],
+            "positions": report["positions"][:number],
+            "scores": report["scores"][:number],
+            "spare_tokens": spare[number - 1],
         }
 
 

@@ -271,6 +271,19 @@ def test_step_eval_events_draws_a_log(engine, tmp_path, capsys):
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_what_a_branch_inherited_counts_once_on_the_page(tmp_path):
+    rows = [
+        {"event": "prune", "request": "a", "tokens": 100},
+        {"event": "finish", "request": "b", "tokens": 300, "parent": "a", "inherited": 70},
+        {"event": "prune", "request": "c", "tokens": 90, "parent": "b", "inherited": 80},
+    ]
+    same = {"time": 1.0, "group": "g", "score": 0.5, "steps": 1, "kv_use": 0.5}
+    log, out = tmp_path / "e.jsonl", tmp_path / "events.html"
+    log.write_text("".join(f"{json.dumps(same | row)}\n" for row in rows))
+    command(["events", str(log), "--out", str(out)])
+    assert "110 of 340 generated tokens belong to traces that were pruned" in out.read_text()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -282,6 +295,7 @@ def test_step_eval_events_draws_a_log(engine, tmp_path, capsys):
         {"group": 7},
         {"group": ["g"]},
         {"request": None},
+        {"inherited": "many"},
     ],
 )
 def test_a_line_with_a_value_of_another_kind_is_left_out(tmp_path, changes):

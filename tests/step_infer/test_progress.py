@@ -34,6 +34,15 @@ def test_rates_and_time_left_count_tokens_of_unfinished_traces_too(clock: Clock)
     assert progress.rates() == "0.20 traces/s, 30 tokens/s, 0:00:13 left"
 
 
+def test_a_branch_is_one_trace_more_than_was_to_be_made(clock: Clock) -> None:
+    printed = io.StringIO()
+    with TraceProgress(2, console=Console(file=printed)) as progress:
+        clock.time_s = 1.0
+        for extra in (False, True, False):
+            progress.finished(10, extra)
+    assert printed.getvalue().startswith("traces 3/3 3.00 traces/s, 30 tokens/s")
+
+
 def test_without_a_terminal_a_line_appears_now_and_then(clock: Clock) -> None:
     printed = io.StringIO()
     asked = []

@@ -36,7 +36,13 @@ from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.scorer.network import load_scorer, save_scorer
 from step_infer.server import command as serve
 from step_infer.server.flags import take_config
-from step_infer.server.voted_settings import VotedOptions, VotedSettings
+from step_infer.server.voted_branching import CallFamily
+from step_infer.server.voted_call import VotedCall, VotedModel
+from step_infer.server.voted_settings import (
+    VotedOptions,
+    VotedSettings,
+    refuse_what_no_vote_can_do,
+)
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.storage.files import atomic_path, check_output, full_disk_named, read_json
 from step_infer.storage.run_directory import (
@@ -185,8 +191,23 @@ NAMES = "math, auto, choice, exact, number, json, regex"
         ),
         (
             lambda: AnswerOptions.from_values({"tolerance": [1]}),
-            "kind with a text as tolerance, found [1]. Hint: such as {'kind': 'number', "
-            "'tolerance': '1%'}.",
+            "kind with a text or a number as tolerance, found [1]. Hint: such as {'kind': "
+            "'number', 'tolerance': '1%'}.",
+        ),
+        (
+            lambda: AnswerOptions(7),
+            "kind with a text as kind, found 7. Hint: such as {'kind': 'number', 'tolerance': "
+            "'1%'}.",
+        ),
+        (
+            lambda: AnswerOptions("number", tolerance="x" * 100_000),
+            f"tolerance as a number from 0 on, or below 100%, found '{'x' * 59}. Hint: 0.01 is a "
+            "distance, 1% a part of the larger number.",
+        ),
+        (
+            lambda: AnswerOptions("regex", "(\ud800)"),
+            "pattern in the syntax of RE2, found '(\\ud800)': surrogates not allowed. Hint: RE2 "
+            "has neither look-around nor back-references, and repeats are to be small.",
         ),
     ],
 )
@@ -354,6 +375,10 @@ def submitted(llm=None, **options):
             "a text as question q, found 7. Hint: give each question as a str.",
         ),
         (
+            lambda: planned(system=None),
+            "a text as system, found None. Hint: an empty text leaves it out.",
+        ),
+        (
             lambda: planned(sampling=0.9),
             "a Sampling, found 0.9. Hint: Sampling(top_p=0.9).",
         ),
@@ -369,6 +394,18 @@ def submitted(llm=None, **options):
         (
             lambda: engineless().generate([]),
             "a list of questions, found []. Hint: for one question, generate([question]).",
+        ),
+        (
+            lambda: engineless().generate({"1+1"}),
+            "a list of questions, found {'1+1'}. Hint: for one question, generate([question]).",
+        ),
+        (
+            lambda: engineless().generate(["1+1"], budget=60),
+            "Budget as budget, found 60. Hint: such as Budget(seconds=60).",
+        ),
+        (
+            lambda: engineless().generate(["1+1"], answers="choice"),
+            "AnswerOptions as answers, found 'choice'. Hint: such as AnswerOptions(\"choice\").",
         ),
         (
             lambda: submitted(engineless(_closed=True)),
@@ -417,13 +454,28 @@ def test_without_vllm_the_server_and_the_doctor_say_so(monkeypatch):
     )
 
 
-VOTED = VotedSettings("voted", 8, max_seconds=9)
+VOTED = VotedSettings("voted", 8, max_seconds=9, max_children=2)
 VOTED_NAMES = ", ".join(field.name for field in dataclasses.fields(VotedSettings))
 VOTED_OPTIONS = ", ".join(field.name for field in dataclasses.fields(VotedOptions))
 
 
 def voted(**options):
     return partial(VotedOptions.of, options, VOTED)
+
+
+def branching_call(**engine):
+    model = VotedModel(VOTED, None, None, None, None, **engine)
+    return partial(VotedCall, model, VotedOptions(2, branch=Branching()))
+
+
+def branching_traces(prompt, penalty):
+    plan = TracePlan("0", 0, prompt, 5, Sampling())
+    return partial(CallFamily, Branching(), [plan], 9, SimpleNamespace(presence_penalty=penalty))
+
+
+def prompts(*given):
+    asked = SimpleNamespace(model_extra=None, stream=False, prompt=list(given))
+    return partial(refuse_what_no_vote_can_do, asked)
 
 
 @pytest.mark.parametrize(
@@ -468,6 +520,18 @@ def voted(**options):
             'an object under \'step\', found [1]. Hint: {"step": {"traces": 16}}.',
         ),
         (
+            prompts(),
+            "one prompt for the voted model, found 0. Hint: send a call for each.",
+        ),
+        (
+            prompts("1 + 1", "1 + 2"),
+            "one prompt for the voted model, found 2. Hint: send a call for each.",
+        ),
+        (
+            prompts([1, 2], [3]),
+            "one prompt for the voted model, found 2. Hint: send a call for each.",
+        ),
+        (
             voted(group="mine"),
             f"step options out of {VOTED_OPTIONS}, found 'group'. Hint: leave it out.",
         ),
@@ -506,6 +570,44 @@ def voted(**options):
             voted(seconds=9.5),
             "at most 9 seconds, found 9.5. "
             "Hint: ask for fewer, or have the operator raise --voted-max-seconds.",
+        ),
+        (
+            lambda: VotedSettings("a", max_children=0),
+            "voted max_children as a whole number >= 1, found 0. Hint: such as 2.",
+        ),
+        (
+            voted(branch={"tokens": 9}),
+            "step option branch as true, or an object with max_children or min_tokens, found "
+            "{'tokens': 9}. Hint: leave it out for the default.",
+        ),
+        (
+            voted(branch={"max_children": 3}),
+            "at most 2 children of a trace (max_children), found 3. "
+            "Hint: ask for fewer, or have the operator raise --voted-max-children.",
+        ),
+        (
+            lambda: VotedOptions.of({"branch": True}, VotedSettings("voted")),
+            "no step option branch, which this server does not offer, found True. "
+            "Hint: leave it out, or have the operator give --voted-max-children.",
+        ),
+        (
+            branching_call(prefix_caching=True),
+            "an engine with a scorer and prefix caching for a call that branches, found one "
+            "without a scorer. Hint: leave branch out.",
+        ),
+        (
+            branching_call(card=object()),
+            "an engine with a scorer and prefix caching for a call that branches, found one "
+            "without prefix caching. Hint: leave branch out.",
+        ),
+        (
+            branching_traces((), 0),
+            "a prompt of text for a call that branches, found another one. Hint: leave branch out.",
+        ),
+        (
+            branching_traces((1,), 0.5),
+            "no presence_penalty for a call that branches, found 0.5. "
+            "Hint: leave one of the two out.",
         ),
     ],
 )

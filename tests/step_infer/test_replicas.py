@@ -1,7 +1,9 @@
 """What a replica gets of a cluster, and what is refused before one starts."""
 
 import importlib.util
+import os
 import socket
+import time
 
 import pytest
 from command_harness import run_command
@@ -10,7 +12,9 @@ from places import CHECKPOINT
 from data_gen.commands import main as collect
 from step_eval.command import main as evaluate
 from step_infer.errors import InputError
+from step_infer.replicas.actors import ActorPool
 from step_infer.replicas.cluster import Share, connect, connection, require_ray, share_for
+from step_infer.replicas.replica import EngineStarted
 
 NODE = {"CPU": 8.0}
 GPUS = {"CPU": 16.0, "GPU": 8.0}
@@ -37,6 +41,46 @@ def test_each_replica_gets_what_lets_all_find_room(replicas, engine, nodes, shar
 def test_replicas_on_one_gpu_share_its_memory():
     assert Share(1, 0.5).engine_args() == {"gpu_memory_utilization": 0.45}
     assert Share(1, 1.0).engine_args() == {}
+
+
+def starter():
+    """Return a class that Ray sends to its workers whole: they cannot import this module."""
+
+    class Starter:
+        """A replica without an engine, which looks for others that start with it."""
+
+        def __init__(self, log):
+            pass
+
+        def run(self, folder, wait_s):
+            mine = folder / f"{os.getpid()}.starting"
+            mine.touch()
+            until = time.monotonic() + wait_s
+            while (together := len(list(folder.iterdir()))) < 2 and time.monotonic() < until:
+                time.sleep(0.01)
+            mine.unlink() if together < 2 else None
+            yield EngineStarted(os.getpid(), together)
+            time.sleep(600)
+
+    return Starter
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "together", "wait_s"),
+    [({}, {1}, 3.0), ({"kv_cache_memory_bytes": 2**30}, {2}, 60.0)],
+)
+def test_engines_that_share_a_gpu_start_one_after_the_other(
+    engine_args, together, wait_s, tmp_path
+):
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=2**27)
+    pool = ActorPool(starter(), 2, engine_args)
+    try:
+        pool.start(tmp_path, wait_s)
+        assert {member.started.max_model_len for member in pool.members} == together
+    finally:
+        pool.close()
+        ray.shutdown()
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,9 @@ def test_the_step_object_tells_of_every_trace_and_answer():
         ],
         "traces": {"all": 6, "finished": 3, "pruned": 1, "decided": 2, "over_budget": 0},
         "uncompared": 0,
+        "branched": None,
         "trace": 2,
+        "parent": None,
         "score": 0.5,
         "ended": "decided",
         "why": "unbeatable",
@@ -122,7 +124,8 @@ def test_an_event_is_one_line_whatever_it_says():
 
 
 def test_settings_pass_through_the_environment(monkeypatch):
-    settings = VotedSettings("a b'c", 8, 16, 2.5, AnswerOptions("number", tolerance="1%"))
+    answers = AnswerOptions("number", tolerance="1%")
+    settings = VotedSettings("a b'c", 8, 16, 2.5, answers, max_children=3)
     monkeypatch.setenv("VLLM_PLUGINS", "mine,other")
     variables = variables_of(settings)
     assert VotedSettings.from_text(variables["STEP_VOTED"]) == settings

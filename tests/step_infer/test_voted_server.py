@@ -8,10 +8,12 @@ import re
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from server_harness import PROMPT, Server, serve
+from server_harness import QUESTION as LONG_QUESTION
 from settled_events import read_settled_events
 
 from step_infer.client.answers import extract_boxed
@@ -39,6 +41,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags = ["--reasoning-parser", "deepseek_r1"]
     flags += ["--voted-model-name", NAME, "--voted-traces", str(TRACES)]
     flags += ["--voted-max-traces", str(MOST_TRACES), "--voted-max-seconds", str(MOST_SECONDS)]
+    flags += ["--voted-max-children", "2"]
     directory = tmp_path_factory.mktemp("voted")
     with serve(directory, KV_BLOCKS, "--api-key", KEY, *flags) as running:
         yield running.caller(KEY)
@@ -300,6 +303,9 @@ def test_a_client_that_goes_away_ends_all_its_traces(server, stream):
         ({"answers": {"kind": "regex", "pattern": "("}}, "in the syntax of RE2"),
         ({"answers": {"kind": "number", "tolerance": -1}}, "tolerance as a number from 0 on"),
         ({"answers": {"tolerance": 1}}, "Expected an answer kind number beside a tolerance"),
+        ({"branch": {"max_children": 3}}, r"at most 2 children of a trace .*, found 3\. Hint"),
+        ({"branch": 1}, "option branch as true, or an object with max_children or min_tokens"),
+        ({"branch": {"min_tokens": 0}}, "branching with min_tokens of at least 1, found 0."),
         ({"group": "mine"}, "Expected step options out of .*, found 'group'."),
         ("q1", "Expected an object under 'step', found 'q1'."),
     ],
@@ -372,8 +378,9 @@ def test_what_no_vote_can_do_is_refused_in_one_line(server, options, words):
 
 def test_a_text_completion_has_one_prompt(server):
     prompt = PROMPT.format(QUESTION)
-    with pytest.raises(openai.BadRequestError, match="Expected no prompt for the voted model"):
-        server.client.completions.create(model=NAME, prompt=[prompt, prompt], max_tokens=5)
+    for prompts in ([], [prompt, prompt]):
+        with pytest.raises(openai.BadRequestError, match="Expected one prompt for the voted model"):
+            server.client.completions.create(model=NAME, prompt=prompts, max_tokens=5)
     one = server.client.completions.create(model=NAME, prompt=[prompt], max_tokens=5)
     assert one.step["traces"]["all"] == TRACES
 
@@ -458,6 +465,48 @@ def test_calls_that_are_cut_off_leave_the_others_alone(server):
             assert counts["finished"] + counts["pruned"] == 4
             assert text_of(response)
     assert wait_until(lambda: requests_in(server) == 0)
+
+
+def test_a_call_that_branches_fills_the_places_of_stopped_traces(server):
+    """Others take memory for a while: traces are stopped, and later there is room again."""
+    before, known = server.step_metrics(), len(read_settled_events([server.events])[0])
+    options = {"traces": MOST_TRACES, "stop_rule": "never", "branch": {"min_tokens": 32}}
+    messages = [{"role": "user", "content": LONG_QUESTION}]
+    with ThreadPoolExecutor() as others:
+        full = others.submit(
+            server.completion, None, n=12, max_tokens=300, extra_body={"ignore_eos": True}
+        )
+        response = chat(server, options, messages=messages)
+        assert len(full.result().choices) == 12
+    step, after = response.step, server.step_metrics()
+    counts, branched = step["traces"], step["branched"]
+    children = branched["traces"]
+    assert 0 < children <= counts["pruned"]
+    assert counts["all"] == MOST_TRACES + children == counts["finished"] + counts["pruned"]
+    # Each child's line names its parent's; what it inherited counts once.
+    events = read_settled_events([server.events])[0][known:]
+    assert len(events) == counts["all"]
+    by_name = {event["request"]: event for event in events}
+    born = [event for event in events if "parent" in event]
+    assert len(born) == children
+    assert all(by_name[event["parent"]]["group"] == event["group"] for event in born)
+    assert all(event["tokens"] >= event["inherited"] > 0 for event in born)
+    of_each = [event["parent"] for event in born]
+    assert max(of_each.count(name) for name in of_each) <= 2
+    assert branched["inherited_tokens"] == sum(event["inherited"] for event in born)
+    whole, usage = sum(event["tokens"] for event in events), response.usage
+    own = whole - branched["inherited_tokens"]
+    # Of a pruned trace the engine may have had a token or two that came to nobody.
+    assert own - 3 * counts["all"] <= usage.completion_tokens <= own
+    assert 0.5 * branched["prefix_tokens"] < branched["cached_tokens"] < branched["prefix_tokens"]
+    assert branched["shared_answer"] in {group["answer"] for group in step["answers"]}
+    label = f'model_name="{NAME}"'
+    for series, grown in (
+        (f"step_voted_branches_total{{{label}}}", children),
+        (f'step_voted_prefix_tokens_total{{found="cached",{label}}}', branched["cached_tokens"]),
+        ("step_voted_prefix_tokens_total", branched["prefix_tokens"]),
+    ):
+        assert after[series] - before[series] == grown
 
 
 def test_voted_calls_are_counted(server):
