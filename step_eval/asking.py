@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,8 @@ class EngineSetup:
     """Makes an engine, called like `StepLLM`; None is `StepLLM`."""
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     """Engine arguments that those of the user go before."""
+    starts_alone: bool = False
+    """Whether no two engines of a GPU may start at once."""
 
     def on_replicas(self, share: Share) -> "EngineSetup":
         """Return the setup of engines in other processes, which have a share of a node."""
@@ -79,7 +81,12 @@ class EngineSetup:
             scorer=config.scorer and seen_elsewhere(config.scorer),
             device_lock=config.device_lock and str(real_path(config.device_lock)),
         )
-        return dataclasses.replace(self, config=seen, engine_args=share.engine_args())
+        return dataclasses.replace(
+            self,
+            config=seen,
+            engine_args=share.engine_args(),
+            starts_alone=share.starts_alone(config.engine),
+        )
 
     def engine(self, options: Mapping[str, Any], kv_budget_tokens: int | None) -> StepLLM:
         """Start an engine with a method's options."""
@@ -120,6 +127,7 @@ class Asker:
         kv_budget_tokens: int | None,
         grader: Grader,
         locks: Sequence[str] = (),
+        start_locks: Sequence[str] = (),
     ) -> None:
         """Make it without an engine.
 
@@ -129,11 +137,13 @@ class Asker:
             grader: finds answers, and compares them.
             locks: files to hold (`step_eval.device_lock`): to start an engine together with
                 others, to measure alone.
+            start_locks: files to hold alone while an engine starts.
         """
         self._setup = setup
         self._budget = kv_budget_tokens
         self._grader = grader
         self._locks = locks
+        self._start_locks = start_locks
         self._started: tuple[str, StepLLM] | None = None
         self._engine = ExitStack()
 
@@ -153,7 +163,7 @@ class Asker:
         if self._started is None or self._started[0] != name:
             self.close()
             options = find_method(name).engine_options(self._setup.config)
-            with self._locked(alone=False):
+            with self._locked(alone=False), _held(self._start_locks, alone=True):
                 llm = self._engine.enter_context(self._setup.engine(options, self._budget))
                 self._warm_up(llm)
             self._started = name, llm
@@ -221,12 +231,16 @@ class Asker:
         for _ in llm.stream(plans, max_in_flight=len(plans)):
             pass
 
-    @contextmanager
-    def _locked(self, alone: bool) -> Iterator[None]:
-        with ExitStack() as stack:
-            for path in self._locks:
-                stack.enter_context(device_lock(path, alone))
-            yield
+    def _locked(self, alone: bool) -> AbstractContextManager[None]:
+        return _held(self._locks, alone)
+
+
+@contextmanager
+def _held(locks: Sequence[str], alone: bool) -> Iterator[None]:
+    with ExitStack() as stack:
+        for path in locks:
+            stack.enter_context(device_lock(path, alone))
+        yield
 
 
 def stop_rule(

@@ -1,6 +1,7 @@
 """An evaluation's questions shared out over replicas, each question with all its methods on one."""
 
 import os
+import tempfile
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -71,9 +72,17 @@ class AskingReplica(OrderTaker):
         node = ray.get_runtime_context().get_node_id()
         yield AskerStarted(os.getpid(), device_name(), (node, *gpus))
         config = setup.config
+        # Each replica starts an engine when it comes to a method: those of a GPU see of each other.
+        starting = os.path.join(tempfile.gettempdir(), f"step-eval-start-{node}")
         with (
             Grader(answers=config.answer_options) as grader,
-            Asker(setup, kv_budget_tokens, grader, lock_files(config.device_lock, gpus)) as asker,
+            Asker(
+                setup,
+                kv_budget_tokens,
+                grader,
+                lock_files(config.device_lock, gpus),
+                lock_files(starting if setup.starts_alone else None, gpus),
+            ) as asker,
         ):
             grader.warm_up()
             while True:

@@ -114,7 +114,7 @@ def connect(address: str | None) -> bool:
             reason = "none on this machine"
         raise InputError(
             f"Expected a running Ray cluster at --ray-address {address}, found: {reason}. "
-            "Hint: start one (ray start --head), or leave out --ray-address."
+            "Hint: start one (docs/guides/scale_out.md shows how), or leave out --ray-address."
         ) from error
     return True
 
@@ -130,7 +130,7 @@ def _knock(address: str) -> None:
     if "/" in address or not host or not port.isdecimal():
         raise InputError(
             f"Expected --ray-address as HOST:PORT, auto or local, found {address!r}. "
-            "Hint: the port is that of ray start --head, 6379 by default."
+            "Hint: the port is that of the first node, 6379 by default."
         )
     with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S):
         pass

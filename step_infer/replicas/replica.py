@@ -55,6 +55,7 @@ class OrderTaker:
             os.dup2(file, 1)
             os.dup2(file, 2)
             os.close(file)
+        _keep_to_cores()
 
     def add(self, orders: Iterable[Any]) -> None:
         """Take orders."""
@@ -107,3 +108,18 @@ class Replica(OrderTaker):
             self._think_ends[order.key] = think_end
 
         return replace(order, extract=extract)
+
+
+def _keep_to_cores() -> None:
+    """Use as many threads as Ray gave this process cores, where it has no GPU.
+
+    vLLM's CPU engine would bind threads to every core of the machine, in each replica: they would
+    wait for each other at every operation.
+    """
+    import ray
+    import torch
+
+    given = ray.get_runtime_context().get_assigned_resources()
+    if not given.get("GPU"):
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        torch.set_num_threads(min(torch.get_num_threads(), max(1, int(given.get("CPU", 1)))))

@@ -123,7 +123,11 @@ def parts(out: str) -> int:
 
 
 def test_a_driver_and_then_a_replica_are_killed(
-    config: CollectConfig, cluster: Cluster, tmp_path: Path, chance: random.Random
+    config: CollectConfig,
+    cluster: Cluster,
+    tmp_path: Path,
+    chance: random.Random,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     two = replace(config, out=str(tmp_path / "two"), replicas=2, ray_address=cluster.address)
     options: dict[str, Any] = {
@@ -171,6 +175,8 @@ def test_a_driver_and_then_a_replica_are_killed(
     )
     with pytest.warns(UserWarning, match=r"Replica [01] is started again"):
         collect(two, pool, QUIET)
+    told = capsys.readouterr().err  # no terminal
+    assert re.search(r"traces 32/32 .* replicas \d+\.\d\d \+ \d+\.\d\d traces/s", told)
     assert_whole(two, QUESTIONS)
     assert table(two) == table(config)
     logs = Path(two.out) / "logs"

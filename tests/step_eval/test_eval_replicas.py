@@ -155,6 +155,7 @@ def test_each_gpu_has_a_lock_file_of_its_own_and_a_machine_without_any_the_one()
     assert lock_files(None, ["0"]) == []
 
 
+@pytest.mark.nightly
 @pytest.mark.timeout(1200)
 def test_two_real_engines_give_the_records_of_one(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -112,7 +112,7 @@ def test_an_address_in_another_form_is_refused(address):
         connect(address)
     assert str(caught.value) == (
         f"Expected --ray-address as HOST:PORT, auto or local, found {address!r}. "
-        "Hint: the port is that of ray start --head, 6379 by default."
+        "Hint: the port is that of the first node, 6379 by default."
     )
 
 
@@ -125,7 +125,7 @@ def test_an_address_where_no_cluster_is_is_refused_at_once(given, monkeypatch):
         pass
     assert str(caught.value) == (
         f"Expected a running Ray cluster at --ray-address {address}, found: [Errno 111] Connection "
-        "refused. Hint: start one (ray start --head), or leave out --ray-address."
+        "refused. Hint: start one (docs/guides/scale_out.md shows how), or leave out --ray-address."
     )
 
 
