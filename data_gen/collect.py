@@ -23,7 +23,7 @@ from step_infer.client.prompt import (
     prompt_lengths,
     system_note,
 )
-from step_infer.replicas.cluster import require_ray
+from step_infer.replicas.options import LOGS_FOLDER
 from step_infer.replicas.pool import ReplicaPool
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.identity import ModelIdentity, identify
@@ -51,8 +51,15 @@ def collect(
         InputError: an input, a setting or the output directory cannot be used.
     """
     console = console or Console(soft_wrap=True)
-    if config.uses_ray:
-        require_ray()
+    with config.connected():
+        return _collect(config, start_engine, console)
+
+
+def _collect(
+    config: CollectConfig,
+    start_engine: Callable[..., StepLLM | ReplicaPool] | None,
+    console: Console,
+) -> dict[str, Any]:
     found = load_questions(
         config.questions, config, require_answer=not config.no_answers, note=console.print
     )
@@ -105,7 +112,7 @@ def _replicated(config: CollectConfig) -> Callable[..., ReplicaPool]:
         ReplicaPool,
         replicas=config.replicas,
         address=config.ray_address,
-        log_dir=Path(config.out) / "logs",
+        log_dir=Path(config.out) / LOGS_FOLDER,
     )
 
 

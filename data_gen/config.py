@@ -10,6 +10,7 @@ from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.client.trace import Sampling
 from step_infer.errors import InputError
+from step_infer.replicas.options import ReplicaOptions
 from step_infer.scorer.boundary import BoundaryOptions
 
 RESULT_ENGINE_ARGS = ("dtype", "quantization", "max_model_len", "revision", "hf_overrides")
@@ -44,7 +45,7 @@ def spare_cores() -> int:
 
 
 @dataclass(frozen=True)
-class CollectConfig(QuestionOptions):
+class CollectConfig(ReplicaOptions, QuestionOptions):
     """Everything that `step-collect` can be told."""
 
     MAIN_OPTIONS: ClassVar = (
@@ -103,25 +104,16 @@ class CollectConfig(QuestionOptions):
     """Steps a trace taken for the size estimate, until the first part is written."""
     grading_workers: int | None = None
     """Processes that compare answers; none given, one for each core but two, at least one."""
-    replicas: int = 1
-    """Engines that share the work, as processes of Ray; the traces are the same."""
-    ray_address: str | None = None
-    """Ray cluster for the replicas: its address, auto (the one that runs on this machine) or local
-    (one of its own on this machine, the default)."""
     engine: dict[str, Any] = field(default_factory=dict)
     """More vLLM engine arguments, as --engine.NAME VALUE."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = ("num_traces", "max_in_flight", "part_traces", "steps_per_trace", "replicas")
+        counts = ("num_traces", "max_in_flight", "part_traces", "steps_per_trace")
         _check_counts(self, *counts, "grading_workers")
+        self._check_replicas()
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")
-
-    @property
-    def uses_ray(self) -> bool:
-        """Whether the engines are processes of Ray."""
-        return self.replicas > 1 or self.ray_address is not None
 
     @property
     def grading_processes(self) -> int:

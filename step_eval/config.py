@@ -16,6 +16,7 @@ from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.client.trace import Sampling
 from step_infer.confidence import WINDOW
 from step_infer.errors import InputError
+from step_infer.replicas.options import ReplicaOptions
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.scorer.boundary import BoundaryOptions
 
@@ -85,7 +86,8 @@ class MethodOptions(PruningOptions):
     """Tokens of DeepConf's sliding window; traces shorter than that are never stopped."""
     device_lock: str | None = None
     """Lock file for runs that share a device: their engines start together, then each question has
-    the device to itself."""
+    the device to itself. With replicas, each GPU of a node has a file of its own, FILE.gpu0 and so
+    on."""
     kv_series_questions: int = 3
     """Questions of the file whose KV use over time is kept for the report."""
     engine: dict[str, Any] = field(default_factory=dict)
@@ -105,7 +107,7 @@ class MethodOptions(PruningOptions):
 
 
 @dataclass(frozen=True)
-class EvalConfig(MethodOptions, QuestionOptions):
+class EvalConfig(MethodOptions, ReplicaOptions, QuestionOptions):
     """Everything that `step-eval` can be told."""
 
     MAIN_OPTIONS: ClassVar = (
@@ -162,6 +164,7 @@ class EvalConfig(MethodOptions, QuestionOptions):
     def __post_init__(self) -> None:
         QuestionOptions.__post_init__(self)
         super().__post_init__()
+        self._check_replicas()
         if self.vote == CONFIDENCE and not self.confidence:
             raise InputError(
                 "Expected --confidence true beside --vote confidence, found false: the engine "

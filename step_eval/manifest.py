@@ -69,6 +69,7 @@ def make_manifest(
         revision=inputs.identity.revision,
         prompt_date=prompt_date,
         device=device_name(),
+        replicas=before.get("replicas"),
         settings=before.get("settings", {}) | inputs.settings(),
         budget=vars(budget).copy(),
         questions={"file": config.questions, "skipped_lines": len(inputs.question_set.skipped)},

@@ -84,6 +84,7 @@ def merge(
             },
             scorer=_first(read, "scorer"),
             card=_first(read, "card"),
+            replicas=_first(read, "replicas"),
             device=" + ".join(dict.fromkeys(str(m.get("device")) for m, _ in read)),
             settings={name: settings[name] for name in settings if name not in _MAY_DIFFER},
             question_ids=list(ids),

@@ -45,7 +45,7 @@ _TRACE_SECONDS: dict[str, Callable[[QuestionRecord], float]] = {
 def read_run(out: Path | str) -> tuple[dict[str, Any], dict[str, list[QuestionRecord]]]:
     """Return a run's manifest and the records of each of its methods, in the registry's order.
 
-    Only questions that the manifest lists count.
+    Only questions that the manifest lists count, and their records come in its order.
 
     Raises:
         InputError: the directory is not one of step-eval, or holds no record yet.
@@ -55,10 +55,14 @@ def read_run(out: Path | str) -> tuple[dict[str, Any], dict[str, list[QuestionRe
         raise InputError(
             f"Expected a directory of step-eval, found {out}. Hint: name the --out of a run."
         )
-    listed = set(manifest["question_ids"])
+    place = {question_id: index for index, question_id in enumerate(manifest["question_ids"])}
     found = RecordStore(out).read()
+    # Replicas append as they finish; a report must not depend on that.
     records = {
-        name: [record for record in found[name] if record.question_id in listed]
+        name: sorted(
+            (record for record in found[name] if record.question_id in place),
+            key=lambda record: (record.repeat, place[record.question_id]),
+        )
         for name in method_order(found)
     }
     records = {name: group for name, group in records.items() if group}
@@ -124,6 +128,7 @@ def build_results(
         "versions": manifest["versions"],
         "git_commit": manifest.get("git_commit"),
         "device": manifest.get("device"),
+        "replicas": manifest.get("replicas"),
         "model": manifest["model"],
         "scorer": manifest.get("scorer"),
         "card": card,

@@ -21,7 +21,7 @@ from step_eval.replay.shapes import NO_WEIGHTS, model_folder, read_shape, write_
 from step_eval.run import Evaluation
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryRule
-from step_infer.scorer.identity import config_hash, identify
+from step_infer.scorer.identity import digest, identify
 from step_infer.scorer.network import read_card
 from step_infer.storage.files import sha256_file
 from step_infer.storage.run_directory import MANIFEST_NAME
@@ -139,7 +139,7 @@ def prepare(config: ReplayConfig) -> tuple[ReplayInputs, TracePool]:
         sum(prompts) / len(prompts),
         pool.mean_response_tokens,
         {
-            "replay.shape": config_hash(shape),
+            "replay.shape": digest(shape),
             "replay.factor": factor,
             "replay.scorer": config.scorer and sha256_file(config.scorer),
         },

@@ -13,7 +13,7 @@ import torch
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
-from step_infer.scorer.identity import config_hash, identify
+from step_infer.scorer.identity import digest, identify
 from step_infer.scorer.network import StepScorer, load_scorer, save_scorer
 from step_infer.storage.files import atomic_write, read_json
 
@@ -61,7 +61,7 @@ def model_folder(shape: dict[str, Any]) -> Path:
     One place for all runs: the path is part of the key by which vLLM finds a compiled model again.
     """
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "step_infer" / "shapes" / config_hash(shape)[:16] / "model"
+    return Path(cache) / "step_infer" / "shapes" / digest(shape)[:16] / "model"
 
 
 def kv_bytes_per_token(shape: dict[str, Any]) -> int | None:

@@ -14,6 +14,7 @@ from step_eval.report.words import (
     decided_rows,
     number,
     number_range,
+    replica_words,
     stop_rule_rows,
     unfinished,
     vote_words,
@@ -39,6 +40,8 @@ def print_results(results: dict[str, Any], console: Console) -> None:
         console.print(
             f"Fewer than {FEW_QUESTIONS} questions: the intervals are rough, and may be too narrow."
         )
+    if results["replicas"]:
+        console.print(f"Replicas: {replica_words(results['replicas'])}.", highlight=False)
     _print_counts(results, console)
     _print_decided(results, console)
     for row in branch_rows(results):

@@ -4,6 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 
+def replica_words(replicas: Mapping[str, Any]) -> str:
+    """Return how many engines shared the questions, and whether that lengthened the seconds."""
+    count = replicas["count"]
+    if not replicas["share_devices"]:
+        return f"{count} at most, each on devices of its own"
+    if replicas["take_turns"]:
+        return f"{count} at most, which shared devices and took turns on them"
+    return (
+        f"{count} at most, which shared devices: the seconds of a question are longer than those "
+        "of one engine alone"
+    )
+
+
 def cost_words(results: Mapping[str, Any], metric: str, unit: str) -> str:
     """Return which method is the most accurate and which the cheapest, as a sentence.
 

@@ -4,7 +4,9 @@ import importlib.util
 import logging
 import math
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,9 @@ _RANKS = ("tensor_parallel_size", "pipeline_parallel_size")
 # Finished traces wait there while the caller writes; what does not fit goes to Ray's disk.
 _LOCAL_STORE_BYTES = 512 * 2**20
 _GPU_MEMORY = 0.9
+_ANSWER_S = 5.0
+
+AUTO, LOCAL = "auto", "local"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,18 @@ class Share:
         if not 0 < self.gpus < 1:
             return {}
         return {"gpu_memory_utilization": round(_GPU_MEMORY * self.gpus, 3)}
+
+    def starts_alone(self, engine_args: dict[str, Any]) -> bool:
+        """Return whether no two of these may start at once.
+
+        vLLM measures while it starts how much memory its model takes of a device, and would count
+        what another engine takes there meanwhile. Given the bytes of the KV cache it measures
+        nothing.
+
+        Args:
+            engine_args: of each replica's engine.
+        """
+        return 0 < self.gpus < 1 and "kv_cache_memory_bytes" not in engine_args
 
     def _places(self, node: dict[str, float], resource: str) -> float:
         wanted = self.cpus if resource == "CPU" else self.gpus
@@ -64,8 +81,8 @@ def connect(address: str | None) -> bool:
     """Connect this process to a Ray cluster; one that it is connected to already stays.
 
     Args:
-        address: of a running cluster; "auto" finds the one of this machine; "local" or None starts
-            one in this machine, which ends with this process.
+        address: HOST:PORT of a running cluster; "auto" finds the one of this machine (or of
+            RAY_ADDRESS); "local" or None starts one in this machine, which ends with this process.
 
     Returns:
         Whether there was no connection before.
@@ -78,18 +95,63 @@ def connect(address: str | None) -> bool:
 
     if ray.is_initialized():
         return False
-    options: dict[str, Any] = {"address": address or "local", "log_to_driver": False}
-    if options["address"] == "local":
+    address = address or LOCAL
+    if address == AUTO:
+        address = os.environ.get("RAY_ADDRESS") or AUTO
+    options: dict[str, Any] = {"address": address, "log_to_driver": False}
+    if address == LOCAL:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         options |= {"include_dashboard": False, "object_store_memory": _LOCAL_STORE_BYTES}
     try:
+        if address not in (AUTO, LOCAL):
+            _knock(address)
         ray.init(logging_level=logging.ERROR, **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        if address == AUTO and isinstance(error, ConnectionError):
+            reason = "none on this machine"
         raise InputError(
-            f"Expected a running Ray cluster at --ray-address {address}, found: {error}. "
-            "Hint: start one (docs/guides/scale_out.md shows how), or leave out --ray-address."
+            f"Expected a running Ray cluster at --ray-address {address}, found: {reason}. "
+            "Hint: start one (ray start --head), or leave out --ray-address."
         ) from error
     return True
+
+
+def _knock(address: str) -> None:
+    """See that something listens at HOST:PORT: Ray itself would try for minutes.
+
+    Raises:
+        InputError: the address has another form.
+        OSError: nothing listens.
+    """
+    host, _, port = address.rpartition(":")
+    if "/" in address or not host or not port.isdecimal():
+        raise InputError(
+            f"Expected --ray-address as HOST:PORT, auto or local, found {address!r}. "
+            "Hint: the port is that of ray start --head, 6379 by default."
+        )
+    with socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S):
+        pass
+
+
+@contextmanager
+def connection(address: str | None) -> Iterator[None]:
+    """Be connected to a running cluster in the block; "local" and None start none yet.
+
+    Raises:
+        InputError: as `connect`, before the block; without Ray too.
+    """
+    require_ray()
+    connected = address not in (None, LOCAL) and connect(address)
+    try:
+        yield
+    finally:
+        if connected:
+            import ray
+
+            ray.shutdown()
 
 
 def alive_nodes() -> list[dict[str, float]]:

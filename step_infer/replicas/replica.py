@@ -14,8 +14,14 @@ from step_infer.client.trace import Trace, TraceKey, TracePlan
 class Started:
     """What a replica says first."""
 
-    max_model_len: int
     pid: int
+
+
+@dataclass(frozen=True)
+class EngineStarted(Started):
+    """What a replica says whose engine starts with it."""
+
+    max_model_len: int
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,8 @@ class Finished:
     """By this engine so far, those of running traces too."""
 
 
-class Replica:
-    """An engine that takes orders from `add` while `run` yields what has finished.
+class OrderTaker:
+    """A process that takes orders from `add` while its `run` yields what came of them.
 
     The two are called from different threads.
     """
@@ -43,18 +49,25 @@ class Replica:
             log: file to which this process's output goes from now on, where its folder is seen
                 from this node; None leaves it to Ray.
         """
-        self._inbox: queue.SimpleQueue[TracePlan] = queue.SimpleQueue()
-        self._think_ends: dict[TraceKey, str | None] = {}
+        self.inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
         if log is not None and log.parent.is_dir():
             file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(file, 1)
             os.dup2(file, 2)
             os.close(file)
 
-    def add(self, orders: Iterable[TracePlan]) -> None:
-        """Take orders; their `extract` is not called."""
+    def add(self, orders: Iterable[Any]) -> None:
+        """Take orders."""
         for order in orders:
-            self._inbox.put(order)
+            self.inbox.put(order)
+
+
+class Replica(OrderTaker):
+    """An engine that samples traces; the `extract` of its orders is not called."""
+
+    def __init__(self, log: Path | None) -> None:
+        super().__init__(log)
+        self._think_ends: dict[TraceKey, str | None] = {}
 
     def run(self, options: dict[str, Any]) -> Iterator[Started | Finished]:
         """Start the engine, and yield each trace as it finishes, without end.
@@ -65,23 +78,27 @@ class Replica:
         Raises:
             InputError: as `StepLLM`.
         """
-        from step_infer.client.llm import StepLLM
-
-        engine = StepLLM(**options)
-        yield Started(engine.max_model_len, os.getpid())
+        engine = self.engine(options)
+        yield EngineStarted(os.getpid(), engine.max_model_len)
         while True:
-            first = self._inbox.get()
+            first = self.inbox.get()
             # The caller minds how many it hands over.
             for trace in engine.stream(self._orders(first), max_in_flight=2**31):
                 key = trace.question_id, trace.trace_id
                 ends = (self._think_ends.pop(key),) if key in self._think_ends else ()
                 yield Finished(trace, ends, engine.stats().generated_tokens)
 
+    def engine(self, options: dict[str, Any]) -> Any:
+        """Start the engine: a `StepLLM`, whose import takes seconds."""
+        from step_infer.client.llm import StepLLM
+
+        return StepLLM(**options)
+
     def _orders(self, first: TracePlan) -> Iterator[TracePlan | None]:
         yield self._noting(first)
         while True:
             try:
-                yield self._noting(self._inbox.get_nowait())
+                yield self._noting(self.inbox.get_nowait())
             except queue.Empty:
                 yield None
 

@@ -9,10 +9,30 @@ from typing import Any
 from step_infer.errors import InputError
 from step_infer.storage.files import read_json
 
-# Keys of config.json that change without changing what the model computes.
-_VOLATILE_KEYS = frozenset(
-    {"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache", "auto_map"}
+# What of a config.json says which network it is, by the names of many model families. All else says
+# how it is loaded, trained, quantised or ended, and differs between copies of one model.
+_DEFINING_KEYS = (
+    "model_type",
+    "hidden_size",
+    "n_embd",
+    "num_hidden_layers",
+    "n_layer",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "n_inner",
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "n_shared_experts",
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "q_lora_rank",
+    "kv_lora_rank",
 )
+_ROPE_BASE = 10_000  # where none is written
 
 
 @dataclass(frozen=True)
@@ -22,16 +42,17 @@ class ModelIdentity:
     model: str
     """Path or hub id, as the user gave it."""
     config_hash: str
-    """SHA-256 of the canonical config.json, without keys that do not change the computation."""
+    """SHA-256 of what in config.json defines the network (see `config_hash`)."""
     tokenizer_hash: str
-    """SHA-256 of the vocabulary: every token with its id."""
+    """SHA-256 of the vocabulary: every token with its id, but for unused places of a GGUF file."""
     hidden_size: int
     """Width H of the last layer."""
     revision: str | None = None
     """Branch, tag or commit of a hub id, as the user gave it."""
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """Return the SHA-256 of a JSON value's canonical text (64 hexadecimal digits)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -81,8 +102,36 @@ def model_file(model: str, name: str, revision: str | None = None) -> Path:
 
 
 def config_hash(config: dict[str, Any]) -> str:
-    """Return the hash of a config.json's content (64 hexadecimal digits)."""
-    return _digest({key: value for key, value in config.items() if key not in _VOLATILE_KEYS})
+    """Return a hash of what defines the network in a config.json: its family, shape and RoPE base.
+
+    It is the same for a hub folder, a copy that Transformers saved again, one converted from GGUF,
+    and a quantised one: their files differ in defaults written out or not, special tokens, number
+    formats and version notes, and the step scores hardly.
+
+    Args:
+        config: the file's content. Of a model of several modalities, that of the text counts.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    text = config.get("text_config") or config
+    found = {key: text[key] for key in _DEFINING_KEYS if text.get(key) is not None}
+    heads = found.get("num_attention_heads")
+    if isinstance(heads, int) and heads > 0:
+        found.setdefault("num_key_value_heads", heads)
+        if isinstance(found.get("hidden_size"), int):
+            found.setdefault("head_dim", found["hidden_size"] // heads)
+    rope = text.get("rope_parameters") or {}
+    rope = rope.get("full_attention") or rope  # a base for each kind of layer
+    base = text.get("rope_theta") or rope.get("rope_theta")
+    if base is not None and base != _ROPE_BASE:
+        found["rope_theta"] = float(base)
+    return digest(found)
+
+
+def _without_padding(vocabulary: dict[str, int]) -> dict[str, int]:
+    # Converters from GGUF name the unused rows of the embedding [PADn] with the row's number.
+    return {token: row for token, row in vocabulary.items() if token != f"[PAD{row}]"}
 
 
 def identify(model: str, revision: str | None = None) -> ModelIdentity:
@@ -119,5 +168,5 @@ def identify(model: str, revision: str | None = None) -> ModelIdentity:
             f"Expected a tokenizer.json in {model}, found: {error}. "
             "Hint: the download may be incomplete; do it again."
         ) from error
-    vocabulary = tokenizer.get_vocab()
-    return ModelIdentity(model, config_hash(config), _digest(vocabulary), hidden_size, revision)
+    vocabulary = _without_padding(tokenizer.get_vocab())
+    return ModelIdentity(model, config_hash(config), digest(vocabulary), hidden_size, revision)

@@ -1,40 +1,68 @@
-"""Collecting on two replicas, one of which is killed: the traces of one engine, each once."""
+"""Collecting on two replicas: what dies costs no trace, doubles none and changes none.
+
+The moments of the deaths are random, by a seed that is printed.
+"""
 
 import io
+import json
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from collect_engine import assert_whole
-from places import CHECKPOINT
+from collect_engine import CollectEngine, assert_whole
+from command_harness import run_command
+from fake_engine import made_up_model
+from mortal_engines import DEADLY, ENDLESS, MortalReplica, StillbornReplica
+from places import CHECKPOINT, ROOT
+from ray.cluster_utils import Cluster
+from ray_cluster import two_nodes
 from rich.console import Console
 
 from data_gen.collect import collect
 from data_gen.config import CollectConfig
 from data_gen.ledger.__main__ import LedgerConfig, write_questions
 from data_gen.traces.directory import TraceDirectory
-from step_infer.client.trace import Sampling
+from step_infer.cli.command import run
+from step_infer.client.trace import Sampling, Trace
+from step_infer.errors import InputError
+from step_infer.replicas.actors import MOST_LOSSES
 from step_infer.replicas.pool import ReplicaPool
+from step_infer.replicas.replica import Replica
 
 pytestmark = pytest.mark.engine
 
 QUESTIONS = 4
 N = 8
+QUIET = Console(file=io.StringIO())
 
 
-@pytest.fixture
-def config(tmp_path: Path) -> CollectConfig:
-    questions = tmp_path / "questions.jsonl"
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with two_nodes() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> CollectConfig:
+    """The settings of one engine, whose traces are there."""
+    folder = tmp_path_factory.mktemp("one")
+    questions = folder / "questions.jsonl"
     write_questions(LedgerConfig(questions, "test", QUESTIONS, seed=5))
-    return CollectConfig(
+    found = CollectConfig(
         str(CHECKPOINT),
         str(questions),
-        str(tmp_path / "one"),
+        str(folder / "traces"),
         num_traces=N,
         system="",
         sampling=Sampling(temperature=1, top_p=1, top_k=0),
@@ -42,6 +70,16 @@ def config(tmp_path: Path) -> CollectConfig:
         max_in_flight=4,
         engine={"kv_cache_memory_bytes": 2**26},
     )
+    collect(found, console=QUIET)
+    return found
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """What says when something dies; pytest shows the seed of a test that fails."""
+    seed = random.randrange(2**32)
+    print("seed", seed)
+    return random.Random(seed)
 
 
 def table(config: CollectConfig) -> dict[tuple[str, int], dict[str, Any]]:
@@ -63,29 +101,200 @@ def table(config: CollectConfig) -> dict[tuple[str, int], dict[str, Any]]:
     return rows
 
 
-def test_a_killed_replica_costs_no_trace_and_changes_none(
-    config: CollectConfig, tmp_path: Path
+class Pool(ReplicaPool):
+    """Calls something once, when so many traces have finished."""
+
+    def __init__(self, *arguments: Any, after: int, then: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.after, self.then = after, then
+
+    def stream(self, *arguments: Any, **options: Any) -> Iterator[Trace]:
+        for count, trace in enumerate(super().stream(*arguments, **options), start=1):
+            if count == self.after:
+                self.then(self)
+            yield trace
+
+
+def parts(out: str) -> int:
+    """Return how many parts a traces directory lists."""
+    with suppress(InputError):
+        return TraceDirectory(out).num_parts
+    return 0
+
+
+def test_a_driver_and_then_a_replica_are_killed(
+    config: CollectConfig, cluster: Cluster, tmp_path: Path, chance: random.Random
 ) -> None:
-    """The moment of the kill is random: after the first to the eighth finished trace."""
-    quiet = Console(file=io.StringIO())
-    two = replace(config, out=str(tmp_path / "two"), replicas=2)
-    after = random.randint(1, 8)
-    killed = []
+    two = replace(config, out=str(tmp_path / "two"), replicas=2, ray_address=cluster.address)
+    options: dict[str, Any] = {
+        "--model": two.model,
+        "--questions": two.questions,
+        "--out": two.out,
+        "--num-traces": N,
+        "--system": "",
+        "--sampling.temperature": 1,
+        "--sampling.top_p": 1,
+        "--sampling.top_k": 0,
+        "--part-traces": two.part_traces,
+        "--max-in-flight": two.max_in_flight,
+        "--engine.kv_cache_memory_bytes": 2**26,
+        "--replicas": 2,
+        "--ray-address": cluster.address,
+    }
+    after = chance.randint(1, 5)
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        driver = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "data_gen.commands"),
+                *(str(part) for pair in options.items() for part in pair),
+            ],
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+        )
+    while parts(two.out) < after and driver.poll() is None:
+        time.sleep(0.005)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL, log.read_text()
+    before = TraceDirectory(two.out)
+    assert after * two.part_traces <= before.num_traces < QUESTIONS * N
 
-    class Pool(ReplicaPool):
-        def _taken(self, member: Any, item: Any) -> Any:
-            trace = super()._taken(member, item)
-            if not killed and sum(m.finished for m in self._members) >= after:
-                killed.append(member.started.pid)
-                os.kill(killed[0], signal.SIGKILL)
-            return trace
-
-    logs = Path(two.out) / "logs"
-    pool = partial(Pool, replicas=2, log_dir=logs)
+    left = QUESTIONS * N - before.num_traces
+    pool = partial(
+        Pool,
+        replicas=2,
+        address=cluster.address,
+        log_dir=Path(two.out) / "logs",
+        after=chance.randint(1, max(1, left // 2)),
+        then=lambda pool: os.kill(chance.choice(pool.pids()), signal.SIGKILL),
+    )
     with pytest.warns(UserWarning, match=r"Replica [01] is started again"):
-        collect(two, pool, quiet)
-    assert killed, after
+        collect(two, pool, QUIET)
     assert_whole(two, QUESTIONS)
-    assert sorted(path.name for path in logs.iterdir()) == ["replica-0.log", "replica-1.log"]
-    collect(config, console=quiet)
     assert table(two) == table(config)
+    logs = Path(two.out) / "logs"
+    assert sorted(path.name for path in logs.iterdir()) == ["replica-0.log", "replica-1.log"]
+
+
+def asking(names: list[str], folder: Path, cluster: Cluster) -> CollectConfig:
+    """Return settings for questions of these names, which a pretended engine answers."""
+    questions = folder / "questions.jsonl"
+    questions.write_text(
+        "".join(json.dumps({"id": n, "question": "1-1", "answer": "0"}) + "\n" for n in names)
+    )
+    return CollectConfig(
+        made_up_model(folder, hidden_size=CollectEngine.H),
+        str(questions),
+        str(folder / "out"),
+        num_traces=2,
+        ray_address=cluster.address,
+    )
+
+
+def refused(config: CollectConfig, pool: Any) -> str:
+    """Run a collection as the command does, and return the one line of its refusal."""
+    found = run_command(lambda: run(lambda: collect(config, pool, QUIET)))
+    assert found.returncode == 2
+    lines = [line for line in found.stderr.splitlines() if not line.startswith("traces ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_question_that_kills_each_replica_is_named_and_what_was_collected_is_kept(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    config = asking(["first", "second", DEADLY, "last"], tmp_path, cluster)
+    pool = partial(ReplicaPool, replicas=1, address=cluster.address, actor=MortalReplica)
+    with pytest.warns(UserWarning, match="is started again") as warned:
+        told = refused(config, pool)
+    assert len([w for w in warned if "is started again" in str(w.message)]) == MOST_LOSSES
+    assert re.fullmatch(
+        rf"error: Expected replicas that live through question {DEADLY}, found that 4 died with "
+        r"it, the last of: .*\. Hint: see the logs of the replicas, or leave that question out\.",
+        told,
+    )
+    left = TraceDirectory(config.out)
+    left.verify()
+    assert set(left.keys()) == {(name, i) for name in ("first", "second") for i in range(2)}
+    assert not left.complete
+
+
+def test_a_replica_that_dies_at_each_start_ends_the_run(cluster: Cluster, tmp_path: Path) -> None:
+    config = asking(["first"], tmp_path, cluster)
+    pool = partial(ReplicaPool, replicas=1, address=cluster.address, actor=StillbornReplica)
+    with pytest.warns(UserWarning, match="Replica 0 is started again"):
+        told = refused(config, pool)
+    assert re.fullmatch(
+        r"error: Expected that replica 0 starts, found that it died 4 times without an order, the "
+        r"last of: .*\. Hint: see the logs of the replicas\.",
+        told,
+    )
+
+
+def lose_a_node(
+    config: CollectConfig, cluster: Cluster, chance: random.Random, actor: type[Replica]
+) -> None:
+    """Collect on two nodes, of which one goes, to the traces that one engine gave."""
+    two = replace(config, out=f"{config.out}-two", replicas=2, ray_address=cluster.address)
+    node = chance.choice(cluster.list_all_nodes()[1:])
+    pool = partial(
+        Pool,
+        replicas=2,
+        address=cluster.address,
+        actor=actor,
+        after=chance.randint(1, QUESTIONS * N // 2),
+        then=lambda _: cluster.remove_node(node, allow_graceful=False),
+    )
+    with pytest.warns(UserWarning, match=r"Replica [01] is gone with its node; 1 go on"):
+        collect(two, pool, QUIET)
+    cluster.add_node(num_cpus=1)
+    assert_whole(two, QUESTIONS)
+    assert table(two) == table(config)
+
+
+def test_a_node_is_gone_with_its_replica_and_the_other_one_goes_on(
+    cluster: Cluster, tmp_path: Path, chance: random.Random
+) -> None:
+    config = replace(
+        asking([f"q{i}" for i in range(QUESTIONS)], tmp_path, cluster),
+        num_traces=N,
+        max_in_flight=4,
+        part_traces=4,
+    )
+    one = partial(ReplicaPool, replicas=1, address=cluster.address, actor=MortalReplica)
+    collect(config, one, QUIET)
+    lose_a_node(config, cluster, chance, MortalReplica)
+
+
+@pytest.mark.nightly
+def test_a_node_is_gone_with_its_real_engine(
+    config: CollectConfig, cluster: Cluster, chance: random.Random
+) -> None:
+    lose_a_node(config, cluster, chance, Replica)
+
+
+def test_the_last_node_is_gone_and_what_was_collected_is_kept(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    config = asking(["first", ENDLESS], tmp_path, cluster)
+
+    def remove_nodes(_: ReplicaPool) -> None:
+        for node in cluster.list_all_nodes()[1:]:
+            cluster.remove_node(node, allow_graceful=False)
+
+    pool = partial(
+        Pool,
+        replicas=1,
+        address=cluster.address,
+        actor=MortalReplica,
+        after=2,
+        then=remove_nodes,
+    )
+    told = refused(config, pool)
+    assert re.fullmatch(
+        r"error: Expected a node for a replica, found none left in the Ray cluster: .*\. Hint: "
+        r"give the same command again when there is one; it goes on where it stopped\.",
+        told,
+    )
+    assert set(TraceDirectory(config.out).keys()) == {("first", 0), ("first", 1)}

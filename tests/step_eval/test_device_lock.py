@@ -6,12 +6,12 @@ import threading
 
 import pytest
 
-from step_eval.run import device_lock
+from step_eval.device_lock import device_lock
 from step_infer.errors import InputError
 
 HOLD = """
 import sys
-from step_eval.run import device_lock
+from step_eval.device_lock import device_lock
 with device_lock(sys.argv[1], alone=sys.argv[2] == "alone"):
     print("held", flush=True)
     sys.stdin.readline()

@@ -17,6 +17,7 @@ from step_eval.calibration.config import CalibrateConfig
 from step_eval.calibration.run import calibrate
 from step_eval.command import main
 from step_eval.config import EvalConfig
+from step_eval.device_lock import device_lock
 from step_eval.manifest import earlier_manifest
 from step_eval.merge import _check_same, _paired, merge
 from step_eval.methods.deepconf import DeepConf
@@ -32,7 +33,6 @@ from step_eval.replay.shapes import read_shape, write_model, write_scorer
 from step_eval.replay.signals import RecordedSteps
 from step_eval.report.events import write_event_report
 from step_eval.results import KIND, read_run
-from step_eval.run import device_lock
 from step_eval.simulation.config import SimulateConfig
 from step_eval.simulation.drawn import DrawnTraces
 from step_eval.simulation.run import simulate_all
@@ -74,7 +74,7 @@ def at_least(least, *names, prefix="--"):
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        *at_least(1, "num_traces", "repeats", "kv_budget_tokens"),
+        *at_least(1, "num_traces", "repeats", "kv_budget_tokens", "replicas"),
         *at_least(1, "min_keep", "min_steps", "warmup", "window"),
         *at_least(0, "kv_series_questions"),
         (

@@ -1,11 +1,20 @@
 """What a replica gets of a cluster, and what is refused before one starts."""
 
 import importlib.util
+import os
+import socket
+import time
 
 import pytest
+from command_harness import run_command
+from places import CHECKPOINT
 
+from data_gen.commands import main as collect
+from step_eval.command import main as evaluate
 from step_infer.errors import InputError
-from step_infer.replicas.cluster import Share, require_ray, share_for
+from step_infer.replicas.actors import ActorPool
+from step_infer.replicas.cluster import Share, connect, connection, require_ray, share_for
+from step_infer.replicas.replica import EngineStarted
 
 NODE = {"CPU": 8.0}
 GPUS = {"CPU": 16.0, "GPU": 8.0}
@@ -34,6 +43,46 @@ def test_replicas_on_one_gpu_share_its_memory():
     assert Share(1, 1.0).engine_args() == {}
 
 
+def starter():
+    """Return a class that Ray sends to its workers whole: they cannot import this module."""
+
+    class Starter:
+        """A replica without an engine, which looks for others that start with it."""
+
+        def __init__(self, log):
+            pass
+
+        def run(self, folder, wait_s):
+            mine = folder / f"{os.getpid()}.starting"
+            mine.touch()
+            until = time.monotonic() + wait_s
+            while (together := len(list(folder.iterdir()))) < 2 and time.monotonic() < until:
+                time.sleep(0.01)
+            mine.unlink() if together < 2 else None
+            yield EngineStarted(os.getpid(), together)
+            time.sleep(600)
+
+    return Starter
+
+
+@pytest.mark.parametrize(
+    ("engine_args", "together", "wait_s"),
+    [({}, {1}, 3.0), ({"kv_cache_memory_bytes": 2**30}, {2}, 60.0)],
+)
+def test_engines_that_share_a_gpu_start_one_after_the_other(
+    engine_args, together, wait_s, tmp_path
+):
+    ray = pytest.importorskip("ray")
+    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=2**27)
+    pool = ActorPool(starter(), 2, engine_args)
+    try:
+        pool.start(tmp_path, wait_s)
+        assert {member.started.max_model_len for member in pool.members} == together
+    finally:
+        pool.close()
+        ray.shutdown()
+
+
 @pytest.mark.parametrize(
     ("replicas", "engine", "nodes", "found"),
     [
@@ -55,3 +104,49 @@ def test_without_ray_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'ray>=2\.50,<3'"):
         require_ray()
+
+
+@pytest.mark.parametrize("address", ["nonsense", "ray://host:10001", ":6379", "host:port"])
+def test_an_address_in_another_form_is_refused(address):
+    with pytest.raises(InputError) as caught:
+        connect(address)
+    assert str(caught.value) == (
+        f"Expected --ray-address as HOST:PORT, auto or local, found {address!r}. "
+        "Hint: the port is that of ray start --head, 6379 by default."
+    )
+
+
+@pytest.mark.parametrize("given", ["the address", "auto"])
+def test_an_address_where_no_cluster_is_is_refused_at_once(given, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"  # free again below
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError) as caught, connection("auto" if given == "auto" else address):
+        pass
+    assert str(caught.value) == (
+        f"Expected a running Ray cluster at --ray-address {address}, found: [Errno 111] Connection "
+        "refused. Hint: start one (ray start --head), or leave out --ray-address."
+    )
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (collect, ["--num-traces", "2"]),
+        (evaluate, ["--methods", "sc"]),
+    ],
+)
+def test_a_command_with_a_wrong_address_ends_in_one_line_and_makes_nothing(
+    main, arguments, tmp_path
+):
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "1+1", "answer": "2"}\n')
+    found = run_command(
+        main,
+        *("--model", CHECKPOINT, "--questions", questions, "--out", tmp_path / "out"),
+        *("--system", "", "--ray-address", "nonsense", *arguments),
+    )
+    assert found.returncode == 2
+    assert found.stderr.startswith("error: Expected --ray-address as HOST:PORT, auto or local")
+    assert found.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()

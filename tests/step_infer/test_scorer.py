@@ -197,7 +197,61 @@ def test_identity_is_of_what_the_model_computes(tmp_path: Path) -> None:
     assert first.hidden_size == H
     assert first.config_hash == same.config_hash != other.config_hash
     assert first.tokenizer_hash == other.tokenizer_hash
-    assert config_hash({"a": 1}) == config_hash({"a": 1, "_name_or_path": "x"})
+
+
+def test_copies_of_one_model_are_one_model(tmp_path: Path) -> None:
+    shape = {"model_type": "qwen2", "hidden_size": H, "num_hidden_layers": 28, "vocab_size": 640}
+    shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 96}
+    hub = shape | {"rope_theta": 1e6, "rms_norm_eps": 1e-06, "tie_word_embeddings": True}
+    hub |= {"sliding_window": 32768, "max_window_layers": 21, "torch_dtype": "bfloat16"}
+    gguf = shape | {"rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}}
+    gguf |= {"rms_norm_eps": 9.999999974752427e-07, "tie_word_embeddings": False}
+    gguf |= {"layer_types": ["full_attention"] * 28, "sliding_window": None, "pad_token_id": 0}
+    first = identify(write_model(tmp_path / "hub", **hub))
+    second = identify(write_model(tmp_path / "gguf", **gguf))
+    path = tmp_path / "gguf" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    size = len(tokenizer["model"]["vocab"])
+    tokenizer["model"]["vocab"] |= {f"[PAD{row}]": row for row in range(size, size + 5)}
+    path.write_text(json.dumps(tokenizer))
+    third = identify(str(tmp_path / "gguf"))
+    for copy in (second, third):
+        assert (copy.config_hash, copy.tokenizer_hash) == (first.config_hash, first.tokenizer_hash)
+    tokenizer["model"]["vocab"][f"[PAD{size}]"] = size + 9  # a token that only looks like one
+    path.write_text(json.dumps(tokenizer))
+    assert identify(str(tmp_path / "gguf")).tokenizer_hash != first.tokenizer_hash
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"num_key_value_heads": 4}),
+        ({}, {"head_dim": 8}),
+        ({"rope_theta": 10000}, {}),
+        ({"rope_theta": 1e6}, {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}),
+    ],
+)
+def test_defaults_may_be_written_out(first: dict[str, Any], second: dict[str, Any]) -> None:
+    shape = {"model_type": "m", "hidden_size": 32, "num_attention_heads": 4}
+    assert config_hash(shape | first) == config_hash(shape | second)
+    assert config_hash(shape | first) == config_hash({"text_config": shape | second})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "n"},
+        {"num_hidden_layers": 3},
+        {"num_key_value_heads": 2},
+        {"head_dim": 16},
+        {"intermediate_size": 9},
+        {"num_experts": 8},
+        {"rope_theta": 1e6},
+    ],
+)
+def test_other_networks_are_other_models(change: dict[str, Any]) -> None:
+    shape = {"model_type": "m", "hidden_size": 32, "num_attention_heads": 4, "head_dim": 8}
+    assert config_hash(shape) != config_hash(shape | change)
 
 
 def test_models_that_cannot_be_identified(tmp_path: Path) -> None:
