@@ -14,11 +14,11 @@ from step_infer.client.branching import Branching
 from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.client.trace import Sampling
-from step_infer.confidence import WINDOW
 from step_infer.errors import InputError
 from step_infer.replicas.options import ReplicaOptions
 from step_infer.scorer.aggregate import AGGREGATORS
 from step_infer.scorer.boundary import BoundaryOptions
+from step_infer.scorer.group_confidence import WINDOW
 
 
 @dataclass(frozen=True, kw_only=True)

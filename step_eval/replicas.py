@@ -2,17 +2,17 @@
 
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from data_gen.questions.load import Question
 from step_eval.asking import Asked, Asker, EngineSetup, RecordKey
 from step_eval.manifest import device_name
-from step_eval.records import QuestionRecord
+from step_eval.records import QuestionRecord, TraceRecord
 from step_infer.cli.progress import TraceProgress
 from step_infer.client.grading import Grader
 from step_infer.client.trace import Trace
@@ -34,12 +34,24 @@ class AskerStarted(Started):
     """Its node, and its GPUs there."""
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """A trace that has finished, as far as progress counts it."""
+
+    own_tokens: int
+    is_branch: bool
+
+    @classmethod
+    def of(cls, trace: Trace | TraceRecord) -> Self:
+        return cls(trace.own_tokens, trace.parent is not None)
+
+
 class AskingReplica(OrderTaker):
     """A process that asks questions one after the other, and grades them."""
 
     def __init__(self, log: Path | None) -> None:
         super().__init__(log)
-        self._now: tuple[RecordKey | None, list[int]] = (None, [])
+        self._now: tuple[RecordKey | None, list[_Ended]] = (None, [])
 
     def run(
         self, setup: EngineSetup, kv_budget_tokens: int | None
@@ -69,13 +81,13 @@ class AskingReplica(OrderTaker):
                 self._now = asked.key, []
                 yield asker.ask(asked, on_trace=self._note)
 
-    def finished(self) -> tuple[RecordKey | None, list[int]]:
-        """Return the question of now, and the tokens of each of its traces that has finished."""
-        key, tokens = self._now
-        return key, list(tokens)
+    def finished(self) -> tuple[RecordKey | None, list[_Ended]]:
+        """Return the question of now, and each of its traces that has finished."""
+        key, ended = self._now
+        return key, list(ended)
 
     def _note(self, trace: Trace) -> None:
-        self._now[1].append(trace.own_tokens)
+        self._now[1].append(_Ended.of(trace))
 
 
 def lock_files(path: str | None, gpus: Sequence[str]) -> list[str]:
@@ -124,7 +136,7 @@ class QuestionPool:
         self._looks: dict[Any, Member[Asked]] = {}
         """Answers that replicas owe, about what has finished of their questions."""
         self._looked_s = 0.0
-        self._counted: Counter[RecordKey] = Counter()
+        self._counted: defaultdict[RecordKey, Counter[_Ended]] = defaultdict(Counter)
         """Traces of each question that the progress has counted."""
 
     def close(self) -> None:
@@ -190,7 +202,7 @@ class QuestionPool:
                 return
             for member, record in actors.arrived():
                 key = actors.done(member, (record.method, *record.key)).key
-                self._count(member, key, [trace.own_tokens for trace in record.traces], progress)
+                self._count(member, key, map(_Ended.of, record.traces), progress)
                 del self._counted[key]
                 yield record
             self._look(progress)
@@ -221,9 +233,9 @@ class QuestionPool:
             ready, _ = ray.wait(list(self._looks), num_returns=len(self._looks), timeout=0)
             for member, reference in ((self._looks.pop(ref), ref) for ref in ready):
                 with suppress(RayError):  # it died: that is seen where records arrive
-                    key, tokens = ray.get(reference)
+                    key, ended = ray.get(reference)
                     if key in member.orders:
-                        self._count(member, key, tokens, progress)
+                        self._count(member, key, ended, progress)
         if time.monotonic() - self._looked_s >= _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
             waiting = {member.number for member in self._looks.values()}
@@ -235,7 +247,7 @@ class QuestionPool:
         self,
         member: Member[Asked],
         key: RecordKey,
-        tokens: Sequence[int],
+        ended: Iterable[_Ended],
         progress: TraceProgress,
     ) -> None:
         """Count the traces of a question that were not counted before, by this replica or another.
@@ -243,11 +255,12 @@ class QuestionPool:
         Args:
             member: the replica that asks it.
             key: of the question's record.
-            tokens: of each trace so far, at least as many as the last time.
+            ended: its traces so far, those of the last time among them.
             progress: counts them.
         """
-        new = tokens[self._counted[key] :]
-        for count in new:
-            progress.finished(count)
-        member.finished += len(new)
-        self._counted[key] += len(new)
+        new = Counter(ended)
+        new.subtract(self._counted[key])
+        for trace in new.elements():
+            progress.finished(trace.own_tokens, trace.is_branch)
+            member.finished += 1
+            self._counted[key][trace] += 1

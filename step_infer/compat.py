@@ -1,7 +1,6 @@
 """Every use of vLLM internals that differs, or may come to differ, between versions.
 
 Found by feature, never by version number. Each piece says why it is here and when it can go.
-
 """
 
 import math
@@ -35,13 +34,13 @@ def growth_blocks(scheduler: Any) -> int:
     those that its drafter looks ahead to; of rejected ones it keeps them. Can go when vLLM can be
     asked before it preempts.
     """
-    budget, ahead = scheduler.max_num_scheduled_tokens, scheduler.num_lookahead_tokens
+    budget, ahead = scheduler.max_num_scheduled_tokens, _tokens_ahead(scheduler)
     threshold = _long_prefill_threshold(scheduler)
     max_model_len, step = scheduler.max_model_len, scheduler.current_step + 1
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     grain = math.gcd(*(manager.block_size for manager in managers))
     growing = running = scheduler.running
-    if not scheduler.num_spec_tokens and len(running) <= budget:
+    if not ahead and not scheduler.num_spec_tokens and len(running) <= budget:
         # A request in decode needs a block only where the last one is full: no look at the others,
         # unless the budget may run out before a later one's turn.
         growing = [r for r in running if r.is_prefill_chunk or r.num_computed_tokens % grain == 0]
@@ -200,19 +199,31 @@ def most_growth_blocks(scheduler: Any) -> int:
     """
     managers = scheduler.kv_cache_manager.coordinator.single_type_managers
     running, budget = len(scheduler.running), scheduler.max_num_scheduled_tokens
-    budget += running * scheduler.num_lookahead_tokens
+    budget += running * _tokens_ahead(scheduler)
     return sum(running + cdiv(budget, manager.block_size) for manager in managers)
 
 
-def frees_at_once(scheduler: Any, request: Any) -> bool:
-    """Return whether stopping a request would make its blocks free in this very step.
+def _tokens_ahead(scheduler: Any) -> int:
+    """Return how many tokens more than those of this step each request needs room for.
 
-    With a KV connector, vLLM keeps blocks back while a step in flight may still write them; then
-    stopping the request makes no room now. Without one this is always so.
+    Those that its drafter looks ahead to. With a KV connector and async scheduling also those of
+    one more step: vLLM keeps an ended request's blocks while a step in flight may write them.
     """
-    if not getattr(scheduler, "defer_block_free", False):
-        return True
-    return request.last_sched_seq <= scheduler.processed_step_seq
+    ahead = scheduler.num_lookahead_tokens
+    if getattr(scheduler, "defer_block_free", False):
+        ahead += 1 + scheduler.num_spec_tokens
+    return ahead
+
+
+def own_blocks(kv_cache_manager: Any, request_id: str) -> list[Any]:
+    """Return the KV blocks that a request shares with no other.
+
+    Those of them that are still in use when it has ended are kept back, by vLLM or by a KV
+    connector that is sending or storing them.
+    """
+    managers = kv_cache_manager.coordinator.single_type_managers
+    held = (manager.req_to_blocks.get(request_id, ()) for manager in managers)
+    return [b for blocks in held for b in blocks if b.ref_cnt == 1 and not b.is_null]
 
 
 def has_front_end(vllm_config: Any) -> bool:

@@ -4,6 +4,7 @@ Plain data, no vLLM import.
 """
 
 import dataclasses
+from operator import attrgetter
 from typing import Any
 
 from step_infer.wire import CLOSED_REASONS
@@ -25,7 +26,8 @@ class Totals:
     freed_tokens: int = 0
     """Tokens of pruned traces, prompt included, that were computed or in flight."""
     freed_kv_blocks: int = 0
-    """KV blocks that pruning made free; blocks that other requests share stay in use."""
+    """KV blocks that pruning made free, a KV connector's delay not counted; blocks that other
+    requests share stay in use."""
     held_steps: int = 0
     """Engine steps in which waiting traces were held back for lack of memory."""
     decided: int = 0
@@ -34,6 +36,12 @@ class Totals:
     """Traces that a client ended because their question's budget was spent."""
     disabled: int = 0
     """1 once scoring and pruning are off after a failure."""
+
+
+_NAMES = [field.name for field in dataclasses.fields(Totals)]
+_VALUES = attrgetter(*_NAMES)
+SCORE_UNIT = 1e-4
+"""What new scores are sent in whole numbers of: a server sends them in most of its steps."""
 
 
 class Counters:
@@ -49,8 +57,8 @@ class Counters:
         """Whether something grew since `take_increments` was last called."""
         self._keep_scores = keep_scores
         self._new_scores: list[float] = []
-        self._sent = Totals()
-        self._summed_up = Totals()
+        self._sent = _VALUES(Totals())
+        self._summed_up = self._sent
         self._summary_due_s = 0.0
 
     def score(self, score: float) -> None:
@@ -91,12 +99,12 @@ class Counters:
         self.totals.disabled = 1
 
     def take_increments(self) -> dict[str, Any]:
-        """Return what each total grew by since the last call, and the new step scores."""
+        """Return what each total grew by since the last call, and new scores in `SCORE_UNIT`."""
         increments: dict[str, Any] = _difference(self.totals, self._sent)
         if self._new_scores:
-            increments["scores"] = [round(score, 4) for score in self._new_scores]
+            increments["scores"] = [round(score / SCORE_UNIT) for score in self._new_scores]
             self._new_scores.clear()
-        self._sent = dataclasses.replace(self.totals)
+        self._sent = _VALUES(self.totals)
         self.changed = False
         return increments
 
@@ -110,8 +118,8 @@ class Counters:
         if not new:
             return None
         self._summary_due_s = now_s + SUMMARY_INTERVAL_S
-        self._summed_up = dataclasses.replace(self.totals)
         totals = self.totals
+        self._summed_up = _VALUES(totals)
         line = (
             f"Step scoring: {totals.scored_steps:,} steps scored "
             f"(+{new.get('scored_steps', 0):,}), {totals.pruned:,} traces pruned "
@@ -131,10 +139,7 @@ class Counters:
         return line + ("; it is OFF after a failure." if totals.disabled else ".")
 
 
-def _difference(new: Totals, old: Totals) -> dict[str, int]:
-    """Return by how much each field grew, without those that did not."""
-    return {
-        field.name: grown
-        for field in dataclasses.fields(Totals)
-        if (grown := getattr(new, field.name) - getattr(old, field.name))
-    }
+def _difference(totals: Totals, old: tuple[int, ...]) -> dict[str, int]:
+    """Return by how much each total grew, without those that did not."""
+    pairs = zip(_NAMES, _VALUES(totals), old, strict=True)
+    return {name: new - before for name, new, before in pairs if new != before}

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from step_infer.confidence import GroupConfidence
 from step_infer.counters import Counters
 from step_infer.draft_rows import sampling_row, state_row
 from step_infer.errors import InputError
 from step_infer.scorer.aggregate import RunningScore
 from step_infer.scorer.boundary import BoundaryRule, BoundaryState
 from step_infer.scorer.confidence_term import ConfidenceTerm
+from step_infer.scorer.group_confidence import GroupConfidence
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.wire import Report, ScoreSoFar, StepRows
 
@@ -45,6 +45,7 @@ class LiveTrace:
         "positions",
         "progress",
         "prune",
+        "request",
         "request_id",
         "scores",
         "stop_below",
@@ -75,6 +76,8 @@ class LiveTrace:
                 )
             self.groups = GroupConfidence(options.window)
         self.stop_below = -math.inf if options.stop_below is None else options.stop_below
+        self.request: Any = None
+        """vLLM's request, which counts the tokens that are not taken in (`catch_up`)."""
         self.num_tokens = 0
         self.boundary_state = BoundaryState()
         self.positions: list[int] = []
@@ -99,6 +102,10 @@ class LiveTrace:
     def score(self) -> float | None:
         """The aggregate of the finite step scores; None without any."""
         return self._score.value
+
+    def catch_up(self, untaken: int = 0) -> None:
+        """Count the request's tokens, those that nobody looked at too, but for some last ones."""
+        self.num_tokens = self.inherited + self.request.num_output_tokens - untaken
 
     def inherit(
         self, options: Mapping[str, Any], token_ids: Sequence[int], rule: BoundaryRule, sure: bool
@@ -176,7 +183,7 @@ class LiveTraces:
         """Whether token confidences are recorded."""
         self._confidence_term = confidence_term
         self.marks: Container[int] = rule.marks
-        """Token ids that may end a step; without confidences others need only be counted."""
+        """Token ids that may end a step; without confidences no others need be taken in."""
         self._live: dict[str, int] = {}
         self.traces: dict[str, LiveTrace] = {}
         """Every live trace by its request id."""

@@ -120,6 +120,7 @@ class StepScheduler(AsyncScheduler):
             self.events = EventLog(settings.event_log, rank)
         self._pruned_outputs: list[tuple[int, EngineCoreOutput]] = []
         self._pruned_groups: set[str] = set()
+        self._kept_back: list[Any] = []  # KV blocks of pruned traces, on their way to be free
         self._held_since: dict[str, int] = {}  # group to step
         self._refused: dict[str, Refusal] = {}  # live requests whose opt-in cannot be used
         self._step = 0
@@ -169,7 +170,9 @@ class StepScheduler(AsyncScheduler):
         if options.group is None and child is not None:
             options = dataclasses.replace(options, group=IMPLICIT_GROUP + child[1])
         self.live.add(request.request_id, options, request.prompt_token_ids or ())
-        self.reports.add(self.live.traces[request.request_id], bool(params.stop))
+        trace = self.live.traces[request.request_id]
+        trace.request = request
+        self.reports.add(trace, bool(params.stop))
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Make room by pruning if the next step does not fit, then schedule it.
@@ -186,6 +189,9 @@ class StepScheduler(AsyncScheduler):
 
     def _schedule(self, *args: Any, **kwargs: Any) -> Any:
         held: set[str] = set()
+        if self._kept_back:
+            # Before the base call: a block that came free since the last one may be taken in it.
+            self._kept_back = [block for block in self._kept_back if block.ref_cnt > 0]
         if not self.live.kept:  # no live group: nothing to prune, nothing to wait for
             self._pruned_groups.clear()
             self._held_since.clear()
@@ -282,6 +288,7 @@ class StepScheduler(AsyncScheduler):
         if trace is not None and why is not None:
             self.counters.close(why)
         if trace is not None and self.events is not None:
+            trace.catch_up()
             reason = {} if why is None else {"reason": why}
             self.events.write("abort", trace, self.kv_cache_manager.usage, **reason)
         self.live.remove(request_id, survived=False)
@@ -293,19 +300,16 @@ class StepScheduler(AsyncScheduler):
         rows: StepRows | None,
         place_of: dict[str, int],
     ) -> None:
-        # Runs for each request and step: most tokens are only counted, without a call.
         live, early, news = self.live, self.reports.early, self.live.news
-        traces, marks, confidence = live.traces, live.marks, live.confidence
         for client_outputs in outputs.values():
-            for output in client_outputs.outputs:
+            for output in self._noteworthy(client_outputs.outputs):
                 request_id = output.request_id
-                trace = traces.get(request_id)
+                trace = live.traces.get(request_id)
                 if trace is None:
                     continue
                 tokens = output.new_token_ids
-                if len(tokens) == 1 and not confidence and tokens[0] not in marks:
-                    trace.num_tokens += 1
-                elif tokens and live.take_tokens(trace, tokens, rows, place_of[request_id]):
+                trace.catch_up(len(tokens))
+                if tokens and live.take_tokens(trace, tokens, rows, place_of[request_id]):
                     self._stop(trace, output)
                 if (reason := output.finish_reason) is not None:
                     if self.events is not None:
@@ -321,6 +325,21 @@ class StepScheduler(AsyncScheduler):
                 elif request_id in news:
                     _attach(output, live.tell(trace, self._spare_tokens()))
         news.clear()
+
+    def _noteworthy(self, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:
+        """Return the outputs at which a trace may need a look; of the others tokens only count."""
+        if self.live.confidence:
+            return outputs
+        # Runs for each request and step: no call, and no statement, for those that are left out.
+        marks, told = self.live.marks, self.reports.early | self.live.news.keys()
+        return [
+            output
+            for output in outputs
+            if len(tokens := output.new_token_ids) != 1
+            or tokens[0] in marks
+            or output.finish_reason is not None
+            or (told and output.request_id in told)
+        ]
 
     def _tell_refusals(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         for client_outputs in outputs.values():
@@ -341,10 +360,14 @@ class StepScheduler(AsyncScheduler):
         super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
 
     def _make_room(self) -> int:
-        """Prune until this step's growth fits; return the KV blocks that it leaves free."""
+        """Prune until this step's growth fits; return the KV blocks that it leaves free.
+
+        Blocks on their way count as well: else each step until they come would stop one more trace
+        for the same need. vLLM waits for them, or preempts, where they come too late.
+        """
         free = compat.free_blocks(self)
         if free < compat.most_growth_blocks(self):  # cheap; in ample memory no request is looked at
-            while (needed := compat.growth_blocks(self)) > free:
+            while (needed := compat.growth_blocks(self)) > free + len(self._kept_back):
                 victim = policy.pick_victim(self._prunable(), self.live.kept)
                 if victim is None:
                     break
@@ -386,11 +409,10 @@ class StepScheduler(AsyncScheduler):
         for request in self.running:
             if not self._competes(request):
                 continue
-            # The first would end by itself with the step in flight, its answer complete; the second
-            # would make no room now, and a second victim would be stopped for the same need.
-            if compat.ends_in_flight(self, request) or not compat.frees_at_once(self, request):
-                continue
+            if compat.ends_in_flight(self, request):
+                continue  # it would end by itself with the step in flight, its answer complete
             trace = self.live.traces[request.request_id]
+            trace.catch_up()
             assert trace.group is not None
             traces.append(
                 policy.RunningTrace(
@@ -425,10 +447,13 @@ class StepScheduler(AsyncScheduler):
         _attach(output, report)
         self._pruned_groups.add(trace.group)  # type: ignore[arg-type]
         tokens, free = request.num_computed_tokens, compat.free_blocks(self)
+        own = compat.own_blocks(self.kv_cache_manager, trace.request_id)
         # Not self.finish_requests: the report ends when its output is sent, in its order.
         super().finish_requests(trace.request_id, RequestStatus.FINISHED_ABORTED)
         self._pruned_outputs.append((request.client_index, output))  # whatever fails below
-        freed = compat.free_blocks(self) - free
+        kept_back = [block for block in own if block.ref_cnt > 0]
+        self._kept_back += kept_back
+        freed = compat.free_blocks(self) - free + len(kept_back)
         self.counters.prune(tokens, freed)
         if self.events is not None:
             usage = self.kv_cache_manager.usage
@@ -442,7 +467,7 @@ class StepScheduler(AsyncScheduler):
             trace.num_scored,
             trace.num_tokens,
             freed,
-            free + freed,
+            compat.free_blocks(self),
             self.live.kept[trace.group] - 1,  # type: ignore[index]
         )
         self.live.remove(trace.request_id, survived=False)

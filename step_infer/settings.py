@@ -139,7 +139,7 @@ class RequestOptions:
     capture: bool = False
     window: int | None = None
     """Report the lowest group confidence of windows of this many tokens
-    (`step_infer.confidence`); the engine must record confidences."""
+    (`step_infer.scorer.group_confidence`); the engine must record confidences."""
     stop_below: float | None = None
     """Stop the trace as soon as a group confidence is lower than this."""
     progress: bool = False

@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from step_infer import compat
-from step_infer.counters import BUCKETS
+from step_infer.counters import BUCKETS, SCORE_UNIT
 from step_infer.wire import CONFIG_KEY
 
 _COUNTERS = {
@@ -55,7 +55,7 @@ class StepStatLogger(AggregateStatLoggerBase):
         metrics, labels = _metrics(), (self._model, str(engine_idx))
         counts = json.loads(text)
         for score in counts.pop("scores", ()):
-            metrics["score"].labels(*labels).observe(score)
+            metrics["score"].labels(*labels).observe(score * SCORE_UNIT)
         if counts.pop("disabled", 0):
             metrics["disabled"].labels(*labels).set(1)
         for name, grown in counts.items():

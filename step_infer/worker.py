@@ -119,7 +119,8 @@ class StepWorker(PlatformWorker):
         if isinstance(output, AsyncModelRunnerOutput):
             return ScoredOutput(output, rows, self._drafts)
         if isinstance(output, ModelRunnerOutput):
-            output = dataclasses.replace(output)  # vLLM shares one object for empty outputs
+            if not output.req_ids:
+                output = dataclasses.replace(output)  # vLLM shares one object for empty outputs
             _attach(output, rows, self._drafts)
         return output
 

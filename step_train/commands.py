@@ -41,14 +41,14 @@ def fit_command(argv: Sequence[str]) -> None:
 
     config = parse_config(FitConfig, argv, "step-train fit", FIT)
     read_trace_manifest(config.traces)  # before seconds of imports
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
     from rich.console import Console
 
     from step_train.evaluation.view import print_baselines, print_metrics, print_votes
     from step_train.fit.run import fit
+    from step_train.fit.trainer import is_first_process
 
     result = fit(config)
-    if rank_zero_only.rank not in (None, 0):
+    if not is_first_process(config.num_nodes):
         return
     console = Console(soft_wrap=not sys.stdout.isatty())
     data = result.data

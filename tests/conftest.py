@@ -3,7 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
+import v2_on_cpu
 from vllm_log import untouched_vllm_log
+
+if v2_on_cpu.asked_for():
+    v2_on_cpu.switch_on()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

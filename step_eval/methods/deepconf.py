@@ -14,8 +14,8 @@ import numpy as np
 
 from step_infer.client.llm import StepLLM
 from step_infer.client.trace import Trace, TracePlan
-from step_infer.confidence import WINDOW
 from step_infer.errors import InputError
+from step_infer.scorer.group_confidence import WINDOW
 
 WARMUP = 16
 """Warm-up traces in the paper."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from step_infer.client.answers import Vote, vote
 from step_infer.errors import InputError
+from step_infer.settings import finite
 
 NEVER, UNBEATABLE, LIKELY, CONSENSUS = "never", "unbeatable", "likely", "consensus"
 STOP_RULES = (NEVER, UNBEATABLE, LIKELY, CONSENSUS)
@@ -102,14 +103,14 @@ class Budget:
     """Generated tokens of all its traces together."""
 
     def __post_init__(self) -> None:
-        if self.seconds is not None and not self.seconds > 0:
+        if self.seconds is not None and not (finite(self.seconds) and self.seconds > 0):
             raise InputError(
-                f"Expected a budget of more than 0 seconds, found {self.seconds}. "
-                "Hint: leave it out for no limit."
+                f"Expected a budget of more than 0 seconds, found "
+                f"{self.seconds!r:.60}. Hint: leave it out for no limit."
             )
-        if self.tokens is not None and self.tokens < 1:
+        if self.tokens is not None and not (finite(self.tokens) and self.tokens >= 1):
             raise InputError(
-                f"Expected a budget of at least 1 token, found {self.tokens}. "
+                f"Expected a budget of at least 1 token, found {self.tokens!r:.60}. "
                 "Hint: leave it out for no limit."
             )
 

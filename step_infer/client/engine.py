@@ -5,11 +5,14 @@ import functools
 import logging
 import multiprocessing
 import os
+import signal
 import subprocess
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 from step_infer.client.prompt import context_length
@@ -272,6 +275,33 @@ def engine_name(processor: Any, name: str) -> str:
         name: of the request, as it was named when it was added.
     """
     return next(iter(processor.external_req_ids.get(name, ())), name)
+
+
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Put an interrupt (Ctrl-C) off until the engine has done what it is at.
+
+    An engine in this process that is cut off in the middle of a step can never do another one. A
+    second interrupt is not put off, as the engine may hang.
+    """
+    theirs = signal.getsignal(signal.SIGINT)
+    if not callable(theirs) or threading.current_thread() is not threading.main_thread():
+        yield  # none comes here
+        return
+    came: list[tuple[int, FrameType | None]] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append((number, frame))
+        if len(came) > 1:
+            theirs(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, theirs)
+        if came:
+            theirs(*came[0])
 
 
 _SCRIPT = 'read -r _; kill "$@"; sleep 2; kill -9 "$@"'

@@ -47,7 +47,8 @@ def prepare(arguments: list[str]) -> Callable[[list[str]], str | bool | None]:
 def _as_answer(found: Any) -> str | None:
     if found is None:
         return None
-    answer = str(found).strip()
+    # Half of a surrogate pair has no code: no file and no response could hold the answer.
+    answer = str(found).encode(errors="replace").decode().strip()
     return answer if 0 < len(answer) <= _LONGEST else None
 
 

@@ -30,6 +30,7 @@ from step_infer.client.engine import (
     start_engine,
     takes_seeds,
     with_adapter,
+    without_interrupts,
 )
 from step_infer.client.grading import Grader
 from step_infer.client.kinds import AnswerOptions
@@ -61,6 +62,7 @@ from step_infer.scorer.card import ScorerCard
 from step_infer.scorer.identity import identify
 from step_infer.settings import RequestOptions, StepSettings
 
+_SUCH = {Budget: "such as Budget(seconds=60)", AnswerOptions: 'such as AnswerOptions("choice")'}
 Sampler = Callable[["StepLLM", Sequence[TracePlan]], Iterator[Trace]]
 """Samples the traces of one question."""
 
@@ -239,8 +241,8 @@ class StepLLM:
                 {"enable_thinking": False}.
 
         Raises:
-            InputError: `n` is no whole number from 1, the question no text, `sampling` no
-                `Sampling`, the chat template cannot ask the question (see
+            InputError: `n` is no whole number from 1, the question or `system` no text, `sampling`
+                no `Sampling`, the chat template cannot ask the question (see
                 `step_infer.client.prompt.chat_prompt`), or the prompt leaves no room for a
                 response.
         """
@@ -314,11 +316,12 @@ class StepLLM:
                             branches=branch is not None,
                             by_delta=stop is not None or _watched(order),
                         )
-                        in_flight[self._submit(running)] = running
+                        self._begin(running, in_flight)
                         voting |= order.vote is not None
                 if not in_flight:
                     return
-                outputs = self._engine.step()
+                with without_interrupts():
+                    outputs = self._engine.step()
                 if on_step is not None:
                     on_step()
                 for output in outputs:
@@ -334,11 +337,16 @@ class StepLLM:
                     yield from self._end([request_id(key) for key in keys], in_flight, SIMILAR)
                 if branch is not None:
                     for order in branch(in_flight.values()):
-                        running = _Running(order, branches=True)
-                        in_flight[self._submit(running)] = running
+                        self._begin(_Running(order, branches=True), in_flight)
         finally:
             if in_flight and not self._closed:  # the reader stopped early, or an error
-                self._engine.abort_request(list(in_flight))
+                with without_interrupts():
+                    self._engine.abort_request(list(in_flight))
+
+    def _begin(self, running: "_Running", in_flight: dict[str, "_Running"]) -> None:
+        """Have the engine begin a trace."""
+        with without_interrupts():
+            in_flight[self._submit(running)] = running
 
     def _end_closed(self, in_flight: dict[str, "_Running"]) -> Iterator[Trace]:
         """End the running traces whose vote has closed."""
@@ -353,8 +361,9 @@ class StepLLM:
         self, names: Sequence[str], in_flight: dict[str, "_Running"], reason: str
     ) -> Iterator[Trace]:
         """Stop running traces for a reason of the client's."""
-        tokens = abort_because(self._engine, names, reason)
-        ended = [(name, in_flight.pop(name)) for name in names]
+        with without_interrupts():
+            tokens = abort_because(self._engine, names, reason)
+            ended = [(name, in_flight.pop(name)) for name in names]
         for name, running in ended:
             running.token_ids = tokens.get(name, running.token_ids)
             yield self._trace(running, None, reason)
@@ -401,12 +410,12 @@ class StepLLM:
 
         Raises:
             InputError: no questions, or one that cannot be asked (nothing has been sampled then);
-                a bad `n`, `sampling`, `stop_rule` or `wave`; an answer kind of one's own that
-                cannot be loaded.
+                a bad `n`, `sampling`, `stop_rule`, `budget`, `wave` or `answers`; an answer kind of
+                one's own that cannot be loaded.
         """
         from rich.progress import Progress
 
-        if isinstance(questions, str) or not questions:
+        if isinstance(questions, str) or not isinstance(questions, Sequence) or not questions:
             raise InputError(
                 f"Expected a list of questions, found {questions!r:.60}. "
                 "Hint: for one question, generate([question])."
@@ -416,6 +425,11 @@ class StepLLM:
                 f"Expected a wave of at least 1 trace, and no sampler with it, found {wave!r:.60}. "
                 "Hint: leave wave out to start all traces at once."
             )
+        for name, value, kind in (("budget", budget, Budget), ("answers", answers, AnswerOptions)):
+            if value is not None and not isinstance(value, kind):
+                raise InputError(
+                    f"Expected {kind.__name__} as {name}, found {value!r:.60}. Hint: {_SUCH[kind]}."
+                )
         rule = self._stop_rule(stop_rule)
         # Weights are scores up to 1, but a sampler may have traces weigh by their confidences.
         most = math.inf if sampler is not None and self.confidence else 1.0

@@ -217,6 +217,10 @@ def question_plans(
             f"Expected a text as question {question_id}, found {question!r:.60}. "
             "Hint: give each question as a str."
         )
+    if not isinstance(system, str):
+        raise InputError(
+            f"Expected a text as system, found {system!r:.60}. Hint: an empty text leaves it out."
+        )
     if sampling is not None and not isinstance(sampling, Sampling):
         raise InputError(f"Expected a Sampling, found {sampling!r:.60}. Hint: Sampling(top_p=0.9).")
     prompt = tuple(chat_prompt(tokenizer, question, system, chat_template_kwargs))

@@ -33,8 +33,8 @@ REQUEST_ATTRIBUTES = (
         "max_tokens",
     ),
     *("next_decode_eligible_step", "num_computed_tokens", "num_output_placeholders"),
-    *("num_prompt_tokens", "num_tokens_with_spec", "prompt_token_ids", "request_id", "resumable"),
-    *("sampling_params", "take_events", "trace_headers"),
+    *("num_output_tokens", "num_prompt_tokens", "num_tokens_with_spec", "prompt_token_ids"),
+    *("request_id", "resumable", "sampling_params", "take_events", "trace_headers"),
 )
 
 
@@ -234,9 +234,10 @@ COUPLING_POINTS = (
         "counts the blocks that a request holds",
     ),
     CouplingPoint(
-        "BlockPool.get_num_free_blocks, KVCacheManager.usage",
+        "BlockPool.get_num_free_blocks, KVCacheManager.usage, fields of KVCacheBlock",
         _all(
             has("vllm.v1.core.block_pool", "BlockPool.get_num_free_blocks"),
+            has_fields("vllm.v1.core.kv_cache_utils", "KVCacheBlock", "ref_cnt", "is_null"),
             has("vllm.v1.core.kv_cache_manager", "KVCacheManager.usage"),
         ),
         "counts the free blocks",

@@ -407,7 +407,9 @@ class VotedCall:
             try:
                 ended = await asyncio.wait_for(arrived.get(), _LOOK_S)
             except TimeoutError:
-                pass
+                # One that was shut down, as at the server's end, says nothing to who waits for it.
+                if self._model.engine.errored:
+                    raise self._model.engine.dead_error from None
             else:
                 if isinstance(ended, Exception):
                     raise ended
@@ -478,7 +480,7 @@ class VotedCall:
             output.prompt_token_ids = list(best.prompt_token_ids)
             completion.token_ids = list(best.token_ids)
             completion.text = self._inherited_text(best) + completion.text
-        if best.finish_reason not in ("stop", "error"):
+        if completion.finish_reason == "abort":
             completion.finish_reason, completion.stop_reason = "length", None
         return output
 

@@ -143,6 +143,11 @@ class VotedRoutes:
         refuse_what_no_vote_can_do(request)
         extra = request.model_extra or {}
         options = VotedOptions.of(extra.get(CONFIG_KEY), self._model.settings)
+        if request.stream and options.progress == REASONING and not hasattr(request, "messages"):
+            raise InputError(
+                "Expected progress as comments in the stream of a text completion, which has no "
+                "reasoning, found 'reasoning'. Hint: leave it out, or ask for a chat completion."
+            )
         call = VotedCall(self._model, options)
         voted = _as_voted(handler, call, self._name)
         serve = getattr(voted, "create_chat_completion", None) or voted.create_completion

@@ -234,6 +234,13 @@ def refuse_what_no_vote_can_do(request: Any) -> None:
                 f"Expected fields that this server knows for the voted model, found {name!r:.60}. "
                 "Hint: leave it out."
             )
+    prompts: Any = getattr(request, "prompt", None)
+    several = isinstance(prompts, list) and not (prompts and isinstance(prompts[0], int))
+    if several and len(prompts) != 1:
+        raise InputError(
+            f"Expected one prompt for the voted model, found {len(prompts)}. "
+            "Hint: send a call for each."
+        )
     fields = _CANNOT | _CANNOT_STREAM if request.stream else _CANNOT
     for name, harmless in fields.items():
         value = getattr(request, name, None)
@@ -275,7 +282,6 @@ _CANNOT: dict[str, Callable[[Any], bool]] = {
     "use_beam_search": lambda value: value is False,
     "response_format": lambda value: value.type == "text",
     "structured_outputs": _never,
-    "prompt": lambda value: isinstance(value, str) or len(value) == 1 or isinstance(value[0], int),
     "prompt_embeds": _never,
     "kv_transfer_params": _never,
     "ec_transfer_params": _never,

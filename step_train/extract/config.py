@@ -64,7 +64,9 @@ class ExtractConfig:
     accelerator: str = "auto"
     """Where to run: auto, cpu, gpu, …"""
     devices: int | None = None
-    """Devices to use, each with the whole model; null: all, or one CPU process."""
+    """Devices of a node to use, each with the whole model; null: all, or one CPU process."""
+    num_nodes: int = 1
+    """Nodes, on each of which the same command is given (docs/guides/scale_out.md)."""
     progress: bool = True
     """Show progress on standard error."""
 
@@ -73,3 +75,5 @@ class ExtractConfig:
             raise InputError(f"Expected --batch-tokens of at least 1, found {self.batch_tokens}.")
         if self.devices is not None and self.devices < 1:
             raise InputError(f"Expected --devices of at least 1, found {self.devices}.")
+        if self.num_nodes < 1:
+            raise InputError(f"Expected --num-nodes of at least 1, found {self.num_nodes}.")

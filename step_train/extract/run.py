@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -29,7 +28,7 @@ from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.storage.files import real_path
 from step_train.extract.batches import PartBatches, TraceBatch, with_positions
 from step_train.extract.config import KEEP, ExtractConfig
-from step_train.fit.trainer import lightning_run, make_trainer
+from step_train.fit.trainer import is_first_process, lightning_run, make_trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,11 +55,13 @@ def extract(config: ExtractConfig) -> TraceDirectory:
         )
     identity = identify(config.model, _revision(config, source))
     rule = _rule(config, source, identity)
-    writer = _writer(config, source, identity, rule) if _first() else None
+    first = is_first_process(config.num_nodes)
+    writer = _writer(config, source, identity, rule) if first else None
     try:
         if writer is None or len(writer.manifest["parts"]) < source.num_parts:
             _run(config, source, rule, writer)
         if writer is not None:
+            require_all_parts(writer, source)
             shutil.rmtree(config.out / _PIECES, ignore_errors=True)
             writer.update(complete=source.complete)
     finally:
@@ -69,9 +70,18 @@ def extract(config: ExtractConfig) -> TraceDirectory:
     return TraceDirectory(config.out)
 
 
-def _first() -> bool:
-    # With several devices, Lightning starts this program again for each; the first lists parts.
-    return rank_zero_only.rank in (None, 0)
+def require_all_parts(writer: TraceWriter, source: TraceDirectory) -> None:
+    """See that every part of the source has been written.
+
+    Raises:
+        InputError: one is missing, as where this node does not see what others wrote.
+    """
+    found = len(writer.manifest["parts"])
+    if found < source.num_parts:
+        raise InputError(
+            f"Expected all {source.num_parts} parts in {writer.path}, found {found}. Hint: --out "
+            "must be a folder that all nodes see; give the same command again, and it goes on."
+        )
 
 
 def _revision(config: ExtractConfig, source: TraceDirectory) -> str | None:
@@ -167,6 +177,7 @@ def _run(
         trainer = make_trainer(
             accelerator=config.accelerator,
             devices="auto" if config.devices is None else config.devices,
+            num_nodes=config.num_nodes,
             logger=False,
             callbacks=[PartWriter(config, source, rule, writer)],
             enable_checkpointing=False,

@@ -19,6 +19,7 @@ _FREE_TO_CHANGE = (
     "verify_checksums",
     "accelerator",
     "devices",
+    "num_nodes",
     "progress",
     "baselines",
     "shuffles",
@@ -110,7 +111,9 @@ class FitConfig:
     accelerator: str = "auto"
     """Where to run: auto, cpu, gpu, …"""
     devices: int = 1
-    """Devices to train on; a scorer is small, so one is mostly the fastest."""
+    """Devices of a node to train on; a scorer is small, so one is mostly the fastest."""
+    num_nodes: int = 1
+    """Nodes, on each of which the same command is given (docs/guides/scale_out.md)."""
     baselines: Literal["all", "cheap", "none"] = "all"
     """What the scorer is compared with: cheap leaves out the question-only probe, which runs the
     model on each prompt, and shuffled labels, which train again."""
@@ -121,7 +124,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         least = {"width": 1, "batch_size": 1, "max_epochs": 1, "patience": 1, "memory_mib": 1}
-        for name, bound in (least | {"devices": 1, "shuffles": 1}).items():
+        for name, bound in (least | {"devices": 1, "num_nodes": 1, "shuffles": 1}).items():
             if getattr(self, name) < bound:
                 option = option_name(name)
                 raise InputError(
@@ -156,11 +159,13 @@ class FitConfig:
             raise InputError(
                 f"Expected --ranking-weight of at least 0, found {self.ranking_weight}."
             )
-        if self.ranking_weight and self.devices > 1:
-            raise InputError(
-                f"Expected --devices 1 with --ranking-weight, found {self.devices}: pairs are made "
-                "within a device's share of a batch. Hint: leave --devices out."
-            )
+        for name in ("devices", "num_nodes"):
+            if self.ranking_weight and getattr(self, name) > 1:
+                option = option_name(name)
+                raise InputError(
+                    f"Expected {option} 1 with --ranking-weight, found {getattr(self, name)}: "
+                    f"pairs are made within a device's share of a batch. Hint: leave {option} out."
+                )
         if not self.learning_rate > 0 or not self.weight_decay >= 0:
             raise InputError(
                 "Expected --learning-rate above 0 and --weight-decay of at least 0, "

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -43,7 +42,13 @@ from step_train.fit.run_directory import (
     FitDirectory,
     write_checkpoint,
 )
-from step_train.fit.trainer import EpochProgress, RunCheckpoint, lightning_run, make_trainer
+from step_train.fit.trainer import (
+    EpochProgress,
+    RunCheckpoint,
+    is_first_process,
+    lightning_run,
+    make_trainer,
+)
 
 
 @dataclass(frozen=True)
@@ -108,15 +113,14 @@ def fit(config: FitConfig, callbacks: Sequence[Callback] = ()) -> FitResult:
         seed=config.seed,
         test_seed=config.test_seed,
         # One process is enough.
-        verify_checksums=config.verify_checksums and rank_zero_only.rank in (None, 0),
+        verify_checksums=config.verify_checksums and is_first_process(config.num_nodes),
     )
     require_components(config.components, data.rows, config.memory_mib)
     if config.confidence:  # known before training, not after
         for name in ("val", "test"):
             read_confidences(TraceDirectory(data.path), data.splits[name])
     with FitDirectory(config.out) as run, full_disk_named(run.path):
-        # With several devices, Lightning starts this program again for each: only the first writes.
-        if rank_zero_only.rank in (None, 0):
+        if is_first_process(config.num_nodes):
             settings = config.result_settings() | {"traces_fingerprint": data.fingerprint}
             run.start(settings, data.split_ids(), model=asdict(data.model), data=data.summary())
         outcome = run.metrics() if run.complete else _fit(config, data, run, callbacks, started)
@@ -162,6 +166,7 @@ def train(
     trainer = make_trainer(
         accelerator=config.accelerator,
         devices=config.devices,
+        num_nodes=config.num_nodes,
         max_epochs=config.max_epochs,
         deterministic=True,
         logger=[csv_logger, TensorBoardLogger(run.path, name="", version="tensorboard")],
@@ -178,7 +183,7 @@ def train(
     datamodule = _datamodule(config, data, run)
     # Not in prepare_data: where a baseline trains in one process of several, that would wait for
     # the others. Those start, or meet the first, only in `trainer.fit`.
-    if datamodule.projection is not None and rank_zero_only.rank in (None, 0):
+    if datamodule.projection is not None and is_first_process(config.num_nodes):
         datamodule.projection.write()
     if resume is not None:
         if _stopped(saved, stopping):
@@ -303,7 +308,8 @@ def _compare(
 
     def retrain(other: TrainingData) -> Floats:
         with tempfile.TemporaryDirectory() as folder:
-            changed = dataclasses.replace(config, out=Path(folder), devices=1, progress=False)
+            alone: dict[str, Any] = {"devices": 1, "num_nodes": 1, "progress": False}
+            changed = dataclasses.replace(config, out=Path(folder), **alone)
             run = FitDirectory(folder)
             module, trainer = train(changed, other, run)
             return best_epoch(changed, other, run, module, trainer).test_score_S

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -69,6 +71,19 @@ def lightning_run() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
         logger.setLevel(level)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def is_first_process(num_nodes: int) -> bool:
+    """Return whether this process is the first of all nodes, the one that writes.
+
+    With several devices Lightning starts this program again for each; on several nodes their users
+    start it. Until there is a trainer, Lightning may know a process's rank within its node alone.
+
+    Args:
+        num_nodes: as the trainer will be told; a NODE_RANK says nothing where there is one node.
+    """
+    first_node = num_nodes == 1 or LightningEnvironment().node_rank() == 0
+    return first_node and rank_zero_only.rank in (None, 0)
 
 
 def make_trainer(**options: Any) -> Trainer:

@@ -23,18 +23,26 @@ import torch
 from places import CHECKPOINT
 from vllm.config import (
     CacheConfig,
+    KVTransferConfig,
     ModelConfig,
     SchedulerConfig,
     SpeculativeConfig,
     VllmConfig,
 )
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
+from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorRole
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, FinishReason
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
-from vllm.v1.outputs import EMPTY_MODEL_RUNNER_OUTPUT, DraftTokenIds, ModelRunnerOutput
+from vllm.v1.outputs import (
+    EMPTY_MODEL_RUNNER_OUTPUT,
+    DraftTokenIds,
+    KVConnectorOutput,
+    ModelRunnerOutput,
+)
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -87,6 +95,7 @@ def make_scheduler(
     chunked_prefill: bool = True,
     has_settings: bool = True,
     victim: str | None = None,
+    connector: KVTransferConfig | None = None,
     **settings: object,
 ) -> Scheduler:
     """Return a scheduler as EngineCore builds it, with `num_blocks` usable KV blocks.
@@ -95,7 +104,7 @@ def make_scheduler(
     overlap, and the scheduler sends the tokens back to the first stage. `drafts`: as with
     speculative decoding of so many tokens by a draft model, which writes KV of its own; without
     stages. Not `has_settings`: as for a user who gives the class alone. `victim`: the setting of a
-    VictimScheduler.
+    VictimScheduler. `connector`: a KV connector whose worker's side `Engine` is to run.
     """
     config = copy.copy(
         _config(max_num_seqs, max_num_batched_tokens, policy, block_size, max_model_len)
@@ -115,6 +124,8 @@ def make_scheduler(
             target_model_config=config.model_config,
             target_parallel_config=config.parallel_config,
         )
+    config.kv_transfer_config = connector
+    config.scheduler_config.disable_hybrid_kv_cache_manager = True
     config.additional_config = {}
     if has_settings:
         step = {"aggregator": "mean", "boundary": RULE.to_dict(), **settings}
@@ -207,6 +218,7 @@ class FakeRunner:
         self._known: dict[str, int] = {}  # tokens of a request that are known here
         self._computed: dict[str, int] = {}  # the scheduler counts drafts that may be rejected
         self._dice = random.Random(0)
+        self.connector: KVConnectorBase_V1 | None = None
         self.accepted = 0
         self.rejected = 0
         self.first_row: dict[tuple[str, int], float] = {}
@@ -215,7 +227,14 @@ class FakeRunner:
         """The confidence that came with each generated token; NaN where none came."""
 
     def run(self, step, rows_missing: bool = False, rows_failed: bool = False) -> ModelRunnerOutput:
-        """Return the output of one step."""
+        """Return the output of one step, with word of the KV connector where there is one."""
+        output = self._run(step, rows_missing, rows_failed)
+        if self.connector is not None:
+            sent, received = self.connector.get_finished(step.finished_req_ids)
+            output.kv_connector_output = KVConnectorOutput(sent, received)
+        return output
+
+    def _run(self, step, rows_missing: bool, rows_failed: bool) -> ModelRunnerOutput:
         # Not among the missing rows: what is kept here is what a right mark would let through.
         unscored = getattr(step, UNSCORED_ATTRIBUTE, False)
         for name in step.finished_req_ids:
@@ -299,7 +318,12 @@ class Engine:
         """`in_flight`: outputs that are still unknown when a step is scheduled; 0 or 1."""
         self.scheduler = scheduler
         self.runner = FakeRunner()
+        if scheduler.connector is not None:
+            self.runner.connector = KVConnectorFactory.create_connector(
+                scheduler.vllm_config, KVConnectorRole.WORKER, scheduler.kv_cache_config
+            )
         self.in_flight = in_flight
+        self.asynchronous = scheduler.scheduler_config.async_scheduling
         self._queue: deque = deque()
         self.ended: dict[str, EngineCoreOutput] = {}
         self.tokens: dict[str, list[int]] = {}
@@ -352,11 +376,12 @@ class Engine:
             return scheduled, None
         done = self._queue.popleft()
         outputs = self.scheduler.update_from_output(*done)
-        if self.scheduler.num_spec_tokens and not self.scheduler.scheduler_config.async_scheduling:
+        drafts = self.scheduler.num_spec_tokens
+        # Now and then a drafter has nothing to say, as where a text is too long for it.
+        if drafts and not self.asynchronous and self._dice.random() < 0.9:
             names = done[1].req_ids
-            counts = [self._dice.randint(0, self.scheduler.num_spec_tokens) for _ in names]
-            drafts = DraftTokenIds(names, [[WORD] * count for count in counts])
-            self.scheduler.update_draft_token_ids(drafts)
+            tokens = [[WORD] * self._dice.randint(0, drafts) for _ in names]
+            self.scheduler.update_draft_token_ids(DraftTokenIds(names, tokens))
         for client in outputs.values():
             for output in client.outputs:
                 self._take(output)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import itertools
+import json
 import socket
 import threading
 import time
@@ -13,6 +14,7 @@ from typing import Any
 import fastapi
 import pytest
 import uvicorn
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 from starlette.requests import Request
 from vllm import SamplingParams
@@ -25,7 +27,8 @@ from step_infer.server.voted_settings import VARIABLE, VotedSettings
 END = 0
 """The token that ends a turn."""
 Part = tuple[str, float | None, str | None]
-"""What comes of a trace at once: text, a new score, and "stop" or "pruned" where it ends."""
+"""What comes of a trace at once: text, a new score, and why it ends, where it does, as in
+`CompletionOutput.finish_reason`, or "pruned"."""
 Script = Callable[[int], AsyncIterator[Part]]
 """The parts of a trace, by its number."""
 
@@ -39,6 +42,9 @@ class Characters:
 
 class ScriptedEngine:
     """What of vLLM's `AsyncLLM` voted calls use."""
+
+    errored = False
+    dead_error = RuntimeError("the engine is dead")
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -106,6 +112,9 @@ class ScriptedServing:
         body = {"id": name, "created": 0, "model": request.model, "choices": [choice]}
         return SimpleNamespace(model_dump=lambda: body)
 
+    def create_streaming_error_response(self, error: Exception) -> str:
+        return json.dumps({"error": {"message": str(error)}})
+
 
 class SimplePath(SimpleNamespace):
     """A served name."""
@@ -128,6 +137,7 @@ class Body(BaseModel):
     model: str
     prompt: str = ""
     stream: bool = False
+    stream_options: Any = None
 
 
 @contextlib.contextmanager
@@ -145,6 +155,7 @@ def scripted_server(script: Script, settings: VotedSettings, port: int = 0) -> I
     for path in ("chat/completions", "completions", "responses"):
         app.add_api_route(f"/v1/{path}", plain, methods=["POST"])
     app.add_api_route("/v1/models", plain)
+    app.add_exception_handler(ValueError, _bad_request)
     routes = VotedRoutes()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, settings.to_text())
@@ -164,9 +175,14 @@ def scripted_server(script: Script, settings: VotedSettings, port: int = 0) -> I
     # Connections inherit it: little is on its way to a reader that does not read.
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    engine.errored = True  # vLLM's server ends its engine first
     server.should_exit = True
     thread.join(20)
     assert not thread.is_alive(), "the server waits for a reader"
+
+
+async def _bad_request(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": {"message": str(error)}}, 400)  # as vLLM does
 
 
 async def _until(parts: AsyncIterator[Part], gone: asyncio.Event) -> AsyncIterator[Part]:

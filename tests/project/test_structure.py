@@ -12,7 +12,7 @@ PACKAGES = ("step_infer", "data_gen", "step_eval", "step_train")
 """Lowest first; imports only go down."""
 
 INSIDE = (
-    ("errors", "wire", "policy", "confidence", "draft_rows"),
+    ("errors", "wire", "policy", "draft_rows"),
     ("storage", "cli", "counters"),
     ("scorer",),
     ("settings", "compat"),

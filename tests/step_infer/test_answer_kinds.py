@@ -441,6 +441,8 @@ class Last:
             raise ValueError(text)
         if "ask" in text:
             return input()
+        if "half" in text:
+            return "\\ud800 7"
         return text.split()[-1] if text.split() else None
 
     def equal(self, first, second):
@@ -469,6 +471,7 @@ def test_a_users_own_functions_find_and_compare_answers() -> None:
         assert grader.extract("no</think>it is Yes") == "Yes"
         assert grader.extract("") is None
         assert grader.extract("ask") is None  # there is nobody to be asked
+        assert grader.extract("half a surrogate pair") == "? 7"
         assert grader.equal("Yes", "yes") is True
         assert grader.equal("a", "b") is False  # only one way round
         answers = ["yes", "YES", "no", "Yes"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import signal
 from collections import Counter
 
 import pytest
@@ -162,3 +163,34 @@ def test_bad_settings_are_refused_before_anything_is_sampled(llm):
         Budget(seconds=0)
     with pytest.raises(InputError, match="at least 1 token"):
         Budget(tokens=0)
+
+
+@pytest.mark.parametrize("place", ["add_request", "execute_model", "abort_request"])
+def test_an_interrupt_leaves_the_engine_as_it_was(llm, whole, monkeypatch, place):
+    engine = llm._engine
+    core = engine.engine_core.engine_core
+    owner = core.model_executor if place == "execute_model" else engine
+    theirs = getattr(owner, place)
+    numbers = itertools.count()
+
+    def interrupted(*arguments, **options):
+        outcome = theirs(*arguments, **options)
+        if next(numbers) == (0 if place == "abort_request" else 5):
+            signal.raise_signal(signal.SIGINT)
+        return outcome
+
+    monkeypatch.setattr(owner, place, interrupted)
+
+    def read_one(traces):
+        next(traces)
+        traces.close()
+
+    with pytest.raises(KeyboardInterrupt):
+        read_one(llm.stream(llm.plan("q", QUESTIONS[0], N, SAMPLING, system="")))
+    monkeypatch.undo()
+    assert not core.scheduler.requests
+    assert not engine.output_processor.request_states
+    assert core.scheduler.kv_cache_manager.usage == 0
+    again = answer(llm, stop_rule="never")
+    for result, before in zip(again, whole, strict=True):
+        assert [t.token_ids for t in result.traces] == [t.token_ids for t in before.traces]

@@ -219,6 +219,14 @@ def test_a_threshold_comes_from_the_card_of_the_scorer() -> None:
         likely_rule({"score": {"threshold": 0.97}}, "uniform")
 
 
+@pytest.mark.parametrize("limit", [0, -1, math.nan, math.inf, "9", True, [9], 10**400 * -1])
+def test_a_budget_that_no_trace_can_meet_is_refused(limit) -> None:
+    with pytest.raises(InputError, match="budget of more than 0 seconds, found .* Hint: leave it"):
+        Budget(seconds=limit)
+    with pytest.raises(InputError, match="budget of at least 1 token, found .* Hint: leave it"):
+        Budget(tokens=limit)
+
+
 def test_a_budget_names_the_limit_that_is_reached() -> None:
     budget = Budget(seconds=10, tokens=500)
     assert budget.spent(9.9, 499) is None

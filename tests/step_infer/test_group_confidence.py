@@ -19,9 +19,9 @@ from scheduler_harness import (
 )
 from vllm.v1.engine import FinishReason
 
-from step_infer.confidence import GroupConfidence
 from step_infer.errors import InputError
 from step_infer.scheduler import StepScheduler
+from step_infer.scorer.group_confidence import GroupConfidence
 from step_infer.settings import RequestOptions
 
 WINDOW = 8

@@ -38,7 +38,11 @@ from step_infer.server import command as serve
 from step_infer.server.flags import take_config
 from step_infer.server.voted_branching import CallFamily
 from step_infer.server.voted_call import VotedCall, VotedModel
-from step_infer.server.voted_settings import VotedOptions, VotedSettings
+from step_infer.server.voted_settings import (
+    VotedOptions,
+    VotedSettings,
+    refuse_what_no_vote_can_do,
+)
 from step_infer.settings import RequestOptions, StepSettings
 from step_infer.storage.files import atomic_path, check_output, full_disk_named, read_json
 from step_infer.storage.run_directory import (
@@ -187,8 +191,23 @@ NAMES = "math, auto, choice, exact, number, json, regex"
         ),
         (
             lambda: AnswerOptions.from_values({"tolerance": [1]}),
-            "kind with a text as tolerance, found [1]. Hint: such as {'kind': 'number', "
-            "'tolerance': '1%'}.",
+            "kind with a text or a number as tolerance, found [1]. Hint: such as {'kind': "
+            "'number', 'tolerance': '1%'}.",
+        ),
+        (
+            lambda: AnswerOptions(7),
+            "kind with a text as kind, found 7. Hint: such as {'kind': 'number', 'tolerance': "
+            "'1%'}.",
+        ),
+        (
+            lambda: AnswerOptions("number", tolerance="x" * 100_000),
+            f"tolerance as a number from 0 on, or below 100%, found '{'x' * 59}. Hint: 0.01 is a "
+            "distance, 1% a part of the larger number.",
+        ),
+        (
+            lambda: AnswerOptions("regex", "(\ud800)"),
+            "pattern in the syntax of RE2, found '(\\ud800)': surrogates not allowed. Hint: RE2 "
+            "has neither look-around nor back-references, and repeats are to be small.",
         ),
     ],
 )
@@ -356,6 +375,10 @@ def submitted(llm=None, **options):
             "a text as question q, found 7. Hint: give each question as a str.",
         ),
         (
+            lambda: planned(system=None),
+            "a text as system, found None. Hint: an empty text leaves it out.",
+        ),
+        (
             lambda: planned(sampling=0.9),
             "a Sampling, found 0.9. Hint: Sampling(top_p=0.9).",
         ),
@@ -371,6 +394,18 @@ def submitted(llm=None, **options):
         (
             lambda: engineless().generate([]),
             "a list of questions, found []. Hint: for one question, generate([question]).",
+        ),
+        (
+            lambda: engineless().generate({"1+1"}),
+            "a list of questions, found {'1+1'}. Hint: for one question, generate([question]).",
+        ),
+        (
+            lambda: engineless().generate(["1+1"], budget=60),
+            "Budget as budget, found 60. Hint: such as Budget(seconds=60).",
+        ),
+        (
+            lambda: engineless().generate(["1+1"], answers="choice"),
+            "AnswerOptions as answers, found 'choice'. Hint: such as AnswerOptions(\"choice\").",
         ),
         (
             lambda: submitted(engineless(_closed=True)),
@@ -438,6 +473,11 @@ def branching_traces(prompt, penalty):
     return partial(CallFamily, Branching(), [plan], 9, SimpleNamespace(presence_penalty=penalty))
 
 
+def prompts(*given):
+    asked = SimpleNamespace(model_extra=None, stream=False, prompt=list(given))
+    return partial(refuse_what_no_vote_can_do, asked)
+
+
 @pytest.mark.parametrize(
     ("refused", "text"),
     [
@@ -478,6 +518,18 @@ def branching_traces(prompt, penalty):
         (
             lambda: VotedOptions.of([1], VOTED),
             'an object under \'step\', found [1]. Hint: {"step": {"traces": 16}}.',
+        ),
+        (
+            prompts(),
+            "one prompt for the voted model, found 0. Hint: send a call for each.",
+        ),
+        (
+            prompts("1 + 1", "1 + 2"),
+            "one prompt for the voted model, found 2. Hint: send a call for each.",
+        ),
+        (
+            prompts([1, 2], [3]),
+            "one prompt for the voted model, found 2. Hint: send a call for each.",
         ),
         (
             voted(group="mine"),

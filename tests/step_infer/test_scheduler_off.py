@@ -81,7 +81,7 @@ def compare(
     def step(abort=()):
         found = [engine.step(abort=abort) for engine in engines]
         assert plain(found[1][0]) == plain(found[0][0])
-        if vllms_own is Scheduler and found[1][0] is not None:
+        if theirs.scheduler.use_pp and vllms_own is Scheduler and found[1][0] is not None:
             check_tokens_for_the_first_stage(found[1][0])
         assert plain(found[1][1]) == plain(found[0][1])
         assert blocks(ours.scheduler) == blocks(theirs.scheduler)
@@ -172,6 +172,25 @@ def test_without_async_scheduling_it_equals_vllms_plain_scheduler(in_flight, pru
         preemptions, ended = preemptions + counts[0], ended + counts[1]
     assert (preemptions == 0) if prune else (preemptions > 20)
     assert ended > 200
+
+
+@pytest.mark.parametrize("prune", [False, True])
+def test_drafts_without_async_scheduling_are_scheduled_as_by_vllms_plain_scheduler(prune):
+    """AsyncScheduler would schedule placeholders wherever the drafter had nothing to say."""
+    preemptions = ended = 0
+    for seed in range(3):
+        counts = compare(
+            seed,
+            num_blocks=500 if prune else 60,
+            in_flight=0,
+            settings={"prune": prune},
+            resets=False,
+            asynchronous=False,
+            drafts=3,
+        )
+        preemptions, ended = preemptions + counts[0], ended + counts[1]
+    assert (preemptions == 0) if prune else (preemptions > 10)
+    assert ended > 100
 
 
 @pytest.mark.parametrize("options", ["a", {}], ids=["group", "no group"])

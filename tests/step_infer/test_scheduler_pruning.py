@@ -4,6 +4,7 @@ import dataclasses
 import random
 
 import pytest
+from kv_connectors import keeping
 from places import SCORER
 from scheduler_harness import (
     BOUNDARY,
@@ -241,31 +242,96 @@ def test_a_trace_whose_last_step_is_in_flight_is_not_stopped(monkeypatch, asynch
     assert pruned_at_the_end(asynchronous) > 0, "the test shows nothing"
 
 
-def freed_by_pruning(in_flight):
-    """Return how many blocks each pruned trace left free at once, as with a KV connector."""
-    engine_ = engine(40, in_flight)
-    scheduler = engine_.scheduler
-    scheduler.defer_block_free = True  # as vLLM sets it: a step in flight may write the blocks
-    prune, freed = scheduler._prune, []
+LATE = {
+    "vLLM keeps them": (1, None),
+    "a connector keeps them": (0, 5),
+    "both keep them": (1, 5),
+}
+"""Why blocks come free late: outputs in flight, and the steps that a KV connector keeps them."""
+
+
+def late(why):
+    in_flight, steps = LATE[why]
+    connector = None if steps is None else keeping(steps)
+    engine_ = engine(40, in_flight, connector=connector, asynchronous=bool(in_flight), stages=1)
+    # As vLLM sets it for a connector where steps overlap: one in flight may write the blocks.
+    engine_.scheduler.defer_block_free = bool(in_flight)
+    return engine_
+
+
+def run_late(why):
+    engine_ = late(why)
+    pruned = run(engine_, [trace(f"t{n}", "g") for n in range(6)])
+    assert not any(block.ref_cnt for block in engine_.scheduler._kept_back)
+    return engine_, pruned
+
+
+@pytest.mark.parametrize("why", LATE)
+def test_where_blocks_come_free_late_one_trace_is_stopped_for_one_need(monkeypatch, why):
+    engine_, pruned = run_late(why)
+    assert pruned
+    monkeypatch.setattr(compat, "own_blocks", lambda *_: [])
+    _, without_counting = run_late(why)
+    assert len(pruned) < len(without_counting), "the test shows nothing"
+    if "connector" not in why and "both" not in why:
+        assert engine_.preemptions == 0, "room is made a step before it is needed"
+
+
+@pytest.mark.parametrize("why", LATE)
+def test_where_blocks_come_free_late_the_worst_trace_is_stopped(why):
+    engine_ = late(why)
+    scheduler, prune = engine_.scheduler, engine_.scheduler._prune
+    chosen = []
 
     def watched(trace_):
-        before = compat.free_blocks(scheduler)
+        running = [scheduler.live.traces.get(request.request_id) for request in scheduler.running]
+        scores = [other.score for other in running if other and other.score is not None]
+        chosen.append((trace_.score, min(scores)))
         prune(trace_)
-        freed.append(compat.free_blocks(scheduler) - before)
 
     scheduler._prune = watched
-    for n in range(6):
-        engine_.add(trace(f"t{n}", "g"))
-    engine_.run()
-    check_empty(scheduler)
-    return freed
+    run(engine_, [trace(f"t{n}", "g") for n in range(6)])
+    assert chosen
+    assert all(score == worst for score, worst in chosen)
 
 
-def test_where_vllm_keeps_blocks_back_only_traces_that_make_room_at_once_are_stopped(monkeypatch):
-    assert freed_by_pruning(0)
-    assert all(freed_by_pruning(0) + freed_by_pruning(1))
-    monkeypatch.setattr(compat, "frees_at_once", lambda *_: True)
-    assert 0 in freed_by_pruning(1), "the test shows nothing"
+@pytest.mark.parametrize("why", LATE)
+def test_blocks_that_come_free_late_are_counted_once(why):
+    engine_ = late(why)
+    scheduler = engine_.scheduler
+    pool = scheduler.kv_cache_manager.block_pool
+    free, freed, prune = pool.free_blocks, [], scheduler._prune
+    pruned = set()
+
+    def watched_prune(trace_):
+        [manager] = scheduler.kv_cache_manager.coordinator.single_type_managers
+        blocks_ = manager.req_to_blocks[trace_.request_id]
+        pruned.update(block.block_id for block in blocks_ if block.ref_cnt == 1)
+        prune(trace_)
+
+    def watched_free(blocks_):
+        blocks_ = list(blocks_)
+        free(blocks_)
+        for block in blocks_:
+            if block.ref_cnt == 0 and block.block_id in pruned:
+                pruned.remove(block.block_id)
+                freed.append(block.block_id)
+
+    scheduler._prune, pool.free_blocks = watched_prune, watched_free
+    run(engine_, [trace(f"t{n}", "g") for n in range(6)])
+    assert not pruned
+    assert scheduler.counters.totals.freed_kv_blocks == len(freed) > 0
+
+
+def test_a_connector_and_the_scores_share_one_reply():
+    engine_, pruned = run_late("a connector keeps them")
+    kept = engine_.scheduler.connector.kept
+    assert set(kept) == set(engine_.ended)
+    for name, output in engine_.ended.items():
+        params = output.kv_transfer_params
+        assert "scores" in params["step"]
+        # vLLM tells nobody what a connector says of a request that is stopped from outside.
+        assert params.keys() == ({"step"} if name in pruned else {"step", "blocks"})
 
 
 def test_nothing_is_pruned_while_the_engine_is_paused():

@@ -275,7 +275,7 @@ def test_a_call_whose_traces_have_not_begun_is_shown_and_may_end():
 
 def test_a_call_that_is_refused_is_not_shown():
     with scripted_server(all_say("x"), settings()) as url, reader(url) as events:
-        with pytest.raises(urllib.error.HTTPError, match="500"):
+        with pytest.raises(urllib.error.HTTPError, match="400"):
             post(url, traces=1001)
         post(url, traces=1)
         assert events.until_ended()["number"] == 1

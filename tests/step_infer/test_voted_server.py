@@ -378,8 +378,9 @@ def test_what_no_vote_can_do_is_refused_in_one_line(server, options, words):
 
 def test_a_text_completion_has_one_prompt(server):
     prompt = PROMPT.format(QUESTION)
-    with pytest.raises(openai.BadRequestError, match="Expected no prompt for the voted model"):
-        server.client.completions.create(model=NAME, prompt=[prompt, prompt], max_tokens=5)
+    for prompts in ([], [prompt, prompt]):
+        with pytest.raises(openai.BadRequestError, match="Expected one prompt for the voted model"):
+            server.client.completions.create(model=NAME, prompt=prompts, max_tokens=5)
     one = server.client.completions.create(model=NAME, prompt=[prompt], max_tokens=5)
     assert one.step["traces"]["all"] == TRACES
 

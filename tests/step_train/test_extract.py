@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from command_harness import run_command
+from two_nodes import run_on_two_nodes
 
 from data_gen.ledger.questions import iter_questions
 from data_gen.ledger.reasoner import Reasoner
@@ -255,6 +256,23 @@ def test_an_interrupted_extraction_goes_on(model, source, extracted, tmp_path, m
     assert [part["features"]["sha256"] for part in directory.manifest["parts"]] == [
         part["features"]["sha256"] for part in extracted.manifest["parts"]
     ]
+
+
+def test_two_nodes_share_the_parts_and_write_what_one_process_does(
+    model, source, extracted, tmp_path
+):
+    out = tmp_path / "out"
+    options = ["--model", model, "--traces", source, "--out", out, "--accelerator", "cpu"]
+    nodes = run_on_two_nodes("extract", *options, "--dtype", "float32", "--batch-tokens", "1500")
+    assert [node.returncode for node in nodes] == [0, 0], [node.stderr for node in nodes]
+    found = TraceDirectory(out)
+    assert found.complete
+    assert found.num_parts == extracted.num_parts
+    for index in range(found.num_parts):
+        assert found.part(index).equals(extracted.part(index))
+        # Lightning gives two processes of a machine one thread each: products may be summed anew.
+        torch.testing.assert_close(found.shard(index).hidden(), extracted.shard(index).hidden())
+    assert not (out / ".pieces").exists()
 
 
 def test_a_complete_extraction_is_left_alone(model, source, extracted, monkeypatch):

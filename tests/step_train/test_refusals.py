@@ -15,6 +15,7 @@ from synthetic_traces import BOUNDARY, write_traces
 from torch import nn
 
 from data_gen.traces.directory import TraceDirectory
+from data_gen.traces.writer import TraceWriter
 from step_infer.client.prompt import load_tokenizer
 from step_infer.scorer.boundary import BoundaryOptions, BoundaryRule
 from step_infer.scorer.card import ScorerCard
@@ -38,7 +39,7 @@ from step_train.export.published import import_scorer, read_network
 from step_train.export.run import export
 from step_train.extract.batches import PartBatches
 from step_train.extract.config import ExtractConfig
-from step_train.extract.run import extract, load_model
+from step_train.extract.run import extract, load_model, require_all_parts
 from step_train.fit.config import FitConfig
 from step_train.fit.module import ScorerModule
 from step_train.fit.run_directory import FitDirectory, read_checkpoint
@@ -66,7 +67,7 @@ def at_least(least, *names):
     ("changes", "text"),
     [
         *at_least(1, "width", "batch_size", "max_epochs", "patience", "memory_mib", "devices"),
-        *at_least(1, "shuffles"),
+        *at_least(1, "shuffles", "num_nodes"),
         *at_least(0, "depth"),
         ({"depth": 65}, "--depth of at most 64, found 65."),
         ({"width": 2**20 + 1}, "--width of at most 1048576, found 1048577."),
@@ -81,6 +82,11 @@ def at_least(least, *names):
             {"ranking_weight": 1.0, "devices": 2},
             "--devices 1 with --ranking-weight, found 2: pairs are made within a device's share "
             "of a batch. Hint: leave --devices out.",
+        ),
+        (
+            {"ranking_weight": 1.0, "num_nodes": 2},
+            "--num-nodes 1 with --ranking-weight, found 2: pairs are made within a device's share "
+            "of a batch. Hint: leave --num-nodes out.",
         ),
         (
             {"learning_rate": 0.0, "weight_decay": 0.1},
@@ -136,6 +142,10 @@ def test_settings_of_the_demo_model(changes, text):
         (
             lambda: ExtractConfig("m", Path("t"), Path("o"), devices=0),
             "--devices of at least 1, found 0.",
+        ),
+        (
+            lambda: ExtractConfig("m", Path("t"), Path("o"), num_nodes=0),
+            "--num-nodes of at least 1, found 0.",
         ),
         (
             lambda: ExportConfig(),
@@ -384,6 +394,11 @@ WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
             ),
             f"tokenizer_hash tttttttttttt… (manifest of TMP/traces), found {OURS}… (model "
             f"{CHECKPOINT}). Hint: extract with the model that made the traces.",
+        ),
+        (
+            lambda tmp: require_all_parts(TraceWriter(tmp / "out", {}), changed(tmp / "traces")),
+            "all 1 parts in TMP/out, found 0. Hint: --out must be a folder that all nodes see; "
+            "give the same command again, and it goes on.",
         ),
         (
             lambda tmp: next(

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from places import ROOT
 from safetensors.torch import load_file, save_file
 from synthetic_traces import write_traces
+from two_nodes import run_on_two_nodes
 
 from step_infer.errors import InputError
 from step_train.commands import main
@@ -394,6 +395,24 @@ def test_two_processes_give_what_one_gives(trained, separable, tmp_path):
     both = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
     for name, tensor in weights(trained, "last.ckpt").items():
         torch.testing.assert_close(both[name], tensor, atol=5e-4, rtol=0)
+
+
+def test_two_nodes_give_what_one_process_gives(trained, separable, tmp_path):
+    options = ["--traces", separable, "--out", tmp_path / "run", "--accelerator", "cpu"]
+    options += ["--max-epochs", "6", "--learning-rate", "1e-3", "--width", "64", "--shuffles", "1"]
+    first, second = run_on_two_nodes("fit", *options)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "Best of" in first.stdout
+    assert not second.stdout, "only the first node tells"
+    outcome = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert outcome["best_epoch"] == trained.best_epoch
+    # The same batches; sums are rounded in another order (see the test above).
+    both = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in weights(trained, "last.ckpt").items():
+        torch.testing.assert_close(both[name], tensor, atol=5e-4, rtol=0)
+    again = run_on_two_nodes("fit", *options)
+    assert [node.returncode for node in again] == [0, 0], "a complete run is only read"
+    assert not again[1].stdout
 
 
 @pytest.mark.parametrize(

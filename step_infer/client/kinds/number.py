@@ -119,8 +119,8 @@ def read_tolerance(tolerance: float | str | None) -> tuple[Decimal, Decimal | No
         value = Decimal("NaN")
     if not value.is_finite() or value < 0 or (relative and value >= 100):
         raise InputError(
-            f"Expected an answer tolerance as a number from 0 on, or below 100%, found {text!r}. "
-            "Hint: 0.01 is a distance, 1% a part of the larger number."
+            "Expected an answer tolerance as a number from 0 on, or below 100%, found "
+            f"{text!r:.60}. Hint: 0.01 is a distance, 1% a part of the larger number."
         )
     return (value / 100, None) if relative else (Decimal(0), value)
 

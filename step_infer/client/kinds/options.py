@@ -41,6 +41,15 @@ class AnswerOptions:
     parts of the larger one, such as 1%; none given, 0.0001%."""
 
     def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            is_tolerance = name == "tolerance"
+            kinds = str | float | int | None if is_tolerance else str | None
+            if isinstance(value, bool) or not isinstance(value, kinds):
+                raise InputError(
+                    f"Expected an answer kind with a text{' or a number' * is_tolerance} as "
+                    f"{name}, found {value!r:.60}. "
+                    "Hint: such as {'kind': 'number', 'tolerance': '1%'}."
+                )
         kind = self.name
         if kind not in KINDS and not self.runs_code:
             raise InputError(
@@ -115,13 +124,6 @@ class AnswerOptions:
                 f"Expected an answer kind as a text, or as an object of {', '.join(names)}, "
                 f"found {given!r:.60}. Hint: such as {{'kind': 'number', 'tolerance': '1%'}}."
             )
-        for name, value in given.items():
-            kinds = str | float | int | None if name == "tolerance" else str | None
-            if isinstance(value, bool) or not isinstance(value, kinds):
-                raise InputError(
-                    f"Expected an answer kind with a text as {name}, found {value!r:.60}. "
-                    "Hint: such as {'kind': 'number', 'tolerance': '1%'}."
-                )
         if not may_run_code and (given.get("kind") or MATH) not in KINDS:
             raise InputError(
                 f"Expected an answer kind out of {', '.join(KINDS)}, found "

@@ -95,8 +95,8 @@ def _compiled(pattern: str) -> Any:
     options.log_errors = False
     try:
         compiled = re2.compile(pattern, options)
-    except re2.error as error:
-        reason = error.args[0]
+    except (re2.error, UnicodeEncodeError) as error:  # half of a surrogate pair has no code
+        reason = error.reason if isinstance(error, UnicodeEncodeError) else error.args[0]
         reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
         raise InputError(
             f"Expected an answer pattern in the syntax of RE2, found {pattern!r}: {reason}. "
