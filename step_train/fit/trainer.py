@@ -25,6 +25,8 @@ from step_infer.cli.progress import Progress
 from step_infer.errors import InputError
 from step_train.fit.run_directory import write_checkpoint
 
+_NODE_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+
 _CHATTER = (
     ".*LeafSpec.*",  # Lightning's own use of a torch function
     ".*lightning.pytorch.utilities.data.*",
@@ -90,10 +92,11 @@ def make_trainer(**options: Any) -> Trainer:
     """Return a Lightning trainer without bars and tables; `options` are passed on.
 
     Raises:
-        InputError: the accelerator or so many devices are not there.
+        InputError: the accelerator or so many devices are not there, or this process is one of
+            several nodes and does not know which, or where the others are.
     """
     try:
-        return Trainer(
+        trainer = Trainer(
             use_distributed_sampler=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -105,6 +108,16 @@ def make_trainer(**options: Any) -> Trainer:
             f"Expected an accelerator and devices that this machine has, found: {error} "
             "Hint: see --accelerator and --devices."
         ) from error
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    missing = [name for name in _NODE_VARIABLES if name not in os.environ]
+    if trainer.num_nodes > 1 and type(environment) is LightningEnvironment and missing:
+        # Lightning would wait for half an hour for nodes that cannot find it.
+        raise InputError(
+            f"Expected {', '.join(_NODE_VARIABLES)} in the environment with --num-nodes "
+            f"{trainer.num_nodes}, found no {missing[0]}. Hint: set them on each node, as "
+            "docs/guides/scale_out.md shows."
+        )
+    return trainer
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

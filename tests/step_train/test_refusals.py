@@ -46,6 +46,7 @@ from step_train.fit.run_directory import FitDirectory, read_checkpoint
 from step_train.fit.sweep import _fit_all
 from step_train.fit.sweep_compare import compare
 from step_train.fit.sweep_config import SweepConfig, read_variants
+from step_train.fit.trainer import make_trainer
 
 fit = partial(FitConfig, Path("traces"), Path("out"))
 OURS = identify(str(CHECKPOINT)).tokenizer_hash[:12]
@@ -394,6 +395,11 @@ WIDER = {"config_hash": "c" * 64, "tokenizer_hash": "t" * 64, "hidden_size": 32}
             ),
             f"tokenizer_hash tttttttttttt… (manifest of TMP/traces), found {OURS}… (model "
             f"{CHECKPOINT}). Hint: extract with the model that made the traces.",
+        ),
+        (
+            lambda tmp: make_trainer(accelerator="cpu", devices=1, num_nodes=2),
+            "MASTER_ADDR, MASTER_PORT, NODE_RANK in the environment with --num-nodes 2, found no "
+            "MASTER_ADDR. Hint: set them on each node, as docs/guides/scale_out.md shows.",
         ),
         (
             lambda tmp: require_all_parts(TraceWriter(tmp / "out", {}), changed(tmp / "traces")),
