@@ -40,6 +40,8 @@ WAIT_S = 20
 class Engine:
     """What of vLLM's `AsyncLLM` voted calls use; each trace does what the script says."""
 
+    errored = False
+
     def __init__(self, script: Callable[["Engine", int], AsyncIterator[RequestOutput]]) -> None:
         self._script = script
         self.requests: dict[int, SimpleNamespace] = {}
