@@ -268,9 +268,13 @@ def lose_a_node(
         after=chance.randint(1, QUESTIONS * N // 2),
         then=remove_node,
     )
-    with pytest.warns(UserWarning, match=r"Replica [01] is gone with its node; 1 go on"):
-        collect(two, pool, QUIET)
-    cluster.add_node(num_cpus=1)
+    # Ray may know of the replica's end before that of its node: then another start is tried.
+    told = r"Replica [01] is (gone with its node; 1 go on|started again)"
+    try:
+        with pytest.warns(UserWarning, match=told):
+            collect(two, pool, QUIET)
+    finally:
+        cluster.add_node(num_cpus=1)
     assert_whole(two, QUESTIONS)
     assert table(two) == table(config)
 
