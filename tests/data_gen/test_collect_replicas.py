@@ -257,7 +257,9 @@ def lose_a_node(
         """Ray's workers outlive their node by a moment, in which they could finish."""
         pids = pool.pids()
         cluster.remove_node(node, allow_graceful=False)
+        until = time.monotonic() + 120
         while not any(map(has_ended, pids)):
+            assert time.monotonic() < until, f"no process of {pids} ended with its node"
             time.sleep(0.05)
 
     pool = partial(
