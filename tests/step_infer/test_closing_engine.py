@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 from places import CHECKPOINT, SCORER
+from settled_events import read_settled_events
 
 from data_gen.ledger.questions import iter_questions
-from step_eval.recorded.events import read_events
 from step_infer.client.deciding import Budget
 from step_infer.client.kinds import AnswerOptions
 from step_infer.client.llm import StepLLM
@@ -144,7 +144,7 @@ def test_the_event_log_and_the_counters_say_why(llm, events):
 
 
 def _read(events):
-    return read_events([events])[0]
+    return read_settled_events([events])[0]
 
 
 def test_the_next_question_is_answered_as_if_nothing_had_been_ended(llm, whole):
