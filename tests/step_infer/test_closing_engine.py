@@ -165,7 +165,16 @@ def test_bad_settings_are_refused_before_anything_is_sampled(llm):
         Budget(tokens=0)
 
 
+@pytest.fixture
+def interrupts():
+    """Take Ctrl-C as Python does, though a shell started the tests in the background without it."""
+    theirs = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, theirs)
+
+
 @pytest.mark.parametrize("place", ["add_request", "execute_model", "abort_request"])
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_leaves_the_engine_as_it_was(llm, whole, monkeypatch, place):
     engine = llm._engine
     core = engine.engine_core.engine_core
