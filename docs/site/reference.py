@@ -214,14 +214,22 @@ def _fields(owner: type) -> Iterator[Field]:
         text = ""
         if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
             text = inspect.cleandoc(str(following.value.value))
-        default = None if node.value is None else _default(node.value)
+        default = None if node.value is None else _default(node.value, owner)
         if kind.startswith("NotRequired["):
             kind, default = kind.removeprefix("NotRequired[").removesuffix("]"), ""
         yield Field(node.target.id, kind.strip("'"), default, _inline(text))
 
 
-def _default(node: ast.expr) -> str:
+def _default(node: ast.expr, owner: type) -> str:
+    """Return a default as its reader writes it: the value of a constant, not its name."""
     text = ast.unparse(node)
+    value = None
+    if isinstance(node, ast.Name):
+        value = vars(import_module(owner.__module__))[node.id]
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        value = getattr(vars(import_module(owner.__module__))[node.value.id], node.attr)
+    if isinstance(value, str | int | float):
+        return repr(value)
     factory = re.search(r"default_factory=(\w+)", text)
     if factory is not None:
         return {"dict": "{}", "list": "[]"}.get(factory[1], factory[1])
@@ -251,7 +259,7 @@ def _arguments(method: Any) -> Iterator[Field]:
             if len(default) > 60 or "object at" in default:
                 default = "…"
             kind = inspect.formatannotation(argument.annotation).replace("typing.", "")
-            kind = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", kind)
+            kind = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", kind).strip("'")
             yield Field(
                 star.get(argument.kind, "") + name, kind, None if required else default, said[name]
             )

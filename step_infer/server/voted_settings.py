@@ -119,20 +119,24 @@ class VotedSettings:
 class VotedOptions:
     """What one call asks of the voted model, under `step` in its body."""
 
-    traces: int
+    traces: int = VotedSettings.traces
+    """How many; where the call does not say, as many as the operator does."""
     seconds: float | None = None
-    """Its budget, from the first trace's submission."""
+    """Its budget, from the first trace's submission; not given: the operator's `max_seconds`."""
     tokens: int | None = None
     """Its budget of generated tokens, of all traces together."""
     stop_rule: str = UNBEATABLE
+    """When the vote is decided: "unbeatable", "likely" or "never"."""
     vote: str = SCORE
+    """What a trace's vote weighs: its "score", or "uniform", 1 each."""
     min_keep: int | None = None
     """Traces that are never pruned; None: as the engine's setting says."""
     progress: str = COMMENTS
+    """How a stream tells of it: by "comments", or as "reasoning"."""
     branch: Branching | None = None
     """Good traces go on as further ones where traces were stopped for want of memory; None: not."""
     answers: AnswerOptions = VotedSettings.answers
-    """How answers are found and compared."""
+    """How answers are found and compared; where the call does not say, as the operator does."""
 
     @classmethod
     def of(cls, values: Any, settings: VotedSettings) -> "VotedOptions":

@@ -13,6 +13,8 @@ from step_eval.votes import SHOWN_VOTES
 from step_infer import __version__
 from step_infer.client.kinds import KINDS
 
+TEXTS = {".md", ".py", ".sh", ".ipynb"}
+
 
 def rows(page: str, heading: str) -> set[str]:
     """Return the first cells of the table under a heading of a page."""
@@ -51,6 +53,15 @@ def test_the_tests_that_the_documents_name_are_there() -> None:
     assert len(named) > 5
     there = {path.name for path in (ROOT / "tests").rglob("test_*.py")}
     assert named - there == set()
+
+
+def test_nothing_installs_this_package_from_an_index_that_has_none() -> None:
+    folders = ("docs", "step_infer", "data_gen", "step_eval", "step_train", "examples")
+    texts = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    texts += [p for name in folders for p in (ROOT / name).rglob("*.*") if p.suffix in TEXTS]
+    assert len(texts) > 100
+    wrong = re.compile(r"install [^\n]*step-scorer(?!-)|step-scorer\[")
+    assert [path for path in texts if wrong.search(path.read_text())] == []
 
 
 def test_every_answer_kind_is_explained() -> None:

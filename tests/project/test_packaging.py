@@ -1,6 +1,7 @@
 """The packages stay layered and light, and the files that describe the installation agree."""
 
 import ast
+import contextlib
 import itertools
 import json
 import os
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from places import ROOT
 
@@ -267,6 +269,22 @@ def test_the_lock_pins_each_package_once_in_order(lock: str) -> None:
     for pin in _lock(lock):
         assert pin.url is None
         assert re.fullmatch(r"==[0-9][^*,]*", str(pin.specifier)), pin
+
+
+@pytest.mark.parametrize("lock", [*LOCKS, DOCS_LOCK])
+def test_the_pins_take_the_oldest_python_that_we_do(lock: str) -> None:
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    refused, seen = [], 0
+    for name, version in _pins(lock).items():
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found = metadata.metadata(name)
+            if found["Version"] == version:
+                seen += 1
+                if not SpecifierSet(found["Requires-Python"] or "").contains(oldest):
+                    refused.append(f"{name}=={version} wants {found['Requires-Python']}")
+    assert refused == []
+    if metadata.version("torch") == _pins(lock).get("torch"):  # installed from this lock
+        assert seen > 150
 
 
 def test_the_lock_has_no_package_that_breaks_cpu_torch() -> None:

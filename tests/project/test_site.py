@@ -113,6 +113,45 @@ def test_the_reference_has_every_field(page_text: str, heading: str, owner: type
     assert names(text, heading) == set(owner.__annotations__)
 
 
+@pytest.mark.parametrize("made", ["settings", "python", "contracts"])
+def test_the_reference_shows_the_values_of_defaults_and_not_their_names(made: str) -> None:
+    cells = re.findall(
+        r"^\|[^|]*\|[^|]*\| `([^`]*)` \|", getattr(reference(), made)(), re.MULTILINE
+    )
+    assert len(cells) > 10
+    assert [cell for cell in cells if re.fullmatch(r"[A-Z_]+", cell)] == []
+
+
+def options_of_commands() -> dict[str, set[str]]:
+    """Return the options of each command and subcommand, as its own --help has them."""
+    parts = re.split(r"^#{2,3} (.*)$", reference().commands(), flags=re.MULTILINE)[1:]
+    options = zip(parts[::2], parts[1::2], strict=True)
+    return {
+        name: set(re.findall(r"^\| `(--[\w.-]+)`", text, re.MULTILINE)) for name, text in options
+    }
+
+
+def test_every_option_that_a_document_gives_a_command_is_one_of_its() -> None:
+    options = options_of_commands()
+    options["step-train fit"] = options["step-train"]
+    # vLLM's own flags, or NAME VALUE pairs of a dictionary.
+    free = re.compile(r"--(engine|chat-template-kwargs)\.|--data-parallel-size$")
+    unknown, seen = [], 0
+    for source in [*sources(), *(ROOT / "examples").glob("*.sh")]:
+        text = re.sub(r"\\\n\s*", " ", source.read_text())
+        for words in re.findall(r"(?:step-\w+|scorer-export) [^\n`#;|]*", text):
+            first, second = words.split()[0], " ".join(words.split()[:2])
+            command = second if second in options else first
+            for option in re.findall(r"(?<!\S)--[a-z][\w.-]*", words):
+                if command in options and not free.match(option):
+                    seen += 1
+                    known = {name.replace("_", "-") for name in options[command]}
+                    if option.replace("_", "-") not in known:
+                        unknown.append((source.name, command, option))
+    assert seen > 100
+    assert unknown == []
+
+
 def test_the_reference_has_the_metrics_that_are_written_about() -> None:
     pytest.importorskip("step_infer.stat_logger")
     made = names(reference().metrics(), "Engine") | names(reference().metrics(), "Voted calls")
