@@ -4,13 +4,13 @@ Plain data, no vLLM import.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any
 
 from step_infer.wire import CLOSED_REASONS
 
 SUMMARY_INTERVAL_S = 10.0
-BUCKETS = 10
 
 
 @dataclasses.dataclass(slots=True)
@@ -45,13 +45,11 @@ SCORE_UNIT = 1e-4
 
 
 class Counters:
-    """The totals, a histogram of step scores, and when the next summary line is due."""
+    """The totals, the new step scores, and when the next summary line is due."""
 
     def __init__(self, keep_scores: bool = False) -> None:
         """`keep_scores`: keep each new score until `take_increments`."""
         self.totals = Totals()
-        self.histogram = [0] * BUCKETS
-        """Step scores by tenths of [0, 1]."""
         self.score_sum = 0.0
         self.changed = False
         """Whether something grew since `take_increments` was last called."""
@@ -61,19 +59,18 @@ class Counters:
         self._summed_up = self._sent
         self._summary_due_s = 0.0
 
-    def score(self, score: float) -> None:
-        """Count a finite step score in [0, 1]."""
+    def score(self, scores: Sequence[float]) -> None:
+        """Count finite step scores in [0, 1]."""
         self.changed = True
-        self.totals.scored_steps += 1
-        self.score_sum += score
-        self.histogram[min(int(score * BUCKETS), BUCKETS - 1)] += 1
+        self.totals.scored_steps += len(scores)
+        self.score_sum += sum(scores)
         if self._keep_scores:
-            self._new_scores.append(score)
+            self._new_scores += scores
 
-    def drop(self) -> None:
-        """Count a step score that was missing or not finite."""
+    def drop(self, count: int) -> None:
+        """Count step scores that were missing or not finite."""
         self.changed = True
-        self.totals.dropped_scores += 1
+        self.totals.dropped_scores += count
 
     def prune(self, tokens: int, kv_blocks: int) -> None:
         """Count a pruned trace, and what it leaves free."""
@@ -102,7 +99,7 @@ class Counters:
         """Return what each total grew by since the last call, and new scores in `SCORE_UNIT`."""
         increments: dict[str, Any] = _difference(self.totals, self._sent)
         if self._new_scores:
-            increments["scores"] = [round(score / SCORE_UNIT) for score in self._new_scores]
+            increments["scores"] = [int(score / SCORE_UNIT + 0.5) for score in self._new_scores]
             self._new_scores.clear()
         self._sent = _VALUES(self.totals)
         self.changed = False

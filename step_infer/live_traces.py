@@ -281,7 +281,7 @@ class LiveTraces:
                 if row is None:
                     self.pending[trace.request_id] = trace
                 else:
-                    self._take_boundary(trace, rows, row)
+                    self._count([self._take_boundary(trace, rows, row)], rows)
         return unsure
 
     def _ends_step(self, trace: LiveTrace, token_id: int) -> bool:
@@ -303,17 +303,26 @@ class LiveTraces:
         """
         # A pending trace may have no row: it was preempted, or waits for its turn. Its boundary
         # stays pending; the row comes when that token is computed again.
+        if len(sampled_token_ids) == 0:
+            return
+        scores = []
         for request_id in [name for name in self.pending if name in place_of]:
             place = place_of[request_id]
-            if len(sampled_token_ids) == 0 or len(sampled_token_ids[place]) == 0:
+            if len(sampled_token_ids[place]) == 0:
                 continue
             # The first row's input token is the pending boundary only where the step yields a
             # token; the earlier parts of a resumed prefill have rows of other tokens.
             trace = self.pending.pop(request_id)
-            self._take_boundary(trace, rows, 0 if rows is None else rows.first_row(place))
+            row = 0 if rows is None else rows.first_row(place)
+            scores.append(self._take_boundary(trace, rows, row))
+        self._count(scores, rows)
 
-    def _take_boundary(self, trace: LiveTrace, rows: StepRows | None, row: int) -> None:
-        """Note that a trace's newest token ends a step, whose state is in a row."""
+    def _take_boundary(self, trace: LiveTrace, rows: StepRows | None, row: int) -> float:
+        """Note that a trace's newest token ends a step, whose state is in a row.
+
+        Returns:
+            The step's score; NaN where there is none.
+        """
         trace.positions.append(trace.num_tokens - 1)
         if self.confidence:  # of the tokens up to this one
             trace.confidences.append(trace.confidence)
@@ -321,13 +330,19 @@ class LiveTraces:
         trace.add_score(score)
         if trace.progress:
             self.news[trace.request_id] = trace.score
-        if math.isfinite(score):
-            self._counters.score(score)
-        elif self._settings.scorer or (rows is not None and rows.scores_B is not None):
-            self._counters.drop()
         if trace.capture and rows is not None and rows.hidden_BH is not None:
             self._dtype = rows.dtype
             trace.hidden.append(rows.hidden_BH[row].copy())
+        return score
+
+    def _count(self, scores: Sequence[float], rows: StepRows | None) -> None:
+        """Count new step scores, and those that should be there and are not."""
+        finite = [score for score in scores if math.isfinite(score)]
+        if finite:
+            self._counters.score(finite)
+        dropped = len(scores) - len(finite)
+        if dropped and (self._settings.scorer or (rows is not None and rows.scores_B is not None)):
+            self._counters.drop(dropped)
 
     def _score(self, trace: LiveTrace, rows: StepRows | None, row: int) -> float:
         """Return the score of a trace's newest boundary; NaN where the worker gave none."""

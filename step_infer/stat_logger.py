@@ -14,7 +14,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from step_infer import compat
-from step_infer.counters import BUCKETS, SCORE_UNIT
+from step_infer.counters import SCORE_UNIT
 from step_infer.wire import CONFIG_KEY
 
 _COUNTERS = {
@@ -71,7 +71,7 @@ def _metrics() -> dict[str, Any]:
     metrics: dict[str, MetricWrapperBase] = {
         name: Counter(f"step_{name}", text, _LABELS) for name, text in _COUNTERS.items()
     }
-    buckets = [tenth / BUCKETS for tenth in range(1, BUCKETS + 1)]
+    buckets = [tenth / 10 for tenth in range(1, 11)]
     metrics["score"] = Histogram("step_score", "Step scores.", _LABELS, buckets=buckets)
     metrics["disabled"] = Gauge(
         "step_disabled",

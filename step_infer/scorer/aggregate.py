@@ -1,5 +1,6 @@
 """From a trace's step scores to one trace score."""
 
+import operator
 from collections.abc import Callable, Sequence
 
 EMA_DECAY = 0.8
@@ -66,7 +67,7 @@ class RunningScore:
 
 
 _RUNNING: dict[str, Callable[[float, float], float]] = {
-    "mean": lambda total, score: total + score,
+    "mean": operator.add,
     "last": lambda _, score: score,
     "min": min,
     "ema": lambda value, score: EMA_DECAY * value + (1 - EMA_DECAY) * score,
