@@ -7,7 +7,7 @@ several tokens in one step (accepted drafts) all but the last have their rows in
 """
 
 import math
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ class LiveTrace:
         "_score",
         "aggregator",
         "boundary_state",
+        "branch",
         "capture",
         "confidence_sum",
         "confidences",
@@ -62,7 +63,8 @@ class LiveTrace:
         self.aggregator = options.aggregator or aggregator
         self._score = RunningScore(self.aggregator)
         self.capture = options.capture and settings.capture
-        self.progress = options.progress
+        self.branch = options.branch
+        self.progress = options.progress or options.branch
         self.parent: str | None = None
         self.inherited = 0
         """Of its tokens, those that its parent generated."""
@@ -190,7 +192,7 @@ class LiveTraces:
         self.pending: dict[str, LiveTrace] = {}
         """Traces whose newest token ends a step that has not been scored yet."""
         self.news: dict[str, float | None] = {}
-        """Trace scores that are new in this step, of those that asked for `progress`."""
+        """Trace scores that are new in this step, of those that asked to hear of them."""
         self.kept: dict[str, int] = {}
         """For each group with live traces: those, and its traces that finished by themselves with
         something to judge them by."""
@@ -362,20 +364,19 @@ class LiveTraces:
         group = trace.groups.add(confidence)
         return group is not None and group < trace.stop_below
 
-    def tell(self, trace: LiveTrace, spare_tokens: int) -> ScoreSoFar:
+    def tell(self, trace: LiveTrace, spare_tokens: Callable[[], int]) -> ScoreSoFar:
         """Return what the client of a running trace gets with a new score.
 
-        Whole lists each time: of the outputs that a slow client has not taken yet, vLLM keeps what
-        came with the last one only.
+        Whole lists each time that there are lists: of the outputs that a slow client has not taken
+        yet, vLLM keeps what came with the last one only.
         """
-        news: ScoreSoFar = {
-            "score": trace.score,
-            "positions": trace.positions.copy(),
-            "scores": trace.scores.copy(),
-            "spare_tokens": spare_tokens,
-        }
-        if self.confidence:
-            news["confidences"] = trace.confidences.copy()
+        news: ScoreSoFar = {"score": trace.score}
+        if trace.branch:
+            news["positions"] = trace.positions.copy()
+            news["scores"] = trace.scores.copy()
+            news["spare_tokens"] = spare_tokens()
+            if self.confidence:
+                news["confidences"] = trace.confidences.copy()
         return news
 
     def report(self, trace: LiveTrace) -> Report:

@@ -323,7 +323,7 @@ class StepScheduler(AsyncScheduler):
                 elif request_id in early:
                     _attach(output, self.reports.so_far(request_id))
                 elif request_id in news:
-                    _attach(output, live.tell(trace, self._spare_tokens()))
+                    _attach(output, live.tell(trace, self._spare_tokens))
         news.clear()
 
     def _noteworthy(self, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:

@@ -143,7 +143,9 @@ class RequestOptions:
     stop_below: float | None = None
     """Stop the trace as soon as a group confidence is lower than this."""
     progress: bool = False
-    """Send the step scores so far with the outputs on the way, whenever there is a new one."""
+    """Send the trace score with the outputs on the way, whenever there is a new step score."""
+    branch: bool = False
+    """Send what a branch of the trace would inherit as well: more at each new score."""
     inherit: dict[str, Any] | None = None
     """Of a branch: "tokens", how many at the prompt's end its parent generated, the last one a step
     boundary; "scores" and, where confidences are recorded, "confidences" of their boundaries;
@@ -216,7 +218,7 @@ class RequestOptions:
         _check("option stop_below", self.stop_below, good, "a finite number")
         if self.stop_below is not None and self.window is None:
             raise InputError("Expected step option window beside stop_below, found none.")
-        for name in ("prune", "capture", "progress"):
+        for name in ("prune", "capture", "progress", "branch"):
             flag = getattr(self, name)
             _check(f"option {name}", flag, flag is None or isinstance(flag, bool), "true or false")
         if self.aggregator is not None and self.aggregator not in list(AGGREGATORS):

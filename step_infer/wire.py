@@ -139,15 +139,18 @@ class Report(TypedDict):
 
 
 class ScoreSoFar(TypedDict):
-    """With the option `progress`: what an output on the way carries after a new step score."""
+    """What an output on the way carries after a new step score, with the option `progress`.
+
+    With `branch` all of it, else the trace score alone.
+    """
 
     score: float | None
     """The trace score as of now."""
-    positions: list[int]
+    positions: NotRequired[list[int]]
     """The boundaries so far, as in `Report`."""
-    scores: list[float | None]
+    scores: NotRequired[list[float | None]]
     """Their step scores."""
-    spare_tokens: int
+    spare_tokens: NotRequired[int]
     """KV cache that is free, beyond what must be before waiting traces of a pruned group start, in
     tokens; less than 0 where less is free."""
     confidences: NotRequired[list[float | None]]

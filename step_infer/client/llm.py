@@ -508,7 +508,8 @@ class StepLLM:
         if not self.plain:
             options = {
                 "capture": self.capture,
-                "progress": _watched(order) or running.branches,
+                "progress": _watched(order),
+                "branch": running.branches,
             }
         by_delta = running.by_delta or running.branches
         parent = ""

@@ -385,6 +385,7 @@ class VotedCall:
             params.output_kind = RequestOutputKind.DELTA
         if self._model.scored:
             step: dict[str, Any] = {"group": self._group, "progress": self._watches}
+            step["branch"] = self._family is not None
             if self._options.min_keep is not None:
                 step["min_keep"] = min(self._options.min_keep, self._options.traces)
             if order.inherited is not None:

@@ -76,11 +76,12 @@ def test_blocks_are_free_as_soon_as_the_traces_are_ended():
     check_empty(engine.scheduler)
 
 
-def test_a_trace_that_asks_for_progress_hears_of_each_new_score():
+def test_a_trace_that_asks_hears_of_each_new_score_and_one_that_may_branch_of_all_so_far():
     engine = Engine(make_scheduler(StepScheduler, 100))
     engine.add(script("asks", progress=True))
+    engine.add(script("may_branch", branch=True))
     engine.add(script("does_not"))
-    heard = {"asks": [], "does_not": []}
+    heard = {"asks": [], "may_branch": [], "does_not": []}
     pool, spare = engine.scheduler.kv_cache_manager.block_pool, []
     while engine.busy:
         _, outputs = engine.step()
@@ -88,20 +89,24 @@ def test_a_trace_that_asks_for_progress_hears_of_each_new_score():
             for output in client.outputs:
                 if output.kv_transfer_params and output.finish_reason is None:
                     heard[output.request_id].append(output.kv_transfer_params[CONFIG_KEY])
-                    spare.append(4 * (pool.get_num_free_blocks() - 51))  # of 101; half stay free
-    report = engine.report("asks")
+                    if output.request_id == "may_branch":  # of 101 blocks; half stay free
+                        spare.append(4 * (pool.get_num_free_blocks() - 51))
     assert heard["does_not"] == []
-    assert len(heard["asks"]) in (len(report["scores"]) - 1, len(report["scores"]))
-    for number, said in enumerate(heard["asks"], 1):
-        finite = [score for score in report["scores"][:number] if score is not None]
-        assert said == {
-            "score": pytest.approx(sum(finite) / len(finite)) if finite else None,
-            "positions": report["positions"][:number],
-            "scores": report["scores"][:number],
-            "spare_tokens": spare[number - 1],
-        }
+    for name in ("asks", "may_branch"):
+        report = engine.report(name)
+        assert len(heard[name]) in (len(report["scores"]) - 1, len(report["scores"]))
+        for number, said in enumerate(heard[name], 1):
+            finite = [score for score in report["scores"][:number] if score is not None]
+            score = pytest.approx(sum(finite) / len(finite)) if finite else None
+            lists = {
+                "positions": report["positions"][:number],
+                "scores": report["scores"][:number],
+                "spare_tokens": spare[number - 1],
+            }
+            assert said == {"score": score} | (lists if name == "may_branch" else {})
 
 
-def test_progress_is_yes_or_no():
-    with pytest.raises(ValueError, match="option progress true or false, found 'yes'"):
-        RequestOptions.from_extra_args({CONFIG_KEY: {"progress": "yes"}})
+@pytest.mark.parametrize("option", ["progress", "branch"])
+def test_progress_is_yes_or_no(option):
+    with pytest.raises(ValueError, match=f"option {option} true or false, found 'yes'"):
+        RequestOptions.from_extra_args({CONFIG_KEY: {option: "yes"}})

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import tomllib
 
+import numpy as np
 import pytest
 from places import ROOT
 from prometheus_client import REGISTRY

@@ -239,7 +239,7 @@ def test_a_decision_is_told(browser):
 def test_a_client_that_goes_away_ends_its_call_on_the_page():
     with scripted_server(forever, settings()) as url, reader(url) as events:
         with pytest.raises(TimeoutError):
-            post(url, timeout=1, traces=3)
+            post(url, timeout=4, traces=3)
         call = events.until_ended()
     assert call["state"] == "cut_off"
     assert call["traces"]["states"] == ["cut_off"] * 3
