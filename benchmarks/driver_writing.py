@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(), help="folder on the disk to measure")
     parser.add_argument("--out", type=Path, help="file for the figures, JSON (none)")
     options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
     runs = []
     try:
         for _ in range(options.repeats):
