@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from data_gen.questions.load import QuestionOptions
+from step_infer.cli.options import check_at_least
 from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import SYSTEM_PROMPT
 from step_infer.client.trace import Sampling
@@ -30,13 +31,6 @@ RESULT_FIELDS = (
     "confidence",
 )
 """Settings that must agree when a run goes on."""
-
-
-def _check_counts(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"Expected --{name.replace('_', '-')} of at least 1, found {value}.")
 
 
 def spare_cores() -> int:
@@ -110,7 +104,7 @@ class CollectConfig(ReplicaOptions, QuestionOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         counts = ("num_traces", "max_in_flight", "part_traces", "steps_per_trace")
-        _check_counts(self, *counts, "grading_workers")
+        check_at_least(1, self, *counts, "grading_workers")
         self._check_replicas()
         if self.allow_mismatch and self.scorer is None:
             raise InputError("Expected --scorer beside --allow-mismatch, found none.")
@@ -200,7 +194,7 @@ class ImportConfig:
     """Processes that compare answers; none given, one for each core but two, at least one."""
 
     def __post_init__(self) -> None:
-        _check_counts(self, "part_traces", "grading_workers")
+        check_at_least(1, self, "part_traces", "grading_workers")
 
     @property
     def grading_processes(self) -> int:

@@ -9,7 +9,7 @@ from step_eval.methods.deepconf import WARMUP
 from step_eval.methods.registry import find_method, method_names
 from step_eval.methods.slim_sc import SlimSC
 from step_eval.votes import CONFIDENCE, vote_rule
-from step_infer.cli.options import option_name
+from step_infer.cli.options import check_at_least
 from step_infer.client.branching import Branching
 from step_infer.client.kinds import AnswerOptions
 from step_infer.client.prompt import SYSTEM_PROMPT
@@ -36,18 +36,11 @@ class PruningOptions:
     """How often each question is asked, each time with other seeds or other recorded traces."""
 
     def __post_init__(self) -> None:
-        self._at_least(1, "min_keep", "min_steps", "repeats")
+        check_at_least(1, self, "min_keep", "min_steps", "repeats")
         if self.aggregator is not None and self.aggregator not in AGGREGATORS:
             raise InputError(
                 f"Expected --aggregator out of {', '.join(AGGREGATORS)}, found {self.aggregator!r}."
             )
-
-    def _at_least(self, low: int, *names: str) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if value is not None and value < low:
-                option = option_name(name)
-                raise InputError(f"Expected {option} of at least {low}, found {value}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +88,8 @@ class MethodOptions(PruningOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(1, "num_traces", "kv_budget_tokens", "warmup", "window")
-        self._at_least(0, "kv_series_questions")
+        check_at_least(1, self, "num_traces", "kv_budget_tokens", "warmup", "window")
+        check_at_least(0, self, "kv_series_questions")
         if not 0 < self.kv_budget <= 1:
             raise InputError(
                 f"Expected --kv-budget in (0, 1], a part of what all traces need, "

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from step_infer.cli.options import check_at_least
 from step_infer.client.answers import Vote, vote
 from step_infer.client.grading import Grader
 from step_infer.client.kinds import AnswerOptions
@@ -57,6 +58,9 @@ class WatchConfig:
     """Same seed, same traces on one engine set-up."""
     engine: dict[str, Any] = field(default_factory=dict)
     """More vLLM engine arguments, as --engine.NAME VALUE."""
+
+    def __post_init__(self) -> None:
+        check_at_least(1, self, "num_traces", "kv_budget_tokens")
 
 
 class WatchedVote(RunningVote):

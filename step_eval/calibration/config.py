@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from step_eval.config import PruningOptions
 from step_eval.simulation.config import SimulateConfig
+from step_infer.cli.options import check_at_least
 from step_infer.errors import InputError
 
 DRAWS = 8
@@ -59,7 +60,7 @@ class CalibrateConfig(PruningOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(1, "num_traces", "limit", "jobs")
+        check_at_least(1, self, "num_traces", "limit", "jobs")
         if not 0 < self.most_changed < 1:
             raise InputError(f"Expected --most-changed in (0, 1), found {self.most_changed}.")
         self.simulated()  # refuses what cannot be simulated

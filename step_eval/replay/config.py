@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from step_eval.config import EvalConfig, MethodOptions
 from step_eval.methods.registry import ALL, find_method, method_names
+from step_infer.cli.options import check_at_least
 from step_infer.client.kinds import AnswerOptions
 from step_infer.errors import InputError
 
@@ -60,7 +61,7 @@ class ReplayConfig(MethodOptions):
                     f"{why}. Hint: leave it out of --methods."
                 )
         super().__post_init__()
-        self._at_least(1, "limit")
+        check_at_least(1, self, "limit")
         if self.length_scale <= 0:
             raise InputError(f"Expected --length-scale above 0, found {self.length_scale}.")
         if self.mean_tokens is not None:

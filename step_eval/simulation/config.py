@@ -9,6 +9,7 @@ from step_eval.methods.registry import DECIDED_SUFFIX, LIKELY_SUFFIX, base_name
 from step_eval.methods.victims import ABLATIONS
 from step_eval.simulation.drawn import DrawnTraces
 from step_eval.votes import UNIFORM, vote_signal
+from step_infer.cli.options import check_at_least
 from step_infer.client.deciding import (
     LEAST_VOTES,
     LIKELY,
@@ -111,7 +112,7 @@ class SimulateConfig(PruningOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._at_least(1, "limit", "block_size", "jobs")
+        check_at_least(1, self, "limit", "block_size", "jobs")
         for name, low, high in (
             ("num_traces", 1, 100_000),
             ("kv_budget", 0.01, 4),

@@ -49,6 +49,19 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def check_at_least(low: int, config: object, *names: str) -> None:
+    """Refuse a configuration with a smaller number in one of these fields; None is none.
+
+    Raises:
+        InputError: the first such field.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < low:
+            option = option_name(name)
+            raise InputError(f"Expected {option} of at least {low}, found {value}.")
+
+
 def config_parser(config_class: type, prog: str, description: str) -> Any:
     """Return a parser with an option for each field of a dataclass, --config and --print_config.
 

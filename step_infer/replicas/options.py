@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
-from step_infer.errors import InputError
+from step_infer.cli.options import check_at_least
 from step_infer.replicas.cluster import connection
 
 LOGS_FOLDER = "logs"
@@ -33,5 +33,4 @@ class ReplicaOptions:
         return connection(self.ray_address) if self.uses_ray else nullcontext()
 
     def _check_replicas(self) -> None:
-        if self.replicas < 1:
-            raise InputError(f"Expected --replicas of at least 1, found {self.replicas}.")
+        check_at_least(1, self, "replicas")

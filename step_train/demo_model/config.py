@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from step_infer.cli.options import option_name
+from step_infer.cli.options import check_at_least
 from step_infer.errors import InputError
 
 SMALLEST_BATCH = 2048
@@ -69,10 +69,7 @@ class LedgerLMConfig:
             InputError: a value is out of range.
         """
         counts = ("steps", "layers", "checkpoint_steps", "log_steps", "intermediate_size")
-        for name in counts:
-            if getattr(self, name) < 1:
-                option = option_name(name)
-                raise InputError(f"Expected {option} of at least 1, found {getattr(self, name)}.")
+        check_at_least(1, self, *counts)
         if self.hidden_size < 128 or self.hidden_size % 128:
             raise InputError(
                 f"Expected --hidden-size in multiples of 128, found {self.hidden_size}."

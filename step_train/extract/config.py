@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from step_infer.cli.options import check_at_least
 from step_infer.errors import InputError
 from step_infer.scorer.boundary import BoundaryOptions
 from step_infer.scorer.think_end import THINK_END
@@ -71,9 +72,4 @@ class ExtractConfig:
     """Show progress on standard error."""
 
     def __post_init__(self) -> None:
-        if self.batch_tokens < 1:
-            raise InputError(f"Expected --batch-tokens of at least 1, found {self.batch_tokens}.")
-        if self.devices is not None and self.devices < 1:
-            raise InputError(f"Expected --devices of at least 1, found {self.devices}.")
-        if self.num_nodes < 1:
-            raise InputError(f"Expected --num-nodes of at least 1, found {self.num_nodes}.")
+        check_at_least(1, self, "batch_tokens", "devices", "num_nodes")

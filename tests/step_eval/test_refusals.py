@@ -39,6 +39,7 @@ from step_eval.simulation.run import simulate_all
 from step_eval.simulation.schedule import EngineShape, SimulatedTrace, check_fit
 from step_eval.simulation.scores import tuned_scores
 from step_eval.simulation.timing import read_timing
+from step_eval.watch import WatchConfig
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.network import load_scorer, save_scorer
 from step_infer.storage.run_directory import RunDirectory, run_manifest, write_manifest
@@ -55,6 +56,7 @@ RULES = (
 evaluation = partial(
     EvalConfig, model="model", questions="questions.jsonl", out="out", methods="sc"
 )
+watching = partial(WatchConfig, model="model", scorer="scorer", question="2+2?")
 replay = partial(ReplayConfig, traces=RECORDED, out="out")
 simulation = partial(SimulateConfig, out="out")
 calibration = partial(CalibrateConfig, traces=RECORDED, scorer=str(SCORER), out="out")
@@ -127,6 +129,11 @@ def at_least(least, *names, prefix="--"):
 )
 def test_settings_of_an_evaluation(changes, text):
     assert refusal(lambda: evaluation(**changes)) == f"Expected {text}"
+
+
+@pytest.mark.parametrize(("changes", "text"), at_least(1, "num_traces", "kv_budget_tokens"))
+def test_settings_of_a_watched_question(changes, text):
+    assert refusal(lambda: watching(**changes)) == f"Expected {text}"
 
 
 @pytest.mark.parametrize(
