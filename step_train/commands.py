@@ -45,7 +45,7 @@ def fit_command(argv: Sequence[str]) -> None:
 
     from step_train.evaluation.view import print_baselines, print_metrics, print_votes
     from step_train.fit.run import fit
-    from step_train.fit.trainer import is_first_process
+    from step_train.trainer import is_first_process
 
     result = fit(config)
     if not is_first_process(config.num_nodes):
@@ -108,7 +108,7 @@ def evaluate_command(argv: Sequence[str]) -> None:
         read_trace_manifest(config.traces)  # before seconds of imports
     from rich.console import Console
 
-    from step_train.evaluation.evaluate import evaluate_scorer
+    from step_train.evaluate import evaluate_scorer
     from step_train.evaluation.view import print_baselines, print_metrics, print_votes
 
     outcome = evaluate_scorer(config)

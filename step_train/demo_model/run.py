@@ -25,8 +25,8 @@ from step_infer.storage.run_directory import (
 from step_train.demo_model.config import LedgerLMConfig
 from step_train.demo_model.export import export_model, new_model
 from step_train.demo_model.module import LedgerData, LedgerLM
-from step_train.fit.run_directory import load_plain
-from step_train.fit.trainer import AtomicCheckpoints, lightning_run
+from step_train.run_directory import load_plain
+from step_train.trainer import AtomicCheckpoints, lightning_run
 
 
 class StepProgress(Callback):

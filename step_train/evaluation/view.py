@@ -9,7 +9,7 @@ from rich.table import Table
 from step_infer.scorer.boundary import BoundaryRule
 from step_infer.scorer.card import ScorerCard
 from step_train.evaluation.acceptance import ranks_above_chance
-from step_train.fit.run_directory import IMPORTED
+from step_train.run_directory import IMPORTED
 
 
 def print_baselines(baselines: dict[str, Any], console: Console) -> None:

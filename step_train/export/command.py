@@ -102,7 +102,7 @@ def _main() -> None:
 
 def _import(config: ExportConfig, console: "Console") -> None:
     from step_train.export.published import import_scorer
-    from step_train.fit.run_directory import IMPORTED
+    from step_train.run_directory import IMPORTED
 
     assert config.from_pt is not None
     assert config.out is not None

@@ -14,7 +14,7 @@ from step_infer.scorer.identity import identify
 from step_infer.scorer.network import StepScorer, save_scorer
 from step_infer.storage.files import check_output, sha256_file
 from step_infer.storage.run_directory import package_versions
-from step_train.fit.run_directory import IMPORTED, load_plain
+from step_train.run_directory import IMPORTED, load_plain
 
 STATE_KEY = "model_state_dict"
 """Key of the state dict in the checkpoints of the paper's code."""

@@ -15,8 +15,8 @@ from step_infer.storage.run_directory import package_versions
 from step_train.data.normaliser import Normaliser
 from step_train.data.subspace import Subspace
 from step_train.evaluation.acceptance import VERDICT_KEY, ranks_above_chance
-from step_train.fit.calibration import fold_temperature
-from step_train.fit.run_directory import (
+from step_train.evaluation.calibration import fold_temperature
+from step_train.run_directory import (
     BEST,
     OWN_FILES,
     RECORD_KEY,

@@ -28,7 +28,7 @@ from step_infer.scorer.identity import ModelIdentity, identify
 from step_infer.storage.files import real_path
 from step_train.extract.batches import PartBatches, TraceBatch, with_positions
 from step_train.extract.config import KEEP, ExtractConfig
-from step_train.fit.trainer import is_first_process, lightning_run, make_trainer
+from step_train.trainer import is_first_process, lightning_run, make_trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

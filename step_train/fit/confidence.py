@@ -7,8 +7,8 @@ import torch
 from step_eval.statistics import Floats
 from step_infer.scorer.confidence_term import ConfidenceTerm
 from step_train.data.trace_table import TraceTable
+from step_train.evaluation.calibration import fit_temperature
 from step_train.evaluation.held_out import choose_aggregator
-from step_train.fit.calibration import fit_temperature
 
 SHARES = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 """Deviations of the logit for each deviation of the confidence that are tried."""

@@ -16,7 +16,7 @@ from step_train.data.normaliser import Normaliser
 from step_train.data.trace_table import TraceTable
 from step_train.evaluation.metrics import f1, selection_score
 from step_train.fit.loss import StepLoss
-from step_train.fit.run_directory import RECORD_KEY, SUBSPACE_KEY
+from step_train.run_directory import RECORD_KEY, SUBSPACE_KEY
 
 MONITOR = "val_score"
 """What early stopping and the choice of the best epoch look at; higher is better."""

@@ -25,24 +25,24 @@ from step_train.data.subspace import require_components
 from step_train.data.training_data import TrainingData, read_training_data
 from step_train.evaluation.baselines import compare
 from step_train.evaluation.baselines_trained import run_baselines
+from step_train.evaluation.calibration import calibrate
 from step_train.evaluation.held_out import choose_aggregator, evaluate
 from step_train.evaluation.report import write_report
 from step_train.evaluation.trace_facts import read_confidences
 from step_train.evaluation.votes import evaluate_votes
 from step_train.export.run import export
-from step_train.fit.calibration import calibrate
 from step_train.fit.confidence import choose_confidence, describe
 from step_train.fit.config import FitConfig
 from step_train.fit.loss import StepLoss
 from step_train.fit.module import MONITOR, ScorerModule
-from step_train.fit.run_directory import (
+from step_train.run_directory import (
     RECORD_KEY,
     RECORD_SCHEMA_VERSION,
     REPORT,
     FitDirectory,
     write_checkpoint,
 )
-from step_train.fit.trainer import (
+from step_train.trainer import (
     EpochProgress,
     RunCheckpoint,
     is_first_process,
@@ -68,7 +68,7 @@ class FitResult:
     confidence: dict[str, float]
     """What token confidence adds to the logit (`ConfidenceTerm`); empty: nothing."""
     calibration: dict[str, Any]
-    """The temperature and what it does (`step_train.fit.calibration.calibrate`)."""
+    """The temperature and what it does (`step_train.evaluation.calibration.calibrate`)."""
     metrics: dict[str, Any]
     """Metrics on the test questions (`step_train.evaluation.held_out.evaluate`), with "votes"."""
     baselines: dict[str, Any]

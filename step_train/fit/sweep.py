@@ -21,7 +21,6 @@ from step_train.data.training_data import TrainingData, read_training_data
 from step_train.evaluation.held_out import CHOICE_FRACTIONS, trace_scores
 from step_train.fit.config import FitConfig
 from step_train.fit.run import best_epoch, train
-from step_train.fit.run_directory import FitDirectory
 from step_train.fit.sweep_compare import Scores, compare, gain
 from step_train.fit.sweep_config import (
     COMBINED,
@@ -31,7 +30,8 @@ from step_train.fit.sweep_config import (
     combine,
     read_variants,
 )
-from step_train.fit.trainer import lightning_run
+from step_train.run_directory import FitDirectory
+from step_train.trainer import lightning_run
 
 RESULT, TABLE = "sweep.json", "sweep.csv"
 

@@ -6,23 +6,36 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from places import ROOT
 
 PACKAGES = ("step_infer", "data_gen", "step_eval", "step_train")
 """Lowest first; imports only go down."""
 
-INSIDE = (
-    ("errors", "wire", "policy", "draft_rows"),
-    ("storage", "cli", "counters"),
-    ("scorer",),
-    ("settings", "compat"),
-    ("live_traces", "gpu_scorer"),
-    ("event_log", "replies", "row_scorer"),
-    ("client", "scheduler", "worker", "stat_logger"),
-    ("server", "replicas"),
-    ("doctor",),
-)
-"""The floors of `step_infer`, lowest first; what shares a floor knows nothing of each other."""
+INSIDE = {
+    "step_infer": (
+        ("errors", "wire", "policy", "draft_rows"),
+        ("storage", "cli", "counters"),
+        ("scorer",),
+        ("settings", "compat"),
+        ("live_traces", "gpu_scorer"),
+        ("event_log", "replies", "row_scorer"),
+        ("client", "scheduler", "worker", "stat_logger"),
+        ("server", "replicas"),
+        ("doctor",),
+    ),
+    "step_train": (
+        ("data",),
+        ("run_directory",),
+        ("trainer",),
+        ("extract",),
+        ("evaluation",),
+        ("export",),
+        ("fit", "evaluate", "demo_model"),
+        ("commands",),
+    ),
+}
+"""The floors of two packages, lowest first; what shares a floor knows nothing of each other."""
 
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -78,12 +91,11 @@ def test_no_package_imports_one_above_it():
     assert up == []
 
 
-def test_inside_the_adapter_imports_only_go_down():
-    floor = {name: number for number, names in enumerate(INSIDE) for name in names}
-    found = {
-        path.stem for path in (ROOT / "step_infer").iterdir() if (path / "__init__.py").exists()
-    }
-    found |= {path.stem for path in (ROOT / "step_infer").glob("*.py")} - {"__init__"}
+@pytest.mark.parametrize("package", INSIDE)
+def test_inside_a_package_imports_only_go_down(package):
+    floor = {name: number for number, names in enumerate(INSIDE[package]) for name in names}
+    found = {path.stem for path in (ROOT / package).iterdir() if (path / "__init__.py").exists()}
+    found |= {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
     assert found == set(floor)
 
     def part(module: str) -> str:
@@ -93,7 +105,7 @@ def test_inside_the_adapter_imports_only_go_down():
         (module, other)
         for module, others in IMPORTS.items()
         for other in others
-        if module.startswith("step_infer.") and other.startswith("step_infer.")
+        if module.startswith(f"{package}.") and other.startswith(f"{package}.")
         if part(module) != part(other) and floor[part(other)] >= floor[part(module)]
     ]
     assert up == []

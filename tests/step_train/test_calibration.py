@@ -8,9 +8,9 @@ from synthetic_traces import write_traces
 from data_gen.traces.directory import TraceDirectory
 from step_infer.scorer.network import load_scorer
 from step_train.data.training_data import read_training_data
+from step_train.evaluation.calibration import calibrate, fit_temperature
 from step_train.evaluation.metrics import ece
 from step_train.export.run import export
-from step_train.fit.calibration import calibrate, fit_temperature
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
 

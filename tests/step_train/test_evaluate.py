@@ -11,8 +11,8 @@ from synthetic_traces import write_traces
 
 from step_infer.errors import InputError
 from step_train.commands import main
+from step_train.evaluate import evaluate_scorer
 from step_train.evaluation.config import EvaluateConfig
-from step_train.evaluation.evaluate import evaluate_scorer
 from step_train.export.run import export
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
@@ -66,9 +66,7 @@ def test_a_run_is_judged_on_its_own_test_questions(run, tmp_path):
 
 def test_figures_do_not_take_the_place_of_what_is_judged(run, monkeypatch):
     # Refused before any work.
-    monkeypatch.setattr(
-        "step_train.evaluation.evaluate.read_traces", None
-    )  # refused before any work
+    monkeypatch.setattr("step_train.evaluate.read_traces", None)  # refused before any work
     scorer, traces = run / "scorer.safetensors", run / "traces"
     for out in (scorer, traces / "manifest.json", run / "run" / "best.ckpt", traces):
         before = out.read_bytes() if out.is_file() else None

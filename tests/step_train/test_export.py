@@ -20,7 +20,7 @@ from step_train.export.command import main
 from step_train.export.run import export
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
-from step_train.fit.run_directory import RECORD_KEY
+from step_train.run_directory import RECORD_KEY
 
 MODEL = ModelIdentity("a/folder", "c" * 64, "t" * 64, 16)
 

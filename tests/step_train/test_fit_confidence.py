@@ -14,8 +14,8 @@ from step_infer.scorer.network import load_scorer
 from step_train.commands import main
 from step_train.data.feature_blocks import FeatureRows
 from step_train.data.trace_table import read_traces
+from step_train.evaluate import evaluate_scorer, score_steps
 from step_train.evaluation.config import EvaluateConfig
-from step_train.evaluation.evaluate import evaluate_scorer, score_steps
 from step_train.evaluation.trace_facts import read_confidences
 from step_train.export.run import export
 from step_train.fit.confidence import SHARES, choose_confidence

@@ -29,10 +29,10 @@ from step_train.data.subspace import require_components
 from step_train.data.trace_table import TraceTable, balance, read_traces, split_questions
 from step_train.data.training_data import identity_of, read_training_data
 from step_train.demo_model.config import LedgerLMConfig
+from step_train.evaluate import _only, evaluate_scorer, score_steps
 from step_train.evaluation.acceptance import ranks_above_chance
 from step_train.evaluation.baselines_trained import question_baseline
 from step_train.evaluation.config import EvaluateConfig
-from step_train.evaluation.evaluate import _only, evaluate_scorer, score_steps
 from step_train.evaluation.trace_facts import read_confidences, read_step_facts
 from step_train.export.command import ExportConfig
 from step_train.export.published import import_scorer, read_network
@@ -42,11 +42,11 @@ from step_train.extract.config import ExtractConfig
 from step_train.extract.run import extract, load_model, require_all_parts
 from step_train.fit.config import FitConfig
 from step_train.fit.module import ScorerModule
-from step_train.fit.run_directory import FitDirectory, read_checkpoint
 from step_train.fit.sweep import _fit_all
 from step_train.fit.sweep_compare import compare
 from step_train.fit.sweep_config import SweepConfig, read_variants
-from step_train.fit.trainer import make_trainer
+from step_train.run_directory import FitDirectory, read_checkpoint
+from step_train.trainer import make_trainer
 
 fit = partial(FitConfig, Path("traces"), Path("out"))
 OURS = identify(str(CHECKPOINT)).tokenizer_hash[:12]

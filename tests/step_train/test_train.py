@@ -19,7 +19,7 @@ from step_train.commands import main
 from step_train.data.training_data import read_training_data
 from step_train.fit.config import FitConfig
 from step_train.fit.run import fit
-from step_train.fit.run_directory import RECORD_KEY, FitDirectory
+from step_train.run_directory import RECORD_KEY, FitDirectory
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from step_infer.cli.progress import Progress
 from step_infer.errors import InputError
-from step_train.fit.run_directory import write_checkpoint
+from step_train.run_directory import write_checkpoint
 
 _NODE_VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 

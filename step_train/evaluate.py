@@ -24,8 +24,8 @@ from step_train.evaluation.held_out import evaluate
 from step_train.evaluation.trace_facts import read_confidences, read_step_facts
 from step_train.evaluation.votes import evaluate_votes
 from step_train.export.run import export
-from step_train.fit.run_directory import OWN_FILES as FIT_FILES
-from step_train.fit.run_directory import FitDirectory
+from step_train.run_directory import OWN_FILES as FIT_FILES
+from step_train.run_directory import FitDirectory
 
 KIND = "scorer evaluation"
 """What the JSON calls itself."""
