@@ -73,7 +73,8 @@ def test_engines_that_share_a_gpu_start_one_after_the_other(
     engine_args, together, wait_s, tmp_path
 ):
     ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=2**27)
+    store = 2**27
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=store)
     pool = ActorPool(starter(), 2, engine_args)
     try:
         pool.start(tmp_path, wait_s)
