@@ -284,7 +284,7 @@ _TWO_LISTS = st.sampled_from(list(_ANSWERS)).flatmap(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_TWO_LISTS)
 def test_bound_answers_are_in_one_group_whatever_others_come(
     drawn: tuple[AnswerOptions, list[str], list[str]],
@@ -314,7 +314,7 @@ def test_bound_answers_are_equal_to_the_same_others_both_ways_round(options: Ans
                     assert verdict[first, other] is verdict[second, other]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3)), min_size=1, max_size=8),
     st.lists(st.integers(0, 12), max_size=4),
