@@ -41,4 +41,4 @@ def mark_by(llm: Any) -> Callable[[str, int], Any]:
     from step_infer.client.trace import Sampling
 
     short = Sampling(max_tokens=2)
-    return lambda name, _: list(llm.stream(llm.plan(name, "?", 1, short, system="")))
+    return lambda name, _: list(llm.stream(llm.plan(name, "?", 1, short, None, "")))
