@@ -4,7 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import v2_on_cpu
+from hypothesis import HealthCheck, settings
 from vllm_log import untouched_vllm_log
+
+# No example fails because the machine was busy with something else.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 if v2_on_cpu.asked_for():
     v2_on_cpu.switch_on()

@@ -16,6 +16,7 @@ import pytest
 import torch
 from collect_engine import assert_whole
 from command_harness import run_command
+from held_process import held_at
 from places import CHECKPOINT
 
 from data_gen.commands import main
@@ -46,7 +47,7 @@ class Collected:
 
 @pytest.fixture(scope="module")
 def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
-    """Collect, kill after the second part, go on.
+    """Collect, kill after the second or third part, go on.
 
     The killed engine had a process of its own, as engines of several ranks and on CUDA have.
     """
@@ -63,7 +64,7 @@ def collected(tmp_path_factory: pytest.TempPathFactory) -> Collected:
     with (folder / "log").open("w+") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "data_gen.commands", *options],
-            env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
+            env={**held_at("part-*.parquet", 4), "VLLM_ENABLE_V1_MULTIPROCESSING": "1"},
             stdout=log,
             stderr=log,
         )
@@ -94,7 +95,7 @@ def children(parent: int) -> list[int]:
 
 
 def wait_for_the_end_of(pids: list[int]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -138,7 +139,7 @@ def test_a_terminated_run_keeps_all_traces_that_were_finished(
         engines = children(process.pid)
         # To all of them, as `timeout` and batch systems do.
         os.killpg(process.pid, signal.SIGTERM)
-        assert process.wait(60) == 128 + signal.SIGTERM
+        assert process.wait(240) == 128 + signal.SIGTERM
     # What vLLM's own processes say before that is theirs.
     assert (tmp_path / "log").read_text().splitlines()[-1] == "terminated"
     found = TraceDirectory(out)

@@ -23,6 +23,7 @@ import pytest
 from collect_engine import CollectEngine, assert_whole
 from command_harness import run_command
 from fake_engine import made_up_model
+from held_process import held_at
 from mortal_engines import DEADLY, ENDLESS, MortalReplica, StillbornReplica
 from places import CHECKPOINT, ROOT
 from ray.cluster_utils import Cluster
@@ -154,6 +155,7 @@ def test_a_driver_and_then_a_replica_are_killed(
                 *(str(part) for pair in options.items() for part in pair),
             ],
             cwd=ROOT,
+            env=held_at("part-*.parquet", after + 2),  # it must not come to its end
             stdout=file,
             stderr=file,
         )

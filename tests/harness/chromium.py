@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+PATIENCE_MS = 120_000
+"""How long what a page should come to show is waited for."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -37,6 +39,7 @@ def page(browser: Browser, url: str, **options: Any) -> Iterator[tuple[Page, lis
     """Open a page of its own session; beside it, what stands in its console as it goes on."""
     with contextlib.closing(browser.new_context(**options)) as context:
         opened, complaints = context.new_page(), []
+        opened.set_default_timeout(PATIENCE_MS)
         opened.on("console", lambda message: complaints.append(message.text))
         opened.on("pageerror", lambda error: complaints.append(str(error)))
         opened.goto(url)

@@ -33,6 +33,23 @@ Script = Callable[[int], AsyncIterator[Part]]
 """The parts of a trace, by its number."""
 
 
+class OnAndOn:
+    """Traces that go on until a test has seen enough; so the test need not be quick."""
+
+    def __init__(self, pause_s: float = 0.01) -> None:
+        self._pause_s = pause_s
+        self._enough = threading.Event()
+
+    def end(self) -> None:
+        self._enough.set()
+
+    async def __call__(self, number: int) -> AsyncIterator[Part]:
+        while not self._enough.is_set():
+            yield "on and on", None, None
+            await asyncio.sleep(self._pause_s)
+        yield "", None, "stop"
+
+
 class Characters:
     """A tokenizer whose tokens are characters."""
 
@@ -171,6 +188,7 @@ def scripted_server(script: Script, settings: VotedSettings, port: int = 0) -> I
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     while not server.started:
+        assert thread.is_alive(), "the server ended at its start"
         time.sleep(0.01)
     (listening,) = server.servers[0].sockets
     # Connections inherit it: little is on its way to a reader that does not read.
@@ -178,7 +196,7 @@ def scripted_server(script: Script, settings: VotedSettings, port: int = 0) -> I
     yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     engine.errored = True  # vLLM's server ends its engine first
     server.should_exit = True
-    thread.join(20)
+    thread.join(120)
     assert not thread.is_alive(), "the server waits for a reader"
 
 

@@ -9,18 +9,21 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from places import CHECKPOINT, ROOT, SCORER
+from settled_events import read_settled_events
 
 openai = pytest.importorskip("openai")
 
 QUESTION = "618+487+934+246+799+358+171+866+529+402+755+183+690 mod 1000 = ?"
 PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n"
 START_S = 240
+PATIENCE_S = 120
+"""How long what is to come is waited for."""
 
 
 class Server:
@@ -32,7 +35,7 @@ class Server:
         self.log = directory / "log"
         self.events = directory / "events.jsonl"
         self.client = openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300
         )
 
     def caller(self, key: str) -> "Server":
@@ -74,7 +77,10 @@ class Server:
 
     def metrics(self) -> list[str]:
         return (
-            urllib.request.urlopen(f"{self.url}/metrics", timeout=30).read().decode().splitlines()
+            urllib.request.urlopen(f"{self.url}/metrics", timeout=PATIENCE_S)
+            .read()
+            .decode()
+            .splitlines()
         )
 
     def step_metrics(self) -> dict[str, float]:
@@ -87,9 +93,28 @@ class Server:
                     values[name] = values.get(name, 0.0) + float(value)
         return values
 
-    def gauge(self, name: str) -> float:
-        lines = [line for line in self.metrics() if line.startswith(f"vllm:{name}{{")]
+    def gauge(self, *names: str) -> float:
+        """Return the sum of some of vLLM's gauges or counters, over engines, of one moment."""
+        series = tuple(f"vllm:{name}{{" for name in names)
+        lines = [line for line in self.metrics() if line.startswith(series)]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+    def settled_events(self, engines: int = 1) -> list[dict[str, Any]]:
+        """Return the events of all traces that have ended."""
+        logs = [self.events.with_suffix(f".{n}.jsonl" if n else ".jsonl") for n in range(engines)]
+        return read_settled_events(logs, self._mark)[0]
+
+    def _mark(self, group: str, engine: int) -> None:
+        header = {"X-data-parallel-rank": str(engine)}
+        self.completion(group, "?", max_tokens=2, extra_headers=header)
+
+
+def wait_until(true: Callable[[], Any]) -> bool:
+    """Return whether something holds, at last."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := true()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return bool(found)
 
 
 @contextlib.contextmanager

@@ -1,18 +1,44 @@
 """Event logs of an engine in another process, whose thread writes them a little later."""
 
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from step_eval.recorded.events import read_events
 
-_QUIET_S = 0.5
+_PATIENCE_S = 120.0
+_MARK = "mark-"
 
 
-def read_settled_events(paths: Sequence[Path | str]) -> tuple[list[dict[str, Any]], int]:
-    """Return what `read_events` does, once the files have not grown for a while."""
-    sizes = None
-    while sizes != (sizes := [Path(path).stat().st_size for path in paths]):
-        time.sleep(_QUIET_S)
-    return read_events(paths)
+def read_settled_events(
+    paths: Sequence[Path], mark: Callable[[str, int], Any]
+) -> tuple[list[dict[str, Any]], int]:
+    """Return what `read_events` does, of all traces that have ended by now.
+
+    A log is written line by line: before that of a trace that ends later still, all others are.
+
+    Args:
+        paths: of each engine's log.
+        mark: has an engine, by its number, end a scored trace whose name or group has a text in it;
+            these are left out.
+    """
+    for number, path in enumerate(paths):
+        name = _MARK + secrets.token_hex(4)
+        mark(name, number)
+        deadline = time.monotonic() + _PATIENCE_S
+        while name.encode() not in path.read_bytes():
+            assert time.monotonic() < deadline, f"{path} lacks the trace that ended last"
+            time.sleep(0.02)
+    events, left_out = read_events(paths)
+    kept = [event for event in events if _MARK not in f"{event['request']} {event['group']}"]
+    return kept, left_out
+
+
+def mark_by(llm: Any) -> Callable[[str, int], Any]:
+    """Return what marks the log of a `StepLLM`."""
+    from step_infer.client.trace import Sampling
+
+    short = Sampling(max_tokens=2)
+    return lambda name, _: list(llm.stream(llm.plan(name, "?", 1, short, None, "")))

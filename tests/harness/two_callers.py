@@ -6,7 +6,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from server_harness import QUESTION, Server
-from settled_events import read_settled_events
 
 from step_infer.server.callers import caller_of
 
@@ -34,11 +33,8 @@ def groups_of_every_route(server: Server) -> Counter[str]:
             answer = responses(caller, step, stream=stream)
             list(answer) if stream else None
         caller.chat(None, max_tokens=40, extra_body={"vllm_xargs": forged})
-    events, _ = read_settled_events([server.events])
-    names = [
-        event["group"] for event in events if (event["group"] or "").partition("\0")[0] == group
-    ]
-    return Counter(names)
+    names = [event["group"] or "" for event in server.caller(KEYS[0]).settled_events()]
+    return Counter(name for name in names if name.partition("\0")[0] == group)
 
 
 def pruned_beside_a_caller_who_keeps_all(server: Server) -> tuple[int, bool]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from collect_engine import CollectEngine
 from fake_engine import made_up_model
+from held_process import held_at
 from places import ROOT
 from prepared_process import killed, start
 from rich.console import Console
@@ -105,7 +106,9 @@ def test_a_fit_that_was_killed_goes_on_to_the_same_result(
 
 
 def test_a_fit_killed_from_outside_in_the_middle_of_training_goes_on(traces, whole, tmp_path):
-    code = "import sys; from pathlib import Path\n" + FIT
+    # Somewhere in the middle, and never after its end.
+    code = "from held_process import stand_still_at; stand_still_at('metrics.json', 1)\n"
+    code += "import sys; from pathlib import Path\n" + FIT
     arguments = ["", "", "", traces, tmp_path / "run"]
     process = start(code, *arguments, log=tmp_path / "log")
     last = tmp_path / "run" / "last.ckpt"
@@ -123,13 +126,14 @@ def test_a_fit_killed_from_outside_in_the_middle_of_training_goes_on(traces, who
     assert all(torch.equal(found[key], expected[key]) for key in expected)
 
 
-def two_processes(traces, run):
+def two_processes(traces, run, environment=None):
     """Start a fit on two CPU processes, in a process group of their own."""
     options = ["--traces", traces, "--out", run, "--devices", "2", "--accelerator", "cpu"]
     options += ["--max-epochs", "6", "--width", "32", "--learning-rate", "1e-3"]
     return subprocess.Popen(
         [sys.executable, "-m", "step_train.commands", *map(str, options), "--baselines", "none"],
         cwd=ROOT,
+        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -141,7 +145,7 @@ def test_two_processes_killed_in_the_middle_of_training_go_on_to_the_same_result
     whole = two_processes(traces, tmp_path / "whole")
     _, errors = whole.communicate(timeout=300)
     assert whole.returncode == 0, errors
-    process = two_processes(traces, tmp_path / "run")
+    process = two_processes(traces, tmp_path / "run", held_at("last.ckpt", 4))
     last = tmp_path / "run" / "last.ckpt"
     deadline = time.monotonic() + 240
     while not last.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -221,11 +225,11 @@ def test_a_run_that_is_told_to_end_ends_at_once_and_not_with_success(
     arguments, first = long_command(name, tmp_path)
     code = "from step_train.commands import main; main()"
     process = start(code, *arguments, log=tmp_path / "log")
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not first.exists() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
     os.kill(process.pid, number)
-    process.join(60)
+    process.join(200)
     errors = (tmp_path / "log").read_text()
     assert process.exitcode == status, errors
     assert first.exists()

@@ -1,11 +1,14 @@
 """Taking turns on a device: starts go together, a measurement is alone."""
 
+import fcntl
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from step_eval import device_lock as module
 from step_eval.device_lock import device_lock
 from step_infer.errors import InputError
 
@@ -27,40 +30,56 @@ def holder(path, how):
     return process
 
 
-def entered(path, alone, seconds):
-    """Say whether the lock can be had within some seconds; leaves a waiting thread where not."""
-    inside = threading.Event()
+def is_free(path, alone):
+    """Say whether the lock can be had at once: a request that would wait is refused instead."""
+
+    def flock(file, how):
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+
+    with pytest.MonkeyPatch.context() as patch:
+        names = {**vars(fcntl), "flock": flock}
+        patch.setattr(module, "fcntl", SimpleNamespace(**names))
+        try:
+            with device_lock(path, alone):
+                return True
+        except BlockingIOError:
+            return False
+
+
+def waiting(path, alone):
+    """Start a thread that ends once it has had the lock."""
 
     def wait():
         with device_lock(path, alone):
-            inside.set()
+            pass
 
     thread = threading.Thread(target=wait, daemon=True)
     thread.start()
-    return inside.wait(seconds), thread
+    return thread
 
 
 def test_two_engines_start_together_and_a_measurement_waits_for_both(tmp_path):
     lock = str(tmp_path / "lock")
     starting = holder(lock, "together")
-    assert entered(lock, False, 10)[0]
-    alone, thread = entered(lock, True, 0.3)
-    assert not alone
+    assert is_free(lock, alone=False)
+    assert not is_free(lock, alone=True)
+    thread = waiting(lock, alone=True)
     starting.communicate()
-    thread.join(10)
+    thread.join(120)
     assert not thread.is_alive(), "the measurement never had its turn"
 
 
 def test_nobody_enters_beside_a_measurement_and_a_killed_one_frees_the_lock(tmp_path):
     lock = str(tmp_path / "lock")
     measuring = holder(lock, "alone")
-    for alone in (False, True):
-        found, thread = entered(lock, alone, 0.2)
-        assert not found
+    assert not is_free(lock, alone=False)
+    assert not is_free(lock, alone=True)
+    threads = [waiting(lock, alone) for alone in (False, True)]
     measuring.kill()
     measuring.communicate()
-    thread.join(10)
-    assert not thread.is_alive()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
 
 
 def test_without_a_file_nobody_waits():

@@ -116,6 +116,7 @@ DRIVER = """
 import sys
 import time
 from fake_engine import FakeEngine
+from held_process import stand_still_at
 from step_eval.command import run_command
 from step_eval.config import EvalConfig
 from step_eval.run import evaluate
@@ -125,6 +126,7 @@ class Slow(FakeEngine):
         time.sleep(0.2)
         yield from super().stream(*arguments, **options)
 
+stand_still_at("records/*.jsonl", int(sys.argv[2]))  # it must not come to its end
 evaluate(EvalConfig(**eval(sys.argv[1])), Slow)
 """
 
@@ -135,9 +137,9 @@ def test_a_driver_is_killed_and_the_same_command_goes_on(
     two = dataclasses.replace(config, out=str(tmp_path / "two"), replicas=2, ray_address=address)
     names = ("model", "scorer", "questions", "out", "methods", "num_traces", "kv_budget_tokens")
     values = {name: getattr(two, name) for name in (*names, "system", "replicas", "ray_address")}
-    process = start(DRIVER, values, log=tmp_path / "log")
     after = random.randint(1, 2 * QUESTIONS)
     print("dies after", after)
+    process = start(DRIVER, values, after + 2, log=tmp_path / "log")
     store = RecordStore(two.out)
     while process.is_alive() and sum(map(len, store.read().values())) < after:
         process.join(0.002)

@@ -1,12 +1,12 @@
 """A replay on real engines: lengths, scores and victims as foreseen; killed and resumed."""
 
-import os
 import subprocess
 import sys
 import time
 
 import pytest
 from command_harness import run_command
+from held_process import held_at
 from places import CHECKPOINT, ROOT
 
 from step_eval.command import main
@@ -37,7 +37,7 @@ def run(tmp_path_factory):
     cache = str(tmp_path_factory.getbasetemp() / "cache")
     killed = subprocess.Popen(
         [sys.executable, "-m", "step_eval.command", "replay", *map(str, options)],
-        env={**os.environ, "XDG_CACHE_HOME": cache},
+        env={**held_at("step-r0.jsonl", 2), "XDG_CACHE_HOME": cache},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

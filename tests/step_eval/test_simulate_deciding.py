@@ -33,7 +33,7 @@ def scored(traces, seed):
     ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(0, 10_000),
     st.integers(2, 24),

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from running_traces import TRACES
 
@@ -11,7 +11,6 @@ from step_eval.methods.victims import VICTIMS, victim_rank
 from step_infer.policy import RunningTrace, pick_victim
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(VICTIMS),
     TRACES,

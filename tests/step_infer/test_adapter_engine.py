@@ -14,7 +14,7 @@ import pytest
 import torch
 from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
 from places import CHECKPOINT, SCORER
-from settled_events import read_settled_events
+from settled_events import mark_by, read_settled_events
 
 from step_infer.client.engine import engine_arguments, leave_a_core
 from step_infer.client.llm import StepLLM
@@ -219,7 +219,7 @@ def test_scores_of_pruned_and_surviving_traces_equal_a_forward_pass(pruned):
 
 
 def test_the_event_log_has_a_line_for_each_trace(llm, event_log, preempted, pruned):
-    events, left_out = read_settled_events([event_log])
+    events, left_out = read_settled_events([event_log], mark_by(llm))
     assert left_out == 0
     for traces, in_group in ((preempted[0], False), (pruned[0], True)):
         lines = [event for event in events if (event["group"] is not None) == in_group]

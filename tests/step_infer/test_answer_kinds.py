@@ -284,7 +284,7 @@ _TWO_LISTS = st.sampled_from(list(_ANSWERS)).flatmap(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_TWO_LISTS)
 def test_bound_answers_are_in_one_group_whatever_others_come(
     drawn: tuple[AnswerOptions, list[str], list[str]],
@@ -314,7 +314,7 @@ def test_bound_answers_are_equal_to_the_same_others_both_ways_round(options: Ans
                     assert verdict[first, other] is verdict[second, other]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.integers(1, 3)), min_size=1, max_size=8),
     st.lists(st.integers(0, 12), max_size=4),
@@ -484,10 +484,16 @@ def test_a_users_own_functions_find_and_compare_answers() -> None:
 @pytest.mark.usefixtures("own")
 @pytest.mark.parametrize("bad", ["hang", "die", "raise"])
 def test_a_users_function_that_hangs_or_dies_costs_one_answer(bad: str) -> None:
-    with Grader(timeout_s=2.0, answers=AnswerOptions("own_answers.Last")) as grader:
+    with Grader(timeout_s=300.0, answers=AnswerOptions("own_answers.Last")) as grader:
+        # What is right has all the time that a slow machine needs; what hangs has not.
+        patience = grader._pool._timeout_s
+        grader._pool._timeout_s = 0.5 if bad == "hang" else patience
         assert grader.extract(f"so {bad}") is None
+        grader._pool._timeout_s = patience
         assert grader.extract("so fine") == "fine"
+        grader._pool._timeout_s = 0.5
         assert grader.equal("slow", "fine") is None
+        grader._pool._timeout_s = patience
         assert grader.equal("Fine", "fine") is True
 
 

@@ -144,7 +144,7 @@ PARTS = ["</", "think>", "</ think>", "[/", "THINK", "]\n\n", "<channel", "|>", 
 
 @pytest.mark.parametrize("name", VOCABULARIES)
 @pytest.mark.parametrize("kind", ENDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     end=st.sampled_from(THINK_ENDS),
     pieces=st.lists(st.sampled_from([*WORDS, *LINES, *LINES, *PARTS]), max_size=25),
@@ -161,7 +161,7 @@ def test_boundaries_are_those_of_the_text_in_every_vocabulary(
 
 @pytest.mark.parametrize("name", VOCABULARIES)
 @pytest.mark.parametrize("kind", ENDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_tokens_in_any_order_have_the_boundaries_of_their_text(
     name: str, kind: str, data: Any

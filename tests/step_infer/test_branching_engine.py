@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 from places import CHECKPOINT, SCORER
-from settled_events import read_settled_events
+from settled_events import mark_by, read_settled_events
 
 from step_infer.client.branching import Branching
 from step_infer.client.llm import StepLLM
@@ -105,10 +105,10 @@ def test_inherited_tokens_are_counted_once(result):
     assert own <= generated <= own + 3 * len(result.traces)
 
 
-def test_events_name_a_parent_as_its_own_event_does(result, log):
+def test_events_name_a_parent_as_its_own_event_does(result, log, llm):
     result, _ = result
     _, children = family(result)
-    events, _ = read_settled_events([log])
+    events, _ = read_settled_events([log], mark_by(llm))
     by_request = {event["request"]: event for event in events}
     # vLLM adds to each name what makes it unique.
     traces = {request.rpartition("-")[0]: event for request, event in by_request.items()}

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 from places import CHECKPOINT, SCORER
-from settled_events import read_settled_events
+from settled_events import mark_by, read_settled_events
 
 from data_gen.ledger.questions import iter_questions
 from step_infer.client.deciding import Budget
@@ -132,9 +132,9 @@ def test_a_budget_of_seconds_brings_the_best_answer_so_far(llm):
 
 
 def test_the_event_log_and_the_counters_say_why(llm, events):
-    before = Counter(event.get("reason") for event in _read(events))
+    before = Counter(event.get("reason") for event in _read(events, llm))
     results = answer(llm, budget=Budget(tokens=1500))
-    after = Counter(event.get("reason") for event in _read(events))
+    after = Counter(event.get("reason") for event in _read(events, llm))
     ended = Counter(
         trace.finish_reason for result in results for trace in result.traces if trace.token_ids
     )
@@ -143,8 +143,8 @@ def test_the_event_log_and_the_counters_say_why(llm, events):
     assert ended["decided"] + ended["over_budget"] > 0
 
 
-def _read(events):
-    return read_settled_events([events])[0]
+def _read(events, llm):
+    return read_settled_events([events], mark_by(llm))[0]
 
 
 def test_the_next_question_is_answered_as_if_nothing_had_been_ended(llm, whole):

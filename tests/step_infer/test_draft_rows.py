@@ -30,7 +30,7 @@ class Request:
         self.sampled_by = {}  # token number -> the row's input whose logits gave it
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_every_token_but_a_requests_last_finds_its_own_state_once(data):
     running = [Request(data.draw(st.integers(1, 9))) for _ in range(data.draw(st.integers(1, 5)))]

@@ -12,6 +12,8 @@ from places import SCORER
 from server_harness import PROMPT
 from settled_events import read_settled_events
 
+from step_eval.recorded.events import read_events
+
 pytestmark = pytest.mark.engine
 
 QUESTIONS, TRACES, MIN_KEEP = 20, 4, 2
@@ -53,6 +55,11 @@ def ask(llm, questions, max_tokens=300):
     return llm.generate(texts, params, use_tqdm=False)
 
 
+def settled_events(llm, log):
+    events, _ = read_settled_events([log], lambda name, _: ask(llm, [(name, "?")], 2))
+    return events
+
+
 def watched(log):
     return [json.loads(line) for line in Path(f"{log}.watched").read_text().splitlines()]
 
@@ -66,7 +73,7 @@ def test_each_question_keeps_its_traces_and_nothing_that_could_be_pruned_is_pree
         assert sum(marks[number * TRACES : (number + 1) * TRACES]) <= TRACES - MIN_KEEP
     preempted = [line for line in watched(log) if "preempted" in line]
     assert [line for line in preempted if line["instead_of"] is not None] == []
-    events, _ = read_settled_events([log])
+    events = settled_events(llm, log)
     kept = Counter(event["group"] for event in events if event["event"] == "finish")
     assert min(kept.values()) >= MIN_KEEP
     assert sum(kept.values()) == len(marks) - sum(marks)
@@ -97,12 +104,14 @@ def broken(worker):
 def test_scoring_that_fails_in_the_worker_stops_pruning_and_nothing_else(engine):
     llm, log = engine
     questions = list(enumerate(prompts()))[:3]
-    before = read_settled_events([log])[0]
+    before = settled_events(llm, log)
     assert all(request.kv_transfer_params for request in ask(llm, questions, 60))
+    assert len(settled_events(llm, log)) == len(before) + len(questions) * TRACES
+    lines = read_events([log])
     llm.collective_rpc(broken)
     for _ in range(2):
         requests = ask(llm, questions, 150)
         assert {request.outputs[0].finish_reason for request in requests} <= {"length", "stop"}
         for request in requests:
             assert "failed" in request.kv_transfer_params["step"]["error"]
-    assert len(read_settled_events([log])[0]) == len(before) + len(questions) * TRACES
+    assert read_events([log]) == lines

@@ -14,7 +14,6 @@ import torch
 from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
 from places import CHECKPOINT, SCORER
 from server_harness import PROMPT, QUESTION, serve
-from settled_events import read_settled_events
 
 from step_infer.client.engine import CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE
 from step_infer.client.llm import StepLLM
@@ -209,8 +208,12 @@ def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkey
         def ask(number):
             return server.chat("shared", max_tokens=500, seed=number)
 
-        with ThreadPoolExecutor(12) as pool:
-            responses = list(pool.map(ask, range(12)))
+        responses = []
+        for _ in range(8):  # clients that are slow to send leave nothing to compete for: once more
+            with ThreadPoolExecutor(12) as pool:
+                responses += pool.map(ask, range(len(responses), len(responses) + 12))
+            if any(r.kv_transfer_params["step"]["pruned"] for r in responses):
+                break
         engines = {
             line.partition('engine="')[2].partition('"')[0]
             for line in server.metrics()
@@ -218,13 +221,12 @@ def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkey
         }
         assert engines == {"0", "1"}, "all requests went to one engine"
         assert server.gauge("num_preemptions_total") == 0
-        for number in range(4):  # both engines step once more, and their last counts come
-            server.chat(None, max_tokens=20, seed=number)
+        for rank in ("0", "1"):  # both engines step once more, and their last counts come
+            server.chat(None, max_tokens=20, extra_headers={"X-data-parallel-rank": rank})
         metrics = server.step_metrics()
-        logs = [server.events, server.events.with_suffix(".1.jsonl")]
-        events, _ = read_settled_events(logs)
+        events = server.settled_events(engines=2)
     pruned = [r.kv_transfer_params["step"]["pruned"] for r in responses]
-    assert 0 < sum(pruned) < 12
+    assert 0 < sum(pruned) < len(pruned)
     assert metrics["step_pruned_total"] == sum(pruned)
     assert [e["event"] for e in events].count("prune") == sum(pruned)
     assert {event["engine"] for event in events} == {0, 1}

@@ -3,7 +3,7 @@
 import importlib.util
 import os
 import socket
-import time
+import threading
 
 import pytest
 from command_harness import run_command
@@ -47,38 +47,43 @@ def starter():
     """Return a class that Ray sends to its workers whole: they cannot import this module."""
 
     class Starter:
-        """A replica without an engine, which looks for others that start with it."""
+        """A replica without an engine."""
 
         def __init__(self, log):
             pass
 
-        def run(self, folder, wait_s):
-            mine = folder / f"{os.getpid()}.starting"
-            mine.touch()
-            until = time.monotonic() + wait_s
-            while (together := len(list(folder.iterdir()))) < 2 and time.monotonic() < until:
-                time.sleep(0.01)
-            mine.unlink() if together < 2 else None
-            yield EngineStarted(os.getpid(), together)
-            time.sleep(600)
+        def run(self):
+            yield EngineStarted(os.getpid(), 4096)
+            threading.Event().wait()
 
     return Starter
 
 
+class WatchedPool(ActorPool):
+    """Notes how many replicas are starting once it has begun to start another one."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.starting = []
+
+    def _start(self, member):
+        super()._start(member)
+        self.starting.append(sum(member.started is None for member in self.members))
+
+
 @pytest.mark.parametrize(
-    ("engine_args", "together", "wait_s"),
-    [({}, {1}, 3.0), ({"kv_cache_memory_bytes": 2**30}, {2}, 60.0)],
+    ("engine_args", "starting"),
+    [({}, [1, 1]), ({"kv_cache_memory_bytes": 2**30}, [1, 2])],
 )
-def test_engines_that_share_a_gpu_start_one_after_the_other(
-    engine_args, together, wait_s, tmp_path
-):
+def test_engines_that_share_a_gpu_start_one_after_the_other(engine_args, starting):
     ray = pytest.importorskip("ray")
-    store = 2**27
-    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=store)
-    pool = ActorPool(starter(), 2, engine_args)
+    # Not a cluster that another test has on this machine.
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, object_store_memory=2**27)
+    pool = WatchedPool(starter(), 2, engine_args)
     try:
-        pool.start(tmp_path, wait_s)
-        assert {member.started.max_model_len for member in pool.members} == together
+        pool.start()
+        assert pool.starting == starting
+        assert len({member.started.pid for member in pool.members}) == 2
     finally:
         pool.close()
         ray.shutdown()

@@ -404,7 +404,6 @@ TestScheduler = SchedulerMachine.TestCase
 TestScheduler.settings = settings(
     max_examples=40,
     stateful_step_count=25,
-    deadline=None,
     derandomize=True,  # the same runs everywhere; --hypothesis-seed is for new ones
     phases=[Phase.explicit, Phase.generate],  # shrinking takes minutes
     suppress_health_check=list(HealthCheck),

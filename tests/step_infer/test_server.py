@@ -4,15 +4,13 @@ One server with a KV cache far too small for many traces; a request alone always
 """
 
 import json
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from places import SCORER
-from server_harness import PROMPT, QUESTION, Server, serve
-from settled_events import read_settled_events
+from server_harness import PROMPT, QUESTION, Server, serve, wait_until
 from two_callers import (
     KEYS,
     KV_BLOCKS,
@@ -203,14 +201,14 @@ def test_a_bad_option_is_ignored_with_a_warning(server, step, reason):
     assert response.choices[0].finish_reason == "length"
     assert report(response).keys() == {"error"}
     assert reason.replace("\\", "") in report(response)["error"]
-    warning, deadline = "", time.monotonic() + 20
-    while "is not scored" not in warning and time.monotonic() < deadline:
-        with server.log.open() as file:  # the engine is another process: its log may come later
+
+    def told() -> bool:  # the engine is another process: its log may come later
+        with server.log.open() as file:
             file.seek(start)
-            warning = file.read()
-        time.sleep(0.1)
-    assert "is not scored" in warning
-    assert reason.replace("\\", "") in warning
+            lines = [line for line in file if "is not scored" in line]
+        return any(reason.replace("\\", "") in line for line in lines)
+
+    assert wait_until(told)
 
 
 def test_a_client_that_goes_away_frees_its_traces(server):
@@ -218,12 +216,8 @@ def test_a_client_that_goes_away_frees_its_traces(server):
     for _ in range(20):
         next(stream)
     stream.close()
-    deadline = time.monotonic() + 20
-    while server.gauge("num_requests_running") > 0 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert server.gauge("num_requests_running") == 0
-    assert server.gauge("num_requests_waiting") == 0
-    assert server.gauge("kv_cache_usage_perc") == 0
+    all_of_it = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    assert wait_until(lambda: server.gauge(*all_of_it) == 0)
     assert report(server.chat("{}"))["scores"]
 
 
@@ -296,9 +290,7 @@ def test_metrics_stand_beside_vllms_own(server):
         0 < 32 * grown["step_freed_kv_blocks_total"] <= grown["step_freed_tokens_total"] + 32 * 12
     )
     parent = response.id
-    events = [
-        event for event in read_settled_events([server.events])[0] if parent in event["request"]
-    ]
+    events = [event for event in server.settled_events() if parent in event["request"]]
     assert sorted(event["score"] for event in events) == pytest.approx(
         sorted(choice["score"] for choice in choices), abs=1e-4
     )

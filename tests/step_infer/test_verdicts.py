@@ -195,7 +195,7 @@ _PIECES = [
 ]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(st.sampled_from(_PIECES) | st.text(max_size=3), max_size=25))
 def test_any_text_is_read_without_an_error(pieces: list[str]) -> None:
     text = "".join(pieces)
@@ -208,7 +208,7 @@ def test_any_text_is_read_without_an_error(pieces: list[str]) -> None:
 _FORMS = [text for classes in _KINDS.values() for texts in classes for text in texts[:2]]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from(_FORMS), st.sampled_from(_FORMS))
 def test_any_two_answers_are_graded_the_same_both_ways_round(first: str, second: str) -> None:
     assert verdict(first, second) is verdict(second, first)
@@ -311,7 +311,7 @@ def _expanded(roots: list[tuple[int, int]], order: list[int]) -> str:
 _SMALL = st.fractions(-20, 20, max_denominator=9)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_what_is_the_same_however_written_is_equal_and_nothing_else(data: st.DataObject) -> None:
     # An equality that holds just where the values agree is symmetric and transitive.

@@ -34,7 +34,7 @@ POINT = len(THOUGHT)
 NEWLINES = [i for i, sign in enumerate(THOUGHT) if sign == "\n"]
 RULE = BoundaryRule("sentence", frozenset({ord("\n")}), None, think_end=None)
 CONTEXT = 200
-WAIT_S = 20
+WAIT_S = 120
 
 
 class Engine:
@@ -49,12 +49,20 @@ class Engine:
         self.ended: set[int] = set()
         self.output_processor = self.engine_core = self
         self.external_req_ids: dict[str, list[str]] = {}
+        self.call: VotedCall | None = None
+        """The call that it answers."""
+        self.on_its_way: Callable[[], Any] = lambda: False
+        """Whether the children that the call has ordered are still to reach the engine."""
+        self.asked_to_abort: list[str] = []
+        """Requests, whether they had reached it or not."""
 
     async def generate(
         self, prompt: Any, params: Any, name: str, **options: Any
     ) -> AsyncIterator[RequestOutput]:
         number = int(name.rpartition("-")[2])
         await asyncio.sleep(0.01)  # on its way
+        if "inherit" in params.extra_args["step"]:
+            await until(lambda: not self.on_its_way())
         self.requests[number] = SimpleNamespace(prompt=prompt, params=params, options=options)
         self.external_req_ids[name] = [f"{name}-inside"]
         parts = self._script(self, number)
@@ -90,6 +98,7 @@ class Engine:
         self.abort_requests(names, internal=False)
 
     def abort_requests(self, names: list[str], internal: bool) -> list[str]:
+        self.asked_to_abort += names
         known = [name for name in names if name in self.external_req_ids]
         for name in known:
             self.aborted[name].set()
@@ -113,7 +122,24 @@ def ended(engine: Engine, number: int, text: str, score: float, positions: list[
     return output
 
 
-def call_of(engine: Engine, traces: int = 2, **options: Any) -> VotedCall:
+class Call(VotedCall):
+    """Counts how often it has looked whether there is something to do."""
+
+    looks = 0
+
+    async def _look(self) -> str | None:
+        self.looks += 1
+        return await super()._look()
+
+    async def looks_again(self, ended: int) -> None:
+        """Wait until it has begun all that it would once so many traces have ended."""
+        await until(lambda: len(self._traces) >= ended)
+        # The second one from now begins after whatever the first has led to.
+        before = self.looks
+        await until(lambda: self.looks >= before + 2)
+
+
+def call_of(engine: Engine, traces: int = 2, **options: Any) -> Call:
     settings = VotedSettings("voted", max_traces=99, max_children=2)
     model = VotedModel(
         settings,
@@ -127,7 +153,8 @@ def call_of(engine: Engine, traces: int = 2, **options: Any) -> VotedCall:
         max_model_len=CONTEXT,
     )
     asked = {"traces": traces, "branch": {"min_tokens": 4}, "stop_rule": "never"} | options
-    return VotedCall(model, VotedOptions.of(asked, settings))
+    engine.call = Call(model, VotedOptions.of(asked, settings))
+    return engine.call
 
 
 def parameters(**options: Any) -> SamplingParams:
@@ -209,8 +236,7 @@ def test_children_are_as_few_as_the_call_asks_and_as_the_stopped_traces(pruned, 
     async def script(engine: Engine, number: int) -> AsyncIterator[RequestOutput]:
         if number == 0:
             yield growing(engine, 0)
-            await until(lambda: len(engine.ended) == pruned + children)
-            await asyncio.sleep(0.3)
+            await engine.call.looks_again(pruned + children)
             yield ended(engine, 0, r"\boxed{4}", 0.2, NEWLINES)
         elif number <= pruned:
             yield engine.output(number, "wrong", "pruned")
@@ -233,8 +259,7 @@ def test_without_memory_or_a_step_there_is_no_child(more):
     async def script(engine: Engine, number: int) -> AsyncIterator[RequestOutput]:
         if number == 0:
             yield growing(engine, 0, **more)
-            await until(lambda: len(engine.ended) == 1)
-            await asyncio.sleep(0.3)
+            await engine.call.looks_again(1)
             yield ended(engine, 0, r"\boxed{4}", 0.2, NEWLINES)
         else:
             yield engine.output(number, "wrong", "pruned")
@@ -251,8 +276,7 @@ def test_what_fills_the_context_has_no_child():
             text = "x" * (CONTEXT - len(PROMPT) - 1) + "\n"
             place = len(text) - 1
             yield growing(engine, 0, text, positions=[place], scores=[0.9])
-            await until(lambda: len(engine.ended) == 1)
-            await asyncio.sleep(0.3)
+            await engine.call.looks_again(1)
             yield ended(engine, 0, "", 0.9, [place])
         else:
             yield engine.output(number, "wrong", "pruned")
@@ -282,23 +306,24 @@ def test_a_report_that_a_later_output_took_the_place_of_costs_no_step():
 async def with_children(engine: Engine, number: int) -> AsyncIterator[RequestOutput]:
     if number == 0:
         yield growing(engine, 0)
-        await asyncio.sleep(WAIT_S)
+        await asyncio.Event().wait()
     elif number < 2:
         yield engine.output(number, "wrong", "pruned")
     else:
         yield engine.output(number, "other")
-        await asyncio.sleep(WAIT_S)
+        await asyncio.Event().wait()
 
 
-@pytest.mark.parametrize("wait_s", [0.0, 0.05])  # while its child is on its way, and after it came
-def test_a_client_that_goes_away_leaves_no_child_behind(wait_s):
+@pytest.mark.parametrize("arrives", [False, True])
+def test_a_client_that_goes_away_leaves_no_child_behind(arrives):
     engine = Engine(with_children)
+    engine.on_its_way = lambda: not arrives
     call = call_of(engine)
 
     async def goes_away() -> None:
         asking = asyncio.create_task(answer(call))
         await until(lambda: len(call.traces_so_far()) > 2)
-        await asyncio.sleep(wait_s)
+        await until(lambda: not arrives or call.traces_so_far()[2].tokens > 0)
         asking.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await asking
@@ -310,20 +335,22 @@ def test_a_client_that_goes_away_leaves_no_child_behind(wait_s):
 
 
 def test_a_spent_budget_ends_a_child_that_was_on_its_way():
-    engine = Engine(with_children)
-    call = call_of(engine, seconds=0.4)
-    generate = engine.generate
+    async def script(engine: Engine, number: int) -> AsyncIterator[RequestOutput]:
+        if number == 0:
+            yield growing(engine, 0)
+            await until(lambda: len(engine.call.traces_so_far()) > 2)
+            yield engine.output(0, "and on" * 50)  # more than the budget
+            await asyncio.Event().wait()
+        else:
+            async for output in with_children(engine, number):
+                yield output
 
-    async def late(prompt: Any, params: Any, name: str, **options: Any) -> AsyncIterator[Any]:
-        if name.endswith("-2"):
-            await asyncio.sleep(0.5)
-        async for output in generate(prompt, params, name, **options):
-            yield output
-
-    engine.generate = late
-    asyncio.run(answer(call))
+    engine = Engine(script)
+    call = call_of(engine, tokens=300)
+    engine.on_its_way = lambda: not any(name.endswith("-2") for name in engine.asked_to_abort)
+    asyncio.run(answer(call, max_tokens=1000))
     outcome = call.outcome
-    assert (outcome.ended, outcome.why) == ("over_budget", "seconds")
+    assert (outcome.ended, outcome.why) == ("over_budget", "tokens")
     assert [trace.parent for trace in outcome.traces] == [None, None, 0]
     assert outcome.traces[2].finish_reason == "over_budget"
 

@@ -36,9 +36,21 @@ def patient(text):
 """
 
 
+TIMEOUT_S, LIMIT_S = 100.0, 300.0
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Let a machine that stands still for a while cost no verdict: hangs are cut off by tests."""
+    monkeypatch.setattr(voted_grading, "DEFAULT_TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr(voted_grading, "_MATH_TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr(voted_grading, "_MATH_LIMIT_S", LIMIT_S)
+    monkeypatch.setattr(voted_grading, "_LAST_S", 500.0)
+
+
 @pytest.fixture
 def pool():
-    made = WorkerPool(find_kind(MATH).program, 1, 10.0)
+    made = WorkerPool(find_kind(MATH).program, 1, TIMEOUT_S)
     yield made
     made.close()
 
@@ -96,10 +108,11 @@ def test_a_pool_forgets_who_has_been_served(pool):
     assert seen() is None
 
 
-def test_a_process_that_ends_at_its_start_is_tried_again(pool):
+def test_a_process_that_ends_at_its_start_is_tried_again(pool, monkeypatch):
     first = grader(pool)
-    first.submit("1/2", [_INTEGRAL])
-    pool.workers[0].process.kill()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", "/bin/false")
+        first.submit("1/2", [_INTEGRAL])
     pool.workers[0].process.wait()
     with pytest.raises(RuntimeError, match="ended at its start"):
         first.poll()
@@ -110,12 +123,12 @@ def test_a_call_whose_processes_cannot_start_is_answered_all_the_same(monkeypatc
     async def run() -> None:
         grading = VotedGrading(MATH)
         call = grading.grader(MATH)
-        monkeypatch.setattr("sys.executable", "/bin/false")
-        await grading.do(call, call.submit, _SAME[0], _SAME[1:])
-        outcome = await grading.vote(call, [*_SAME, _SAME[1]], [1.0] * 3)
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.executable", "/bin/false")
+            await grading.do(call, call.submit, _SAME[0], _SAME[1:])
+            outcome = await grading.vote(call, [*_SAME, _SAME[1]], [1.0] * 3)
         assert (outcome.answer, len(outcome.groups)) == ("(n-1)!", 2)
         assert call.uncompared == 1
-        monkeypatch.undo()
         later = grading.grader(MATH)
         await grading.do(later, later.submit, _SAME[0], _SAME[1:])
         outcome = await grading.vote(later, [*_SAME, _SAME[1]], [1.0] * 3)
@@ -132,11 +145,18 @@ def test_comparisons_without_end_end_a_calls_vote_but_not_that_of_others():
         # Each of them takes as long as it may.
         endless = [rf"{_ENDLESS} + {number}" for number in range(20)]
         await grading.do(hostile, hostile.submit, "2", endless)
-        await grading.do(other, other.submit, _SAME[0], _SAME[1:])
         held = asyncio.create_task(grading.vote(hostile, ["2", *endless], [1.0] * 21))
+        (pool,) = grading._pools.values()
+        while [worker.jobs for worker in pool.workers] != [hostile._jobs] * 2:
+            await asyncio.sleep(0.01)
+        await grading.do(other, other.submit, _SAME[0], _SAME[1:])
+        await grading.do(hostile, _let_time_pass, pool, hostile, TIMEOUT_S)
         outcome = await grading.vote(other, _SAME, [1.0] * 2)
         assert len(outcome.groups) == 1
         assert not held.done()
+        while hostile._jobs not in [worker.jobs for worker in pool.workers]:
+            await asyncio.sleep(0.01)
+        await grading.do(hostile, _let_time_pass, pool, hostile, TIMEOUT_S)
         outcome = await held
         assert hostile.uncompared > 0
         assert len(outcome.groups) >= 20
@@ -149,12 +169,12 @@ def test_what_is_left_out_for_want_of_time_is_told_and_equal_texts_still_vote_to
     async def run() -> None:
         grading = VotedGrading(MATH)
         call = grading.grader(MATH)
-        monkeypatch.setattr(voted_grading, "_COMPARED_S", 0.0)
         answers = ["5", "5 cm", "5", "1/2", "0.5", None]  # 0.5 says the same as 1/2
-        outcome = await grading.vote(call, answers, [1.0] * 6)
+        with monkeypatch.context() as patch:
+            patch.setattr(voted_grading, "_COMPARED_S", 0.0)
+            outcome = await grading.vote(call, answers, [1.0] * 6)
         assert [voters for _, _, voters in outcome.groups] == [(0, 2), (3, 4), (1,)]
         assert call.uncompared == 3
-        monkeypatch.undo()
         again = grading.grader(MATH)
         outcome = await grading.vote(again, answers, [1.0] * 6)
         assert [voters for _, _, voters in outcome.groups] == [(0, 1, 2), (3, 4)]
@@ -222,6 +242,14 @@ def test_a_thousand_patterns_leave_nothing_behind():
         assert grading._pools == {}
 
     asyncio.run(run())
+
+
+def _let_time_pass(pool: WorkerPool, of: Grader, seconds: float) -> None:
+    """Make it so many seconds since processes have begun what they are at for somebody."""
+    for worker in pool.workers:
+        if worker.jobs is of._jobs:
+            worker.begun -= seconds
+            worker.deadline -= seconds
 
 
 def _close(grading: VotedGrading) -> None:

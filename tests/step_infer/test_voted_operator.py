@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 from places import ROOT, SCORER
-from server_harness import Server, serve
-from settled_events import read_settled_events
+from server_harness import Server, serve, wait_until
 
 from step_infer.scorer.network import load_scorer, save_scorer
 
@@ -64,12 +63,12 @@ def test_likely_ends_a_vote_with_the_threshold_of_the_scorer_card(server):
     decided = step["traces"]["decided"]
     assert decided >= 1
     assert step["traces"]["finished"] >= 4, "likely waits for four votes"
-    events, _ = read_settled_events([server.events])
+    events = server.settled_events()
     assert [event["reason"] for event in events if event["event"] == "abort"] == [
         "decided"
     ] * decided
     server.completion(None, max_tokens=2)  # counts travel with the steps
-    assert server.step_metrics()["step_decided_total"] == before + decided
+    assert wait_until(lambda: server.step_metrics()["step_decided_total"] == before + decided)
 
 
 def test_likely_is_refused_for_a_vote_without_a_threshold(server):

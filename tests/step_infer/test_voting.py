@@ -66,7 +66,7 @@ _FORMS = (
 _ANSWERS = st.lists(st.sampled_from(_FORMS), max_size=12)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(_ANSWERS.flatmap(lambda answers: st.tuples(st.just(answers), st.permutations(answers))))
 def test_a_vote_does_not_depend_on_the_order_of_its_traces(
     orders: tuple[list[str], list[str]],
@@ -107,7 +107,7 @@ def test_groups_follow_from_equality_however_odd_it_is() -> None:
     assert [voters for _, _, voters in outcome.groups] == [(2, 3, 4), (0, 1)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.sets(st.frozensets(st.sampled_from("abcdef"), min_size=2, max_size=2)),
     st.dictionaries(st.sampled_from([*"abcdef", *"ABCDEF"]), st.integers(1, 3)),
@@ -173,7 +173,7 @@ def grader() -> Iterator[Grader]:
         yield grader
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.sampled_from(_BOUND), max_size=10), st.lists(st.sampled_from(_BOUND), max_size=10)
 )

@@ -66,7 +66,7 @@ def test_one_thread_reads_all_epochs(data):
     (reader,) = found
     assert reader.is_alive()
     del loader
-    reader.join(10)
+    reader.join(120)
     assert not reader.is_alive()
 
 
