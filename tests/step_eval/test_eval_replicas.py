@@ -16,7 +16,7 @@ from mortal_engines import MortalEngine
 from places import CHECKPOINT
 from prepared_process import start
 from ray.cluster_utils import Cluster
-from ray_cluster import two_nodes
+from ray_cluster import add_node, two_nodes
 from rich.console import Console
 
 from data_gen.ledger.__main__ import LedgerConfig
@@ -132,7 +132,7 @@ def test_a_node_is_gone_and_the_other_one_asks_its_questions(
         with pytest.warns(UserWarning, match=told):
             evaluate(two, mortal, quiet())
     finally:
-        cluster.add_node(num_cpus=1)
+        add_node(cluster)
     assert content(two.out) == content(config.out)
 
 
