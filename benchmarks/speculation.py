@@ -31,6 +31,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import prometheus_client
 import torch
 from run_lines import read_runs
 
@@ -172,13 +173,23 @@ def _plans(arguments: argparse.Namespace, llm: StepLLM) -> list[TracePlan]:
     return list(itertools.chain.from_iterable(orders))
 
 
-def _drafted(llm: StepLLM) -> dict[str, float]:
-    """Return how many tokens were drafted so far, and how many of them accepted."""
+def _counters() -> dict[str, Any]:
+    """Return what counts drafts in the newest engine: vLLM lists no other, though all go on."""
+    listed = prometheus_client.REGISTRY._names_to_collectors
     names = ("num_draft_tokens", "num_accepted_tokens")
-    metrics = llm._llm.get_metrics()
+    return {name: listed.get(f"vllm:spec_decode_{name}_total") for name in names}
+
+
+def _drafted(counters: dict[str, Any]) -> dict[str, float]:
+    """Return how many tokens were drafted so far, and how many of them accepted."""
     return {
-        name: sum(m.value for m in metrics if m.name == f"vllm:spec_decode_{name}")
-        for name in names
+        name: sum(
+            sample.value
+            for metric in (counter.collect() if counter is not None else ())
+            for sample in metric.samples
+            if sample.name.endswith("_total")
+        )
+        for name, counter in counters.items()
     }
 
 
@@ -187,7 +198,7 @@ def _check(arguments: argparse.Namespace) -> None:
     with _scorer(arguments) as path:
         with _engine(arguments, path, drafts=True, capture=True, prune=False) as llm:
             traces = list(llm.stream(_plans(arguments, llm)))
-            drafted = _drafted(llm)
+            drafted = _drafted(_counters())
         device = "cuda" if torch.cuda.is_available() else "cpu"
         forward = DirectForward(arguments.model, *load_scorer(path), device=device)
         found = [_compare(trace, forward) for trace in traces]
@@ -223,21 +234,22 @@ def _compare(trace: Trace, forward: DirectForward) -> tuple[bool, float, float]:
 def _speed(arguments: argparse.Namespace) -> None:
     """Start all engines and make the missing runs in turn."""
     with _scorer(arguments) as path, ExitStack() as stack:
-        engines = {
-            name: stack.enter_context(
-                _engine(arguments, path if "scores" in name else None, "drafts" in name)
-            )
-            for name in ENGINES
-        }
+        engines, counters = {}, {}
+        for name in ENGINES:
+            scorer = path if "scores" in name else None
+            engines[name] = stack.enter_context(_engine(arguments, scorer, "drafts" in name))
+            counters[name] = _counters()
         for llm in engines.values():
             list(llm.stream(_plans(arguments, llm)[:4]))  # whatever is compiled at first use
         for repeat, name in _missing(arguments):
             if name == CHECK:
                 continue
             llm = engines[name]
-            plans, before, start = _plans(arguments, llm), _drafted(llm), time.perf_counter()
+            plans, before = _plans(arguments, llm), _drafted(counters[name])
+            start = time.perf_counter()
             traces = list(llm.stream(plans))
             seconds = time.perf_counter() - start
+            drafted = _drafted(counters[name])
             tokens = sum(len(trace.token_ids) for trace in traces)
             _write(
                 arguments,
@@ -247,7 +259,7 @@ def _speed(arguments: argparse.Namespace) -> None:
                 generated=tokens,
                 tokens_per_second=tokens / seconds,
                 scored_steps=sum(len(trace.step_scores) for trace in traces),
-                **{key: value - before[key] for key, value in _drafted(llm).items()},
+                **{key: value - before[key] for key, value in drafted.items()},
             )
             print(f"V{arguments.runner + 1}, {name}: {tokens / seconds:.1f} tokens/s", flush=True)
 

@@ -275,7 +275,7 @@ class ActorPool(Generic[OrderT]):
             return
         self._looked_s = time.monotonic()
         if self.share.fits(alive_nodes()) < len(self.members):
-            self._drop(waiting[0], "its node has gone")
+            self._drop(waiting[0], "No node has room for it")
 
     def _drop(self, member: Member[OrderT], reason: str) -> None:
         import ray

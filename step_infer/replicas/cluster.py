@@ -88,7 +88,7 @@ def connect(address: str | None) -> bool:
         Whether there was no connection before.
 
     Raises:
-        InputError: there is no cluster at the address.
+        InputError: there is no cluster at the address, or Ray does not start here.
     """
     require_ray()
     import ray
@@ -108,8 +108,14 @@ def connect(address: str | None) -> bool:
         ray.init(logging_level=logging.ERROR, **options)
     except InputError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # a bare one where a node of its own does not start in time
         reason = " ".join(str(error).split()).rstrip(".")
+        if address == LOCAL:
+            raise InputError(
+                f"Expected that Ray starts on this machine, found: {reason}. Hint: give the "
+                "command again when the machine has less to do; /tmp/ray/session_latest/logs says "
+                "more."
+            ) from error
         if address == AUTO and isinstance(error, ConnectionError):
             reason = "none on this machine"
         raise InputError(

@@ -27,7 +27,7 @@ from held_process import held_at
 from mortal_engines import DEADLY, ENDLESS, MortalReplica, StillbornReplica
 from places import CHECKPOINT, ROOT
 from ray.cluster_utils import Cluster
-from ray_cluster import two_nodes
+from ray_cluster import add_node, two_nodes
 from rich.console import Console
 
 from data_gen.collect import collect
@@ -278,7 +278,7 @@ def lose_a_node(
         with pytest.warns(UserWarning, match=told):
             collect(two, pool, QUIET)
     finally:
-        cluster.add_node(num_cpus=1)
+        add_node(cluster)
     assert_whole(two, QUESTIONS)
     assert table(two) == table(config)
 

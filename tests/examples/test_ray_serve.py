@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 from places import ROOT
-from settled_events import read_settled_events
+
+from step_eval.recorded.events import read_events
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.engine, pytest.mark.alone, pytest.mark.nightly]
@@ -109,8 +110,11 @@ def test_each_call_is_in_one_replica_with_all_of_its_traces(served: tuple[str, P
     for body in answered.values():
         counts = body["step"]["traces"]
         assert counts["finished"] + counts["pruned"] == counts["all"] == TRACES
+    log, deadline = folder / "events.jsonl", time.monotonic() + 120
+    while log.read_text().count("\n") < TRACES * len(answered) and time.monotonic() < deadline:
+        time.sleep(0.1)  # it is written by a thread of its own
+    events, _ = read_events([log])
     # A trace is named after its call.
-    events, _ = read_settled_events([folder / "events.jsonl"])
     traces = Counter(
         (call, e["group"]) for e in events for call in answered if call in e["request"]
     )

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,21 @@ class StillbornReplica(Replica):
 
 
 class MortalEngine(FakeEngine):
-    """Kills its process after so many traces, unless another one did before."""
+    """Kills its process, or its node, after so many traces, unless another one did before."""
 
-    def __init__(self, *arguments: Any, dead: Path, after: int, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, dead: Path, after: int, with_node: bool = False, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
-        self.dead, self.left = dead, after
+        self.dead, self.left, self.with_node = dead, after, with_node
 
     def stream(self, *arguments: Any, **options: Any) -> Iterator[Trace]:
         for trace in super().stream(*arguments, **options):
             self.left -= 1
-            if self.left == 0 and not self.dead.exists():
-                self.dead.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+            if self.left == 0:
+                with suppress(FileExistsError):
+                    self.dead.touch(exist_ok=False)
+                    # A worker's parent is Ray's daemon of its node; it outlives that by a moment.
+                    os.kill(os.getppid() if self.with_node else os.getpid(), signal.SIGKILL)
+                    time.sleep(3600)
             yield trace

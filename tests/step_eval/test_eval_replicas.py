@@ -15,7 +15,8 @@ from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questio
 from mortal_engines import MortalEngine
 from places import CHECKPOINT
 from prepared_process import start
-from ray_cluster import two_nodes
+from ray.cluster_utils import Cluster
+from ray_cluster import add_node, two_nodes
 from rich.console import Console
 
 from data_gen.ledger.__main__ import LedgerConfig
@@ -59,9 +60,14 @@ def timeless(record: QuestionRecord) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with two_nodes() as cluster:
-        yield cluster.address
+def cluster() -> Iterator[Cluster]:
+    with two_nodes() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def address(cluster: Cluster) -> str:
+    return cluster.address
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +116,24 @@ def test_a_replica_is_killed_and_the_records_are_those_of_one_engine(
     }
     assert "2 at most, each on devices of its own" in (Path(two.out) / "report.html").read_text()
     assert one["replicas"] is None
+
+
+def test_a_node_is_gone_and_the_other_one_asks_its_questions(
+    config: EvalConfig, cluster: Cluster, tmp_path: Path
+) -> None:
+    after = random.randint(1, 12 * QUESTIONS // 2)
+    print("dies after", after)
+    two = dataclasses.replace(
+        config, out=str(tmp_path / "two"), replicas=2, ray_address=cluster.address
+    )
+    mortal = partial(MortalEngine, dead=tmp_path / "dead", after=after, with_node=True)
+    told = r"Replica [01] is gone with its node; 1 go on\. [A-Z]"
+    try:
+        with pytest.warns(UserWarning, match=told):
+            evaluate(two, mortal, quiet())
+    finally:
+        add_node(cluster)
+    assert content(two.out) == content(config.out)
 
 
 DRIVER = """

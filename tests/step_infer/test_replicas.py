@@ -2,19 +2,24 @@
 
 import importlib.util
 import os
+import re
 import socket
+import subprocess
+import sys
 import threading
+import time
+from dataclasses import dataclass
 
 import pytest
 from command_harness import run_command
-from places import CHECKPOINT
+from places import CHECKPOINT, ROOT
 
 from data_gen.commands import main as collect
 from step_eval.command import main as evaluate
 from step_infer.errors import InputError
 from step_infer.replicas.actors import ActorPool
 from step_infer.replicas.cluster import Share, connect, connection, require_ray, share_for
-from step_infer.replicas.replica import EngineStarted
+from step_infer.replicas.replica import EngineStarted, OrderTaker, Started
 
 NODE = {"CPU": 8.0}
 GPUS = {"CPU": 16.0, "GPU": 8.0}
@@ -89,6 +94,42 @@ def test_engines_that_share_a_gpu_start_one_after_the_other(engine_args, startin
         ray.shutdown()
 
 
+def thread_counter():
+    """Return a class that Ray sends to its workers whole."""
+
+    @dataclass(frozen=True)
+    class Counted(Started):
+        threads: int
+        binding: str | None
+
+    class ThreadCounter(OrderTaker):
+        """A replica without an engine, which tells what one would go by."""
+
+        def run(self):
+            import torch
+
+            binding = os.environ.get("VLLM_CPU_OMP_THREADS_BIND")
+            yield Counted(os.getpid(), torch.get_num_threads(), binding)
+            time.sleep(600)
+
+    return ThreadCounter
+
+
+def test_replicas_without_a_gpu_keep_to_the_cores_that_ray_gave_them(monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    monkeypatch.delenv("VLLM_CPU_OMP_THREADS_BIND", raising=False)
+    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=2**27)
+    pool = ActorPool(thread_counter(), 2, {})
+    try:
+        pool.start()
+        found = {(member.started.threads, member.started.binding) for member in pool.members}
+        assert found == {(1, "nobind")}
+    finally:
+        pool.close()
+        ray.shutdown()
+
+
 @pytest.mark.parametrize(
     ("replicas", "engine", "nodes", "found"),
     [
@@ -156,3 +197,39 @@ def test_a_command_with_a_wrong_address_ends_in_one_line_and_makes_nothing(
     assert found.stderr.startswith("error: Expected --ray-address as HOST:PORT, auto or local")
     assert found.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+SLOW_AGENT = """
+import sys
+import time
+
+if any(argument.endswith("dashboard/agent.py") for argument in sys.orig_argv):
+    time.sleep(60)
+"""
+
+
+@pytest.mark.nightly
+def test_a_machine_on_which_ray_does_not_start_in_time_is_told_of_in_one_line(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENT)  # Ray waits 15 s for its agent
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "1+1", "answer": "2"}\n')
+    options = {"--model": CHECKPOINT, "--questions": questions, "--out": tmp_path / "out"}
+    options |= {"--num-traces": 2, "--replicas": 1, "--ray-address": "local", "--system": ""}
+    found = subprocess.run(
+        [
+            *(sys.executable, "-m", "data_gen.commands"),
+            *(str(part) for pair in options.items() for part in pair),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 2, found.stderr
+    assert re.fullmatch(
+        r"error: Expected that Ray starts on this machine, found: .* timed out during startup\. .*"
+        r"\. Hint: give the command again when the machine has less to do; "
+        r"/tmp/ray/session_latest/logs says more\.\n",
+        found.stderr,
+    )
