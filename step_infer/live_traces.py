@@ -191,8 +191,8 @@ class LiveTraces:
         """Every live trace by its request id."""
         self.pending: dict[str, LiveTrace] = {}
         """Traces whose newest token ends a step that has not been scored yet."""
-        self.news: dict[str, float | None] = {}
-        """Trace scores that are new in this step, of those that asked to hear of them."""
+        self.news: set[str] = set()
+        """Traces with a new step score in this step, of those that asked to hear of it."""
         self.kept: dict[str, int] = {}
         """For each group with live traces: those, and its traces that finished by themselves with
         something to judge them by."""
@@ -218,7 +218,7 @@ class LiveTraces:
         by their confidence alone, unless it asked for that.
         """
         self.pending.pop(request_id, None)
-        self.news.pop(request_id, None)
+        self.news.discard(request_id)
         trace = self.traces.pop(request_id, None)
         if trace is None or trace.group is None:
             return
@@ -331,7 +331,7 @@ class LiveTraces:
         score = self._score(trace, rows, row)
         trace.add_score(score)
         if trace.progress:
-            self.news[trace.request_id] = trace.score
+            self.news.add(trace.request_id)
         if trace.capture and rows is not None and rows.hidden_BH is not None:
             self._dtype = rows.dtype
             trace.hidden.append(rows.hidden_BH[row].copy())

@@ -331,7 +331,7 @@ class StepScheduler(AsyncScheduler):
         if self.live.confidence:
             return outputs
         # Runs for each request and step: no call, and no statement, for those that are left out.
-        marks, told = self.live.marks, self.reports.early | self.live.news.keys()
+        marks, told = self.live.marks, self.reports.early | self.live.news
         return [
             output
             for output in outputs

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import wait_until
 from places import ROOT
 
 from step_eval.recorded.events import read_events
@@ -110,9 +111,8 @@ def test_each_call_is_in_one_replica_with_all_of_its_traces(served: tuple[str, P
     for body in answered.values():
         counts = body["step"]["traces"]
         assert counts["finished"] + counts["pruned"] == counts["all"] == TRACES
-    log, deadline = folder / "events.jsonl", time.monotonic() + 120
-    while log.read_text().count("\n") < TRACES * len(answered) and time.monotonic() < deadline:
-        time.sleep(0.1)  # it is written by a thread of its own
+    log = folder / "events.jsonl"  # written by a thread of its own
+    assert wait_until(lambda: log.read_text().count("\n") >= TRACES * len(answered))
     events, _ = read_events([log])
     # A trace is named after its call.
     traces = Counter(

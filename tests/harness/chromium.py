@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 from playwright.sync_api import Browser, Page, sync_playwright
 
-PATIENCE_MS = 120_000
-"""How long what a page should come to show is waited for."""
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
@@ -39,7 +38,7 @@ def page(browser: Browser, url: str, **options: Any) -> Iterator[tuple[Page, lis
     """Open a page of its own session; beside it, what stands in its console as it goes on."""
     with contextlib.closing(browser.new_context(**options)) as context:
         opened, complaints = context.new_page(), []
-        opened.set_default_timeout(PATIENCE_MS)
+        opened.set_default_timeout(1000 * PATIENCE_S)
         opened.on("console", lambda message: complaints.append(message.text))
         opened.on("pageerror", lambda error: complaints.append(str(error)))
         opened.goto(url)

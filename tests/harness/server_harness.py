@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 from places import CHECKPOINT, ROOT, SCORER
 from settled_events import read_settled_events
 
@@ -22,8 +23,6 @@ openai = pytest.importorskip("openai")
 QUESTION = "618+487+934+246+799+358+171+866+529+402+755+183+690 mod 1000 = ?"
 PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n<think>\n"
 START_S = 240
-PATIENCE_S = 120
-"""How long what is to come is waited for."""
 
 
 class Server:
@@ -107,14 +106,6 @@ class Server:
     def _mark(self, group: str, engine: int) -> None:
         header = {"X-data-parallel-rank": str(engine)}
         self.completion(group, "?", max_tokens=2, extra_headers=header)
-
-
-def wait_until(true: Callable[[], Any]) -> bool:
-    """Return whether something holds, at last."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (found := true()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return bool(found)
 
 
 @contextlib.contextmanager

@@ -1,14 +1,14 @@
 """Event logs of an engine in another process, whose thread writes them a little later."""
 
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from patience import wait_until
+
 from step_eval.recorded.events import read_events
 
-_PATIENCE_S = 120.0
 _MARK = "mark-"
 
 
@@ -27,10 +27,8 @@ def read_settled_events(
     for number, path in enumerate(paths):
         name = _MARK + secrets.token_hex(4)
         mark(name, number)
-        deadline = time.monotonic() + _PATIENCE_S
-        while name.encode() not in path.read_bytes():
-            assert time.monotonic() < deadline, f"{path} lacks the trace that ended last"
-            time.sleep(0.02)
+        there = wait_until(lambda log=path, name=name: name.encode() in log.read_bytes())
+        assert there, f"{path} lacks the trace that ended last"
     events, left_out = read_events(paths)
     kept = [event for event in events if _MARK not in f"{event['request']} {event['group']}"]
     return kept, left_out

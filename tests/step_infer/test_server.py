@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from patience import wait_until
 from places import SCORER
-from server_harness import PROMPT, QUESTION, Server, serve, wait_until
+from server_harness import PROMPT, QUESTION, Server, serve
 from two_callers import (
     KEYS,
     KV_BLOCKS,

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from patience import PATIENCE_S
 
 pytest.importorskip("fastapi")
 pytest.importorskip("vllm")
@@ -30,7 +31,6 @@ from step_infer.server.voted_grading import VotedGrading  # noqa: E402
 from step_infer.server.voted_settings import VotedOptions, VotedSettings  # noqa: E402
 
 NAME = "voted"
-PATIENCE_S = 120
 EVIL = '<img src=x onerror="window.stolen = true">'
 
 

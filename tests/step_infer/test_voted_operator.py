@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from patience import wait_until
 from places import ROOT, SCORER
-from server_harness import Server, serve, wait_until
+from server_harness import Server, serve
 
 from step_infer.scorer.network import load_scorer, save_scorer
 

@@ -7,7 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from server_harness import PATIENCE_S, Server, serve
+from patience import PATIENCE_S
+from server_harness import Server, serve
 
 pytest.importorskip("openai")
 pytestmark = [pytest.mark.engine, pytest.mark.alone]

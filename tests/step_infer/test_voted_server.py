@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from server_harness import PROMPT, Server, serve, wait_until
+from patience import wait_until
+from server_harness import PROMPT, Server, serve
 from server_harness import QUESTION as LONG_QUESTION
 
 from step_infer.client.answers import extract_boxed
@@ -463,8 +464,8 @@ def test_calls_that_are_cut_off_leave_the_others_alone(server):
             assert counts["finished"] >= 1
             assert counts["finished"] + counts["pruned"] == 4
             assert text_of(response)
+    assert wait_until(lambda: calls(server, "cut_off") == before + 3)
     assert wait_until(lambda: requests_in(server) == 0)
-    assert calls(server, "cut_off") == before + 3
 
 
 def test_a_call_that_branches_fills_the_places_of_stopped_traces(server):
