@@ -3,9 +3,11 @@
 Both schedulers run the same requests in one process, step by step in turn, as under async
 scheduling (a step is scheduled before the last one's output is known). Timed are `schedule` and
 `update_from_output`, in CPU time; the model runner is faked outside the timed part. All requests
-have opted in, run from the first to the last step and meet a boundary every 16 tokens on average.
+have opted in, run from the first to the last step and meet a boundary every 16 tokens on average,
+or with `--stride K` every K tokens. With `--confidence` each token comes with its confidence.
 
 usage: python benchmarks/scheduler_step.py [--requests 1000] [--steps 400] [--memory ample]
+           [--stride 8] [--confidence]
 """
 
 import argparse
@@ -31,7 +33,7 @@ from step_infer.wire import ROWS_ATTRIBUTE, StepRows
 
 # They make the same schedulers.
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "harness"))
-from scheduler_harness import BOUNDARY, WORD, Script, make_scheduler  # noqa: E402
+from scheduler_harness import BOUNDARY, WORD, Script, make_scheduler, stride_rule  # noqa: E402
 
 PROMPT_TOKENS = 128
 BLOCK_SIZE = 16
@@ -40,7 +42,9 @@ TRACES_PER_GROUP = 50
 WARM_UP_STEPS = 50
 
 
-def start(kind: type[AsyncScheduler], requests: int, num_blocks: int) -> AsyncScheduler:
+def start(
+    kind: type[AsyncScheduler], requests: int, num_blocks: int, **settings: object
+) -> AsyncScheduler:
     """Return a scheduler with all requests added; `num_blocks` KV blocks can be used."""
     scheduler = make_scheduler(
         kind,
@@ -49,6 +53,7 @@ def start(kind: type[AsyncScheduler], requests: int, num_blocks: int) -> AsyncSc
         max_num_batched_tokens=BATCHED_TOKENS,
         block_size=BLOCK_SIZE,
         max_model_len=4096,
+        **settings,
     )
     for number in range(requests):
         group = number // TRACES_PER_GROUP
@@ -61,8 +66,9 @@ def start(kind: type[AsyncScheduler], requests: int, num_blocks: int) -> AsyncSc
 class Side:
     """One scheduler, its steps in flight and its times."""
 
-    def __init__(self, scheduler: AsyncScheduler) -> None:
+    def __init__(self, scheduler: AsyncScheduler, confidence: bool) -> None:
         self.scheduler = scheduler
+        self._confidence = confidence
         self._random = random.Random(0)
         self._queue: deque[tuple[Any, ModelRunnerOutput]] = deque()
         self._taken: list[Any] = []
@@ -103,7 +109,8 @@ class Side:
             sampled_token_ids=sampled,
         )
         scores_B = np.array([self._random.random() for _ in names], np.float32)
-        setattr(output, ROWS_ATTRIBUTE, StepRows(scores_B))
+        confidences_B = 10 + scores_B if self._confidence else None
+        setattr(output, ROWS_ATTRIBUTE, StepRows(scores_B, confidences_B=confidences_B))
         return output
 
 
@@ -131,12 +138,19 @@ def main() -> None:
         default="ample",
         help="scarce: so few free KV blocks that each step's growth is counted out (ample)",
     )
+    parser.add_argument("--stride", type=int, help="a boundary every so many tokens")
+    parser.add_argument("--confidence", action="store_true", help="token confidences as well")
     options = parser.parse_args()
+    settings: dict[str, object] = {"confidence": options.confidence}
+    if options.stride:
+        settings["boundary"] = stride_rule(options.stride).to_dict()
     steps = WARM_UP_STEPS + options.steps + 20
     need = options.requests * (steps + PROMPT_TOKENS) // BLOCK_SIZE + 4 * BATCHED_TOKENS
     kinds = (AsyncScheduler, StepScheduler)
     compat.has_front_end = lambda config: True  # as in a server: with counts for its metrics
-    sides = [Side(start(kind, options.requests, need)) for kind in kinds]
+    sides = [
+        Side(start(kind, options.requests, need, **settings), options.confidence) for kind in kinds
+    ]
     gc.collect()
     gc.freeze()  # as vLLM's engine does after start-up
     order = random.Random(0)
@@ -153,7 +167,9 @@ def main() -> None:
     theirs_ms, ours_ms = (1e3 * statistics.median(times) for times in (theirs, ours))
     print(
         f"vLLM {vllm.__version__}, Python {platform.python_version()}, "
-        f"{options.requests} running requests, {options.steps} steps, {options.memory} memory: "
+        f"{options.requests} running requests, {options.steps} steps, {options.memory} memory"
+        f"{f', stride {options.stride}' if options.stride else ''}"
+        f"{', confidences' if options.confidence else ''}: "
         f"AsyncScheduler {theirs_ms:.2f} ms, StepScheduler {ours_ms:.2f} ms a step (medians), "
         f"ratio {ours_ms / theirs_ms:.3f} [{low:.3f}, {high:.3f}]"
     )

@@ -184,8 +184,10 @@ class LiveTraces:
         self.confidence = settings.confidence
         """Whether token confidences are recorded."""
         self._confidence_term = confidence_term
-        self.marks: Container[int] = rule.marks
-        """Token ids that may end a step; without confidences no others need be taken in."""
+        self.stride = rule.stride
+        """Every so many tokens a step ends; 0: where the text says so."""
+        self.marks: Container[int] = rule.think_marks if rule.stride else rule.marks
+        """Token ids that may end a step, or with a stride the thinking."""
         self._live: dict[str, int] = {}
         self.traces: dict[str, LiveTrace] = {}
         """Every live trace by its request id."""
@@ -278,13 +280,21 @@ class LiveTraces:
                 if rows is not None and rows.confidences_B is not None:
                     confidence = float(rows.confidences_B[sampling_row(first, index)])
                 unsure |= self._take_confidence(trace, confidence)
-            if token_id in self.marks and self._ends_step(trace, token_id):
+            may_end = token_id in self.marks or (
+                self.stride and trace.num_tokens % self.stride == 0
+            )
+            if may_end and self._ends_step(trace, token_id):
                 row = state_row(first, index, count)
                 if row is None:
                     self.pending[trace.request_id] = trace
                 else:
                     self._count([self._take_boundary(trace, rows, row)], rows)
         return unsure
+
+    def may_end(self, token_id: int, num_tokens: int) -> bool:
+        """Return whether the last of so many tokens may end a step, or the thinking."""
+        at_stride = self.stride > 0 and num_tokens % self.stride == 0
+        return at_stride or token_id in self.marks
 
     def _ends_step(self, trace: LiveTrace, token_id: int) -> bool:
         """Return whether a trace's newest token ends a step."""

@@ -11,10 +11,10 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax
 
 from step_infer.gpu_scorer import CapturedScorer, SplitScorer
 from step_infer.scorer.network import StepScorer
+from step_infer.scorer.token_confidence import token_confidence
 from step_infer.wire import StepRows
 
 logger = logging.getLogger("vllm.step_infer")
@@ -128,6 +128,7 @@ class RowScorer:
         self._capture = capture
         self._confidence = confidence
         self._armed = False
+        self._warm = not confidence
         self._pending: PendingRows | None = None
         self._side: SideStream | None = None
         self.failed = False
@@ -137,6 +138,9 @@ class RowScorer:
         # Disarmed at once: prompt log-probabilities call again in the same step, with other rows.
         armed, self._armed = self._armed, False
         logits = self._compute_logits(hidden_states, *args, **kwargs)
+        if not self._warm and logits.is_cuda:
+            self._warm = True  # in vLLM's own warm-up: kernels are compiled before any request
+            self._safely(token_confidence, logits)
         if armed:
             # After the logits: their product wants the whole GPU and would wait for scoring; the
             # small kernels that sample from them leave it room.
@@ -222,47 +226,3 @@ class RowScorer:
         self._beside(
             logits_BV.device, lambda: pending.add_confidences(confidences_B), confidences_B
         )
-
-
-TOP_TOKENS = 20
-"""The likeliest tokens k that a confidence looks at; fewer where the vocabulary has fewer."""
-_SEGMENT = 128
-"""Logits whose maximum says whether one of them can be among the likeliest."""
-_CHUNK_LOGITS = 2**25  # keeps two float32 copies below 256 MiB, whatever the batch
-
-
-def token_confidence(logits_BV: Tensor) -> Tensor:
-    """Return minus the mean natural-log probability of each row's top tokens, float32 [B].
-
-    Of the model's own distribution (temperature 1), whatever the sampling; higher is surer.
-
-    Args:
-        logits_BV: the model's logits [B, V] of any float type.
-    """
-    rows = max(1, _CHUNK_LOGITS // logits_BV.shape[-1])
-    return torch.cat([_confidence(chunk_BV) for chunk_BV in logits_BV.split(rows)])
-
-
-def _confidence(logits_BV: Tensor) -> Tensor:
-    top_BK = _top(logits_BV, min(TOP_TOKENS, logits_BV.shape[-1]))
-    # One kernel in the place of the nine of logsumexp: each is launched while the GPU waits.
-    likeliest_B = log_softmax(logits_BV, dim=-1, dtype=torch.float32).amax(dim=-1)
-    top_BK = top_BK.float()
-    return top_BK.amax(dim=-1) - top_BK.mean(dim=-1) - likeliest_B
-
-
-def _top(logits_BV: Tensor, k: int) -> Tensor:
-    """Return each row's k largest logits [B, K].
-
-    They lie in the k segments of the largest maxima: what lies elsewhere is no larger than any of
-    these maxima. A maximum of each segment costs one pass; sorting all logits would cost many.
-    """
-    segments = logits_BV.shape[-1] // _SEGMENT
-    if segments <= k:
-        return logits_BV.topk(k, dim=-1).values
-    whole = segments * _SEGMENT
-    parts_BSL = logits_BV[:, :whole].unflatten(-1, (segments, _SEGMENT))
-    best_BK1 = parts_BSL.amax(dim=-1).topk(k, dim=-1).indices[..., None]
-    kept_BKL = parts_BSL.gather(1, best_BK1.expand(-1, -1, _SEGMENT))
-    candidates_BC = torch.cat([kept_BKL.flatten(1), logits_BV[:, whole:]], dim=-1)
-    return candidates_BC.topk(k, dim=-1).values

@@ -21,7 +21,7 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from math import ceil, inf
+from math import ceil, inf, nan
 from typing import Any
 
 from vllm.logger import init_logger
@@ -287,8 +287,9 @@ class StepScheduler(AsyncScheduler):
         trace = self.live.traces.get(request_id)
         if trace is not None and why is not None:
             self.counters.close(why)
+        if trace is not None:
+            trace.catch_up()  # its siblings may report of it
         if trace is not None and self.events is not None:
-            trace.catch_up()
             reason = {} if why is None else {"reason": why}
             self.events.write("abort", trace, self.kv_cache_manager.usage, **reason)
         self.live.remove(request_id, survived=False)
@@ -302,7 +303,7 @@ class StepScheduler(AsyncScheduler):
     ) -> None:
         live, early, news = self.live, self.reports.early, self.live.news
         for client_outputs in outputs.values():
-            for output in self._noteworthy(client_outputs.outputs):
+            for output in self._noteworthy(client_outputs.outputs, rows, place_of):
                 request_id = output.request_id
                 trace = live.traces.get(request_id)
                 if trace is None:
@@ -326,12 +327,18 @@ class StepScheduler(AsyncScheduler):
                     _attach(output, live.tell(trace, self._spare_tokens))
         news.clear()
 
-    def _noteworthy(self, outputs: list[EngineCoreOutput]) -> list[EngineCoreOutput]:
-        """Return the outputs at which a trace may need a look; of the others tokens only count."""
-        if self.live.confidence:
-            return outputs
+    def _noteworthy(
+        self, outputs: list[EngineCoreOutput], rows: StepRows | None, place_of: dict[str, int]
+    ) -> list[EngineCoreOutput]:
+        """Return the outputs at which a trace may need a look.
+
+        Of the others the tokens only count, and their confidences, which are taken in here.
+        """
+        live, told = self.live, self.reports.early | self.live.news
+        if live.confidence or live.stride:
+            return self._not_passed_over(outputs, rows, place_of, told)
         # Runs for each request and step: no call, and no statement, for those that are left out.
-        marks, told = self.live.marks, self.reports.early | self.live.news
+        marks = live.marks
         return [
             output
             for output in outputs
@@ -340,6 +347,43 @@ class StepScheduler(AsyncScheduler):
             or output.finish_reason is not None
             or (told and output.request_id in told)
         ]
+
+    def _not_passed_over(
+        self,
+        outputs: list[EngineCoreOutput],
+        rows: StepRows | None,
+        place_of: dict[str, int],
+        told: set[str],
+    ) -> list[EngineCoreOutput]:
+        found = []
+        traces, marks, stride = self.live.traces, self.live.marks, self.live.stride
+        sure = self.live.confidence
+        confidences = (
+            [] if rows is None or rows.confidences_B is None else rows.confidences_B.tolist()
+        )
+        first_rows = None if rows is None else rows.first_rows
+        for output in outputs:
+            trace = traces.get(request_id := output.request_id)
+            if trace is None:
+                continue
+            tokens = output.new_token_ids
+            if (
+                len(tokens) != 1
+                or tokens[0] in marks
+                or output.finish_reason is not None
+                or trace.groups is not None
+                or (stride and (trace.request.num_output_tokens + trace.inherited) % stride == 0)
+                or (told and request_id in told)
+            ):
+                found.append(output)
+            elif not sure:
+                continue
+            elif confidences:
+                row = place_of[request_id]
+                trace.confidence_sum += confidences[row if first_rows is None else first_rows[row]]
+            else:
+                trace.confidence_sum = nan
+        return found
 
     def _tell_refusals(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         for client_outputs in outputs.values():

@@ -197,9 +197,13 @@ class BoundaryRule:
         """Token ids that `ends_step` must see; a trace without them has no boundary and no end."""
         if self.stride:
             return range(sys.maxsize)  # every token
-        ends = (ids for *_, ids in self.think_steps)
+        return self.token_ids.union(self.think_marks, *self.line_ends.values())
+
+    @cached_property
+    def think_marks(self) -> frozenset[int]:
+        """Those of them that may be a part of the end of thinking."""
         own = () if self.think_end_id is None else (self.think_end_id,)
-        return self.token_ids.union(*self.line_ends.values(), *ends, own)
+        return frozenset().union(*(ids for *_, ids in self.think_steps), own)
 
     @cached_property
     def _moves(self) -> dict[int, Moves]:

@@ -53,6 +53,13 @@ from step_infer.wire import CONFIG_KEY, ROWS_ATTRIBUTE, UNSCORED_ATTRIBUTE, Step
 
 EOS, THINK_END, BOUNDARY, WORD = 2, 4, 6, 10
 RULE = BoundaryRule("blank_line", frozenset({BOUNDARY}), THINK_END, r"\n\n")
+
+
+def stride_rule(stride: int) -> BoundaryRule:
+    """Return the rule that a step ends every so many tokens, with the same end of thinking."""
+    return BoundaryRule("stride", frozenset(), THINK_END, stride=stride)
+
+
 BLOCK_SIZE = 4
 MAX_MODEL_LEN = 512
 

@@ -43,7 +43,7 @@ def live_positions(rule: BoundaryRule, token_ids: list[int]) -> list[int]:
     trace = live.traces["a"]
     for token_id in token_ids:
         live.take_scores(StepRows(np.array([0.5], np.float32)), {"a": 0}, [[token_id]])
-        if token_id in live.marks:
+        if live.may_end(token_id, trace.num_tokens + 1):
             live.take_tokens(trace, [token_id])
         else:  # what the scheduler does with all other tokens
             trace.num_tokens += 1

@@ -1,12 +1,44 @@
-"""Token confidence: minus the mean log-probability of the top tokens."""
+"""Token confidence: minus the mean log-probability of the top tokens.
 
+On a GPU it is two Triton kernels. Elsewhere a second run of these tests, started by one of them,
+looks at those in Triton's interpreter.
+"""
+
+import importlib.util
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from step_infer import row_scorer as confidence
-from step_infer.row_scorer import token_confidence
+from step_infer.scorer import token_confidence as confidence
+
+pytestmark = pytest.mark.gpu
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def token_confidence(logits_BV):
+    if INTERPRETED:
+        from step_infer.scorer.confidence_kernel import fused_confidence
+
+        return fused_confidence(logits_BV, confidence.TOP_TOKENS, confidence.SEGMENT)
+    return confidence.token_confidence(logits_BV.to(DEVICE)).cpu()
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="this is the second run, or a GPU's")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_the_gpus_kernels_pass_these_tests_in_tritons_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    done = subprocess.run(
+        command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "skipped" in done.stdout
+    assert " passed" in done.stdout
 
 
 def reference(logits_BV):
@@ -33,7 +65,8 @@ def test_the_top_tokens_are_found_wherever_they_lie():
     logits_BV[0, :20] = torch.arange(20.0)  # in one segment
     logits_BV[1, -20:] = torch.arange(20.0)  # in the rest behind the last segment, and before it
     logits_BV[2, ::200] = 1.0  # more ties than there are top tokens
-    logits_BV[3, 7] = -math.inf
+    logits_BV[3] = -math.inf
+    logits_BV[3, 130:160] = torch.arange(30.0)  # fewer segments with a finite logit than top tokens
     torch.testing.assert_close(token_confidence(logits_BV), reference(logits_BV).float())
     logits_BV[0, 3000] = math.nan
     assert token_confidence(logits_BV).isnan().tolist() == [True, False, False, False]
@@ -41,6 +74,14 @@ def test_the_top_tokens_are_found_wherever_they_lie():
 
 def test_tokens_all_alike_give_the_logarithm_of_the_vocabulary():
     assert token_confidence(torch.zeros(1, 50)).item() == pytest.approx(math.log(50))
+
+
+def test_rows_may_lie_apart_and_there_may_be_none():
+    logits_BV = torch.randn(4, 600)[:, 8:300]
+    torch.testing.assert_close(token_confidence(logits_BV), reference(logits_BV).float())
+    logits_BV = torch.randn(4, 600)[:, ::2]
+    torch.testing.assert_close(token_confidence(logits_BV), reference(logits_BV).float())
+    assert token_confidence(torch.zeros(0, 50)).shape == (0,)
 
 
 def test_a_batch_in_chunks_gives_what_whole_batches_give(monkeypatch):

@@ -9,12 +9,14 @@ from places import SCORER
 from scheduler_harness import (
     BOUNDARY,
     EOS,
+    RULE,
     WORD,
     Engine,
     Script,
     check_empty,
     make_scheduler,
     row_score,
+    stride_rule,
 )
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import FinishReason
@@ -725,3 +727,24 @@ def test_a_request_name_cannot_forge_lines_of_the_log(caplog):
     (record,) = [r for r in caplog.records if "is not scored" in r.getMessage()]
     assert record.getMessage().isprintable()
     assert len(record.getMessage()) < 300
+
+
+@pytest.mark.parametrize("stride", [0, 4])
+def test_a_choice_that_is_aborted_is_reported_with_the_confidence_of_all_its_tokens(stride):
+    rule = stride_rule(stride) if stride else RULE
+    engine = Engine(
+        make_scheduler(StepScheduler, 200, confidence=True, boundary=rule.to_dict()), in_flight=1
+    )
+    tokens = (WORD, BOUNDARY, *[WORD] * 29, EOS)
+    for name in ("0_p", "1_p"):
+        engine.add(Script(name, tuple(range(WORD, WORD + 9)), tokens, options={}))
+    for _ in range(15):
+        engine.step()
+    engine.abort(["0_p"])
+    seen = len(engine.tokens["0_p"])
+    assert seen > 8
+    engine.run()
+    aborted, finished = engine.report("1_p")["choices"]
+    for name, choice, count in (("0_p", aborted, seen), ("1_p", finished, len(tokens))):
+        mean = sum(engine.runner.confidence[name, index] for index in range(count)) / count
+        assert choice["confidence"] == pytest.approx(mean)

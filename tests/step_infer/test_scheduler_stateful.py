@@ -23,6 +23,7 @@ from scheduler_harness import (
     check_blocks,
     check_empty,
     make_scheduler,
+    stride_rule,
 )
 from vllm.v1.engine import FinishReason
 
@@ -73,10 +74,21 @@ class SchedulerMachine(RuleBasedStateMachine):
         long_prefill=st.sampled_from([0, 0, 6]),
         victim=st.sampled_from(["score", *VICTIMS]),
         drafts=st.sampled_from([0, 0, 1, 3]),
+        stride=st.sampled_from([0, 0, 3]),
     )
     def start(
-        self, in_flight, asynchronous, policy, v2_runner, budget, long_prefill, victim, drafts
+        self,
+        in_flight,
+        asynchronous,
+        policy,
+        v2_runner,
+        budget,
+        long_prefill,
+        victim,
+        drafts,
+        stride,
     ):
+        self.boundaries = stride_rule(stride) if stride else RULE
         if drafts and not asynchronous:
             in_flight = 0  # drafts come with the last step's tokens, and no steps overlap
         scheduler = make_scheduler(
@@ -89,6 +101,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             asynchronous=asynchronous,
             drafts=drafts,
             confidence=True,
+            boundary=self.boundaries.to_dict(),
             victim=victim,
         )
         self.engine = Engine(scheduler, in_flight)
@@ -154,12 +167,12 @@ class SchedulerMachine(RuleBasedStateMachine):
         """Check that each boundary that was read was scored once, by the row that read it."""
         tokens = [*self.inherited(name), *self.engine.tokens[name]]
         before = len(tokens) - len(self.engine.tokens[name])
-        expected = RULE.positions(tokens)
+        expected = self.boundaries.positions(tokens)
         if before == len(tokens):  # its last token ends a step that its parent read
-            expected = RULE.positions([*tokens, WORD]) if before else expected
+            expected = self.boundaries.positions([*tokens, WORD]) if before else expected
         if self.num_resets and len(positions) > len(expected):
             # A reset makes vLLM drop the tokens of the step in flight, not what it had read.
-            expected = RULE.positions([*tokens, WORD])
+            expected = self.boundaries.positions([*tokens, WORD])
         assert positions == expected
         history = (self.engine.runner.scripts[name].opted or {}).get("inherit", {"scores": []})
         of, known = self.engine.runner.first_row, len(history["scores"])
@@ -355,6 +368,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert scheduler.live.kept == {group: self.kept(group) for group in self.arrived}
         for name in live:
             trace = scheduler.live.traces[name]
+            trace.catch_up()  # as before each look at how long a trace is
             self.check_scores(name, trace.positions, trace.scores)
             self.check_confidences(name, trace.positions, trace.confidences, trace.confidence)
 
@@ -425,6 +439,7 @@ def test_long_dense_runs_prune_often_and_break_no_rule():
             long_prefill=random_.choice([0, 0, 6]),
             victim=VICTIMS[seed % len(VICTIMS)],
             drafts=random_.choice([0, 0, 3]),
+            stride=random_.choice([0, 0, 3]),
         )
         for _ in range(12):
             options, children = random_.choice(OPTIONS), random_.random() < 0.3
