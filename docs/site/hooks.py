@@ -19,6 +19,7 @@ PAGES = {
     "CHANGELOG.md": "changelog.md",
     "checkpoints/README.md": "reference/files.md",
     "checkpoints/ledger-5m/README.md": "results/demo_model.md",
+    "checkpoints/qwen2.5-coder-1.5b-instruct/README.md": "results/qwen_scorer.md",
 }
 """Documents of the repository, and where they stand in the site."""
 SOURCES = {page: source for source, page in PAGES.items()}

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from places import ROOT
 from safetensors.torch import save_file
 
 from step_infer.errors import InputError
@@ -220,6 +221,20 @@ def test_copies_of_one_model_are_one_model(tmp_path: Path) -> None:
     tokenizer["model"]["vocab"][f"[PAD{size}]"] = size + 9  # a token that only looks like one
     path.write_text(json.dumps(tokenizer))
     assert identify(str(tmp_path / "gguf")).tokenizer_hash != first.tokenizer_hash
+
+
+def test_the_scorer_that_comes_for_qwen_coder_fits_the_hubs_model_and_one_from_gguf() -> None:
+    path = ROOT / "checkpoints/qwen2.5-coder-1.5b-instruct/scorer/scorer.safetensors"
+    scorer, its_card = load_scorer(path)
+    shape = {"model_type": "qwen2", "hidden_size": 1536, "num_hidden_layers": 28}
+    shape |= {"num_attention_heads": 12, "num_key_value_heads": 2, "intermediate_size": 8960}
+    hub = shape | {"rope_theta": 1000000.0, "tie_word_embeddings": True, "sliding_window": 32768}
+    gguf = shape | {"rope_parameters": {"rope_theta": 1000000.0, "rope_type": "default"}}
+    for config in (hub, gguf | {"tie_word_embeddings": False, "sliding_window": None}):
+        assert config_hash(config) == its_card.model_config_hash
+    assert its_card.base_model == "Qwen/Qwen2.5-Coder-1.5B-Instruct"
+    assert its_card.confidence_term is not None
+    assert scorer(torch.randn(3, its_card.hidden_size)).isfinite().all()
 
 
 @pytest.mark.parametrize(
