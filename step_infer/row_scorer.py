@@ -138,7 +138,7 @@ class RowScorer:
         # Disarmed at once: prompt log-probabilities call again in the same step, with other rows.
         armed, self._armed = self._armed, False
         logits = self._compute_logits(hidden_states, *args, **kwargs)
-        if not self._warm and logits.is_cuda:
+        if not self._warm and logits.is_cuda and not torch.cuda.is_current_stream_capturing():
             self._warm = True  # in vLLM's own warm-up: kernels are compiled before any request
             self._safely(token_confidence, logits)
         if armed:
