@@ -10,6 +10,7 @@ import itertools
 import pytest
 import torch
 from direct_engine import direct_engine
+from eagle_drafter import write_eagle
 from engine_precision import DTYPE, SCORE_TOLERANCE, SHARED_GPU
 from places import CHECKPOINT, SCORER
 from server_harness import PROMPT
@@ -24,6 +25,7 @@ DRAFTED = 3
 DRAFTERS = {
     "ngram": {"prompt_lookup_min": 2, "prompt_lookup_max": 4},
     "draft_model": {"model": str(CHECKPOINT)},
+    "eagle": {},
 }
 NUMBERS = itertools.count()
 NUM_TRACES = 12
@@ -110,7 +112,10 @@ class Watched:
 
 
 @pytest.fixture(scope="module", params=list(DRAFTERS))
-def engine(request):
+def engine(request, tmp_path_factory):
+    drafter = DRAFTERS[request.param]
+    if request.param == "eagle":
+        drafter = {"model": write_eagle(tmp_path_factory.mktemp("eagle"))}
     with direct_engine(
         own_process=True,  # vLLM 0.32 starts no other engine where n-grams were looked up
         scheduler_cls="step_infer.scheduler.StepScheduler",
@@ -118,7 +123,7 @@ def engine(request):
         speculative_config={
             "method": request.param,
             "num_speculative_tokens": DRAFTED,
-            **DRAFTERS[request.param],
+            **drafter,
         },
         num_gpu_blocks_override=NUM_BLOCKS,
         max_model_len=1024,
