@@ -8,6 +8,7 @@ record` makes and `write_table` writes.
 import dataclasses
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,13 @@ from data_gen.traces.features import FeatureShard
 from data_gen.traces.groups import kept_vote
 from data_gen.traces.manifest import KIND as TRACES_KIND
 from data_gen.traces.manifest import OWN_FILES as TRACE_FILES
-from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
+from step_eval.recorded.traces import (
+    PoolQuestion,
+    PoolTrace,
+    TracePool,
+    shared_beginnings,
+    texts_that_share,
+)
 from step_eval.records import QuestionRecord, TraceRecord
 from step_eval.results import KIND as EVAL_KIND
 from step_eval.results import OWN_FILES as EVAL_FILES
@@ -48,6 +55,8 @@ _COLUMNS = (
     "mean_token_confidence",
 )
 _GROUP = "answer_group"
+_SHARED = ("shared_with", "shared_tokens")
+"""Columns of a file without texts that say how far a trace begins like an earlier one."""
 _LENGTHS = {"prompt_tokens": "prompt_token_ids", "num_tokens": "token_ids"}
 """Columns of lengths, and the lists that they count in step-collect's table."""
 
@@ -61,6 +70,7 @@ def write_table(path: Path | str, pool: TracePool) -> None:
         {
             "question_id": question.question_id,
             "trace_id": number,
+            **dict(zip(_SHARED, shared, strict=True)),
             "prompt_tokens": question.prompt_tokens,
             "num_tokens": trace.tokens,
             "ground_truth": question.truth,
@@ -73,7 +83,9 @@ def write_table(path: Path | str, pool: TracePool) -> None:
             "mean_token_confidence": trace.confidence,
         }
         for question in pool.questions
-        for number, trace in enumerate(question.traces)
+        for number, (trace, shared) in enumerate(
+            zip(question.traces, _shared(question.traces), strict=True)
+        )
     ]
     schema = pa.schema(
         [
@@ -89,6 +101,7 @@ def write_table(path: Path | str, pool: TracePool) -> None:
             ("step_scores", pa.list_(pa.float32())),
             ("step_confidences", pa.list_(pa.float32())),
             ("mean_token_confidence", pa.float32()),
+            *((name, pa.int32()) for name in _SHARED),
         ],
         {
             _AGGREGATOR: (pool.aggregator or "").encode(),
@@ -98,6 +111,14 @@ def write_table(path: Path | str, pool: TracePool) -> None:
     )
     with atomic_path(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary, compression="zstd")
+
+
+def _shared(traces: Sequence[PoolTrace]) -> list[tuple[int | None, int | None]]:
+    """Return the two columns of a question's traces; empty ones where a text is not known."""
+    texts = [trace.text for trace in traces if trace.text is not None]
+    if len(texts) < len(traces):
+        return [(None, None)] * len(traces)
+    return [*shared_beginnings(texts)]
 
 
 def record(
@@ -143,7 +164,8 @@ def read_table(path: Path | str) -> TracePool:
         lengths = {name: name if name in found.names else old for name, old in _LENGTHS.items()}
         # Those of step-collect have groups; in those of `write_table` equal answers have one form.
         groups = [_GROUP] if _GROUP in found.names else []
-        table = pq.read_table(path, columns=[*_COLUMNS, *groups, *lengths.values()])
+        shared = [name for name in _SHARED if name in found.names]
+        table = pq.read_table(path, columns=[*_COLUMNS, *groups, *shared, *lengths.values()])
         for name, column in lengths.items():
             if column != name:
                 table = table.append_column(name, pc.list_value_length(table[column]))
@@ -160,14 +182,16 @@ def read_table(path: Path | str) -> TracePool:
     by_question: dict[str, list[dict[str, Any]]] = {}
     for row in sorted(rows, key=lambda row: row["trace_id"]):
         by_question.setdefault(row["question_id"], []).append(row)
-    for group in by_question.values() if groups else ():
-        _give_forms(group)
+    for group in by_question.values():
+        if groups:
+            _give_forms(group)
+        _check_places(path, group)
     order = dict.fromkeys(row["question_id"] for row in rows)
     questions = tuple(
         PoolQuestion(
             question_id,
             by_question[question_id][0]["prompt_tokens"],
-            tuple(pool_trace(row) for row in by_question[question_id]),
+            _pool_traces(by_question[question_id]),
             by_question[question_id][0]["ground_truth"],
         )
         for question_id in order
@@ -177,6 +201,34 @@ def read_table(path: Path | str) -> TracePool:
     about = f"recorded traces of {path}" + (f" ({source})" if source else "")
     answers = AnswerOptions.from_settings(json.loads(metadata.get(_ANSWERS, b"{}")))
     return TracePool(questions, about, metadata.get(_AGGREGATOR, b"").decode() or None, answers)
+
+
+def _pool_traces(rows: Sequence[dict[str, Any]]) -> tuple[PoolTrace, ...]:
+    """Return a question's traces, with texts where it is known which ones begin alike."""
+    traces = [pool_trace(row) for row in rows]
+    shared = [(row.get(_SHARED[0]), int(row.get(_SHARED[1]) or 0)) for row in rows]
+    if any(row.get(_SHARED[1]) is None for row in rows):
+        return tuple(traces)
+    texts = texts_that_share([trace.tokens for trace in traces], shared)
+    pairs = zip(traces, texts, strict=True)
+    return tuple(dataclasses.replace(trace, text=text) for trace, text in pairs)
+
+
+def _check_places(path: Path | str, rows: Sequence[dict[str, Any]]) -> None:
+    """Refuse boundaries and beginnings that a question's traces cannot have."""
+    lengths = [row["num_tokens"] for row in rows]
+    for number, row in enumerate(rows):
+        places = [-1, *row["boundary_positions"], lengths[number] - 1]
+        ascending = all(before < after for before, after in pairwise(places))
+        earlier, tokens = row.get(_SHARED[0]), row.get(_SHARED[1]) or 0
+        known = earlier is None or 0 <= earlier < number
+        most = 0 if earlier is None or not known else min(lengths[earlier], lengths[number])
+        if not (ascending or not places[1:-1]) or not known or not 0 <= tokens <= most:
+            raise InputError(
+                f"Expected step boundaries below the last of {lengths[number]} tokens, and a "
+                f"beginning shared with an earlier trace, in {path}, found others in trace "
+                f"{number} of {row['question_id']}. Hint: make it again with step-eval record."
+            )
 
 
 def _give_forms(rows: Sequence[dict[str, Any]]) -> None:

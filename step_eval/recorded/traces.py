@@ -130,3 +130,42 @@ def pick(question: PoolQuestion, count: int, repeat: int, seed: Sequence[int]) -
     chosen = rng.permutation(size)[:count]
     more = rng.choice(size, max(count - size, 0))
     return [int(index) for index in (*chosen, *more)]
+
+
+def shared_beginnings(texts: Sequence[np.ndarray]) -> list[tuple[int | None, int]]:
+    """Say of each text which earlier one it begins like, and for how long.
+
+    Args:
+        texts: numbers [T] each, as in `PoolTrace.text`.
+
+    Returns:
+        The number of the earlier text with which it has the most first tokens in common, the first
+        such, and how many these are; (None, 0) where it has none with any. That is all that
+        `texts_that_share` needs to know of texts.
+    """
+    found: list[tuple[int | None, int]] = []
+    for number, text in enumerate(texts):
+        best: tuple[int | None, int] = (None, 0)
+        for earlier in range(number):
+            length = min(len(text), len(texts[earlier]))
+            unequal = np.flatnonzero(text[:length] != texts[earlier][:length])
+            common = int(unequal[0]) if len(unequal) else length
+            if common > best[1]:
+                best = (earlier, common)
+        found.append(best)
+    return found
+
+
+def texts_that_share(
+    lengths: Sequence[int], shared: Sequence[tuple[int | None, int]]
+) -> list[np.ndarray]:
+    """Return made-up texts [T] of these lengths that begin alike as `shared_beginnings` says."""
+    texts: list[np.ndarray] = []
+    fresh = 0
+    for length, (earlier, common) in zip(lengths, shared, strict=True):
+        text = np.arange(fresh, fresh + length, dtype=np.int64)
+        if earlier is not None:
+            text[:common] = texts[earlier][:common]
+        texts.append(text)
+        fresh += length
+    return texts

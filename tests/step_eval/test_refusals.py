@@ -378,7 +378,8 @@ def test_a_rank_and_recorded_signals_of_a_request():
 
 
 def pool(**changes):
-    trace = PoolTrace(20, (4, 9), "2", True, **{"scores": (0.5, 0.6), **changes})
+    fields = {"tokens": 20, "positions": (4, 9), "scores": (0.5, 0.6), **changes}
+    trace = PoolTrace(answer="2", right=True, **fields)
     return TracePool((PoolQuestion("q", 3, (trace,), "2"),), "a test")
 
 
@@ -446,6 +447,12 @@ def narrow(folder):
                 read_table(tmp / "x"),
             ),
             "recorded traces in TMP/x, found none. Hint: choose other --traces.",
+        ),
+        (
+            lambda tmp: read_table(table(tmp, positions=(4, 22), tokens=23)),
+            "step boundaries below the last of 23 tokens, and a beginning shared with an earlier "
+            "trace, in TMP/table.parquet, found others in trace 0 of q. "
+            "Hint: make it again with step-eval record.",
         ),
         (
             lambda tmp: read_pool(table(tmp), SCORER),

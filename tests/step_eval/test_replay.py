@@ -3,8 +3,11 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from places import ROOT, SCORER
 from synthetic_traces import write_traces
 
@@ -12,7 +15,13 @@ from step_eval.command import command
 from step_eval.methods.registry import METHODS
 from step_eval.ranks import Ranks
 from step_eval.recorded.files import read_pool, read_table, record, write_table
-from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
+from step_eval.recorded.traces import (
+    PoolQuestion,
+    PoolTrace,
+    TracePool,
+    shared_beginnings,
+    texts_that_share,
+)
 from step_eval.replay.config import ReplayConfig
 from step_eval.replay.engine import chosen_traces
 from step_eval.replay.run import prepare, read_traces
@@ -24,6 +33,7 @@ from step_eval.replay.shapes import (
     write_scorer,
 )
 from step_eval.replay.signals import signals
+from step_eval.simulation.traces import block_contents
 from step_infer.client.answers import vote
 from step_infer.client.grading import Grader
 from step_infer.client.kinds import AnswerOptions
@@ -93,6 +103,33 @@ def test_a_table_holds_what_was_written(tmp_path):
     assert found.questions == pool.questions
     assert found.aggregator == "min"
     assert "somewhere" in found.source
+
+
+@given(
+    texts=st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=12), min_size=1, max_size=8),
+    prompt_tokens=st.integers(1, 5),
+    block_size=st.integers(1, 4),
+)
+def test_a_table_without_texts_keeps_which_blocks_are_alike(texts, prompt_tokens, block_size):
+    pool = [PoolTrace(len(text), (), "1", True, text=np.array(text)) for text in texts]
+    again = texts_that_share([len(text) for text in texts], shared_beginnings(texts_of(pool)))
+    found = [dataclasses.replace(t, text=text) for t, text in zip(pool, again, strict=True)]
+    wanted = block_contents(pool, prompt_tokens, block_size)
+    assert block_contents(found, prompt_tokens, block_size) == wanted
+
+
+def texts_of(pool):
+    return [trace.text for trace in pool]
+
+
+def test_a_recording_of_collected_traces_has_their_blocks(tmp_path):
+    source = write_traces(tmp_path / "traces", "label", questions=3)
+    record(source.path, tmp_path / "recorded.parquet")
+    collected, recorded = read_pool(source.path), read_table(tmp_path / "recorded.parquet")
+    for before, after in zip(collected.questions, recorded.questions, strict=True):
+        wanted = block_contents(before.traces, before.prompt_tokens, 4)
+        assert wanted is not None
+        assert block_contents(after.traces, after.prompt_tokens, 4) == wanted
 
 
 def test_a_recording_does_not_take_the_place_of_its_source(tmp_path):
