@@ -103,8 +103,8 @@ class SimulateConfig(PruningOptions):
     method sc they are fitted on. Without it, time is counted in engine steps."""
     check: str | None = None
     """Directory of step-eval with methods sc and step on the questions of --traces: each of its
-    questions is simulated, and the error is reported. Needs --traces of step-collect with the same
-    seeds, and --scorer."""
+    questions is simulated, and the error is reported. Needs --traces with the same seeds, and the
+    scorer's step scores: recorded with them, or by --scorer."""
     seed: int = 0
     """Of all that is drawn."""
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -150,9 +150,9 @@ class SimulateConfig(PruningOptions):
                 "Expected --traces beside --scorer, found none. "
                 "Hint: --traces takes a directory of step-collect with features."
             )
-        if self.check is not None and self.scorer is None:
+        if self.check is not None and self.traces is None:
             raise InputError(
-                "Expected --traces and --scorer beside --check, found none. "
+                "Expected --traces beside --check, found none. "
                 "Hint: give those of the run, or leave --check out."
             )
 

@@ -54,6 +54,11 @@ def simulate_all(config: SimulateConfig, console: Console | None = None) -> dict
             "Expected recorded traces with confidences (--traces) for the method least-confident, "
             f"found none in {pool.source}. Hint: leave the method out, or choose other --traces."
         )
+    if config.check is not None and not pool.scored:
+        raise InputError(
+            f"Expected step scores with --traces for --check, found none in {pool.source}. "
+            "Hint: give --scorer, or collect with step-collect --scorer."
+        )
     if config.limit is not None:
         pool = dataclasses.replace(pool, questions=pool.questions[: config.limit])
     timing = read_timing(config.timing)

@@ -202,7 +202,7 @@ def test_settings_of_a_replay(changes, text):
         ),
         (
             {"check": "x"},
-            "--traces and --scorer beside --check, found none. "
+            "--traces beside --check, found none. "
             "Hint: give those of the run, or leave --check out.",
         ),
     ],
@@ -632,6 +632,15 @@ def test_victims_by_confidence_need_recorded_ones():
         "found none in 2 questions drawn from distributions: on average 50% of traces right, "
         "median 1,000 tokens (right) and 1,300 (wrong), a step every 60 tokens. "
         "Hint: leave the method out, or choose other --traces."
+    )
+
+
+def test_a_check_needs_step_scores(tmp_path):
+    settings = simulation(traces=str(table(tmp_path, scores=())), check="x")
+    assert refusal(lambda _: simulate_all(settings), tmp_path) == (
+        "Expected step scores with --traces for --check, found none in recorded traces of "
+        "TMP/table.parquet (a test). "
+        "Hint: give --scorer, or collect with step-collect --scorer."
     )
 
 

@@ -27,10 +27,17 @@ def checked(tmp_path_factory):
     options = ["--scorer", SCORER, "--kv-budget", 0.4, "--lengths-from", folder / "traces"]
     options += ["--methods", "sc,step", "--out", folder / "eval"]
     done.append(run_command(eval_command.main, *shared, *options))
-    options = ["--traces", folder / "traces", "--scorer", SCORER, "--check", folder / "eval"]
-    options += ["--timing", folder / "eval", "--num-traces", f"[{NUM_TRACES}]", "--auroc", "[0.7]"]
-    options += ["--kv-budget", "[0.4]", "--block-size", 32, "--jobs", 1, "--out", folder / "out"]
-    done.append(run_command(eval_command.main, "simulate", *options))
+    recorded = folder / "recorded.parquet"  # without texts
+    options = ["--traces", folder / "traces", "--scorer", SCORER, "--out", recorded]
+    done.append(run_command(eval_command.main, "record", *options))
+    common = ["--check", folder / "eval", "--timing", folder / "eval", "--auroc", "[0.7]"]
+    common += ["--num-traces", f"[{NUM_TRACES}]", "--kv-budget", "[0.4]", "--block-size", 32]
+    options = ["--traces", recorded, "--jobs", 1, "--out", folder / "of-recorded"]
+    done.append(run_command(eval_command.main, "simulate", *common, *options))
+    options = ["--traces", folder / "traces", "--scorer", SCORER, "--jobs", 1]
+    done.append(
+        run_command(eval_command.main, "simulate", *common, *options, "--out", folder / "out")
+    )
     for found in done:
         assert found.returncode == 0, found.stderr[-3000:]
     return folder / "out", done[-1].stdout
@@ -53,6 +60,11 @@ def test_what_the_engine_did_is_what_was_predicted(checked):
     assert sc["preemptions"]["error"] == pytest.approx(0, abs=0.3)
     # The costs were fitted on the same run's SC.
     assert sc["seconds"]["error"] == pytest.approx(0, abs=0.3)
+
+
+def test_a_recording_without_texts_predicts_the_same(checked):
+    recorded = read_json(checked[0].parent / "of-recorded" / "simulation.json")["check"]
+    assert recorded == read_json(checked[0] / "simulation.json")["check"]
 
 
 def test_the_error_is_told_on_the_terminal_and_the_page(checked):
