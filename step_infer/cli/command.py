@@ -67,5 +67,9 @@ def sigterm_as_interrupt() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except KeyboardInterrupt as error:
+        if received and not isinstance(error, Terminated):  # Ray's waits raise one of their own
+            raise Terminated from error
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -4,12 +4,15 @@ import importlib.util
 import logging
 import math
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from step_infer.cli.command import sigterm_as_interrupt
 from step_infer.errors import InputError
 
 _RANKS = ("tensor_parallel_size", "pipeline_parallel_size")
@@ -105,7 +108,8 @@ def connect(address: str | None) -> bool:
     try:
         if address not in (AUTO, LOCAL):
             _knock(address)
-        ray.init(logging_level=logging.ERROR, **options)
+        with _sigterm_kept():
+            ray.init(logging_level=logging.ERROR, **options)
     except InputError:
         raise
     except Exception as error:  # a bare one where a node of its own does not start in time
@@ -123,6 +127,17 @@ def connect(address: str | None) -> bool:
             "Hint: start one (docs/guides/scale_out.md shows how), or leave out --ray-address."
         ) from error
     return True
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keep what SIGTERM does; Ray would have it end the process with status 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _knock(address: str) -> None:
@@ -146,13 +161,17 @@ def _knock(address: str) -> None:
 def connection(address: str | None) -> Iterator[None]:
     """Be connected to a running cluster in the block; "local" and None start none yet.
 
+    SIGTERM interrupts the block: the engines are in other processes, so no start of theirs is cut.
+
     Raises:
         InputError: as `connect`, before the block; without Ray too.
+        Terminated: there was a SIGTERM.
     """
     require_ray()
     connected = address not in (None, LOCAL) and connect(address)
     try:
-        yield
+        with sigterm_as_interrupt():
+            yield
     finally:
         if connected:
             import ray

@@ -265,6 +265,20 @@ def test_a_block_with_something_to_keep_keeps_it_when_it_is_terminated(
     assert done == ["written"]
 
 
+def test_an_interrupt_that_came_of_a_sigterm_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def main() -> None:
+        with sigterm_as_interrupt():
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt from None  # as a wait in a library may do
+
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    assert (caught.value.code, capsys.readouterr().err) == (143, "terminated\n")
+
+
 def wait_long(started: Any) -> None:
     started.set()
     time.sleep(600)
