@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from data_gen.ledger.questions import iter_questions
 
-QUESTIONS = 24
-NEW_TOKENS = 400
+QUESTIONS = 12
+NEW_TOKENS = 300
 
 
 def write_eagle(folder: Path) -> str:
