@@ -88,7 +88,8 @@ def fused_confidence(logits_BV: Tensor, top_tokens: int, segment: int) -> Tensor
     count = min(top_tokens, vocabulary)
     picks = min(count, segments)
     maxima_BS = logits_BV.new_empty(rows, segments, dtype=torch.float32)
-    tops_BC, sums_BC = maxima_BS.new_empty(2, rows, chunks)
+    # Not halves of one tensor: for an address that 16 does not divide, Triton compiles anew.
+    tops_BC, sums_BC = (maxima_BS.new_empty(rows, chunks) for _ in range(2))
     found_B = maxima_BS.new_empty(rows)
     if rows:
         _reduce_chunks[(rows, chunks)](

@@ -84,6 +84,28 @@ def test_rows_may_lie_apart_and_there_may_be_none():
     assert token_confidence(torch.zeros(0, 50)).shape == (0,)
 
 
+@pytest.mark.skipif(not INTERPRETED and DEVICE == "cpu", reason="needs the kernels")
+@pytest.mark.parametrize("kernel", ["_reduce_chunks", "_confidence"])
+def test_the_kernels_of_one_row_serve_for_any_number_of_rows(monkeypatch, kernel):
+    from step_infer.scorer import confidence_kernel
+
+    compiled, addresses = getattr(confidence_kernel, kernel), set()
+
+    class Watched:
+        def __getitem__(self, grid):
+            def launch(*args):
+                # Triton has a kernel for those that 16 divides, and one for others.
+                addresses.update(a.data_ptr() % 16 for a in args if torch.is_tensor(a))
+                return compiled[grid](*args)
+
+            return launch
+
+    monkeypatch.setattr(confidence_kernel, kernel, Watched())
+    for rows in (1, 2, 3):
+        token_confidence(torch.randn(rows, 10_000))
+    assert addresses == {0}
+
+
 def test_a_batch_in_chunks_gives_what_whole_batches_give(monkeypatch):
     logits_BV = torch.randn(9, 40)
     whole_B = token_confidence(logits_BV)
