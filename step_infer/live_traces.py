@@ -280,10 +280,7 @@ class LiveTraces:
                 if rows is not None and rows.confidences_B is not None:
                     confidence = float(rows.confidences_B[sampling_row(first, index)])
                 unsure |= self._take_confidence(trace, confidence)
-            may_end = token_id in self.marks or (
-                self.stride and trace.num_tokens % self.stride == 0
-            )
-            if may_end and self._ends_step(trace, token_id):
+            if self.may_end(token_id, trace.num_tokens) and self._ends_step(trace, token_id):
                 row = state_row(first, index, count)
                 if row is None:
                     self.pending[trace.request_id] = trace
