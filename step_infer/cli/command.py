@@ -41,34 +41,43 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(status)
 
 
+class _Interrupt:
+    """The handler of a block of `sigterm_as_interrupt`."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.received = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        if os.getpid() != self.owner:  # a fork of ours, which has nothing to put in order
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not self.received:  # `timeout` sends two: the second must not end what one began
+            self.received = True
+            raise Terminated
+
+
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
     """Let SIGTERM interrupt the block, for one that has something to keep.
 
-    Elsewhere it ends the process at once: vLLM's start can hang where it is interrupted.
+    Elsewhere it ends the process at once: vLLM's start can hang where it is interrupted. Of blocks
+    inside each other the outermost counts, so that a second SIGTERM interrupts none of them.
 
     Raises:
         Terminated: there was a SIGTERM.
     """
-    received: list[int] = []
-    owner = os.getpid()
-
-    def end(number: int, frame: object) -> None:
-        if os.getpid() != owner:  # a fork of ours, which has nothing to put in order
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif not received:  # `timeout` sends it twice: the second must not end what the first began
-            received.append(number)
-            raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGTERM)
+    inside = isinstance(before, _Interrupt) and before.owner == os.getpid()
+    if inside or threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, end)
+    handler = _Interrupt()
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     except KeyboardInterrupt as error:
-        if received and not isinstance(error, Terminated):  # Ray's waits raise one of their own
+        if handler.received and not isinstance(error, Terminated):  # Ray's waits raise their own
             raise Terminated from error
         raise
     finally:

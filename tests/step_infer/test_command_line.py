@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from step_infer.cli.command import run, sigterm_as_interrupt
+from step_infer.cli.command import Terminated, run, sigterm_as_interrupt
 from step_infer.cli.options import config_parser, parse_config, run_subcommand
 from step_infer.client.engine import EngineGuard
 from step_infer.client.trace import Sampling
@@ -277,6 +277,34 @@ def test_an_interrupt_that_came_of_a_sigterm_is_one(capsys: pytest.CaptureFixtur
     with pytest.raises(SystemExit) as caught:
         run(main)
     assert (caught.value.code, capsys.readouterr().err) == (143, "terminated\n")
+
+
+def test_a_second_sigterm_interrupts_no_block_around_the_first_ones() -> None:
+    before, done = signal.getsignal(signal.SIGTERM), []
+
+    def terminate(what: str) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        done.append(what)
+
+    def sample() -> None:
+        with sigterm_as_interrupt():
+            try:
+                terminate("sampled")
+            finally:
+                terminate("written")
+
+    def collect() -> None:
+        with sigterm_as_interrupt():
+            try:
+                sample()
+            finally:
+                terminate("closed")
+
+    with pytest.raises(Terminated):
+        collect()
+    assert done == ["written", "closed"]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def wait_long(started: Any) -> None:
