@@ -136,7 +136,8 @@ def _sigterm_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread():
+        on_main = threading.current_thread() is threading.main_thread()
+        if on_main and before is not None:  # None: not from Python
             signal.signal(signal.SIGTERM, before)
 
 
