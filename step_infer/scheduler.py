@@ -285,13 +285,13 @@ class StepScheduler(AsyncScheduler):
 
     def _forget(self, request_id: str, why: str | None) -> None:
         trace = self.live.traces.get(request_id)
-        if trace is not None and why is not None:
-            self.counters.close(why)
         if trace is not None:
+            if why is not None:
+                self.counters.close(why)
             trace.catch_up()  # its siblings may report of it
-        if trace is not None and self.events is not None:
-            reason = {} if why is None else {"reason": why}
-            self.events.write("abort", trace, self.kv_cache_manager.usage, **reason)
+            if self.events is not None:
+                reason = {} if why is None else {"reason": why}
+                self.events.write("abort", trace, self.kv_cache_manager.usage, **reason)
         self.live.remove(request_id, survived=False)
         self.reports.abort(request_id)
 
@@ -379,7 +379,7 @@ class StepScheduler(AsyncScheduler):
             elif not sure:
                 continue
             elif confidences:
-                row = place_of[request_id]
+                row = place_of[request_id]  # below: `rows.first_row`, without a call
                 trace.confidence_sum += confidences[row if first_rows is None else first_rows[row]]
             else:
                 trace.confidence_sum = nan
