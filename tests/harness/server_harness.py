@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from patience import PATIENCE_S
+from patience import PATIENCE_S, wait_until
 from places import CHECKPOINT, ROOT, SCORER
 from settled_events import read_settled_events
 
@@ -98,6 +99,34 @@ class Server:
         lines = [line for line in self.metrics() if line.startswith(series)]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
+    @contextlib.contextmanager
+    def arriving_together(self, requests: int) -> Iterator[None]:
+        """Let the engines stand still until so many requests, sent within, have reached them.
+
+        How quickly clients send then does not matter: all begin in the same step.
+        """
+        engines = [
+            process
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            if "VLLM::EngineCore" in " ".join(process.cmdline())
+        ]
+        assert engines, "the server's engines run in processes of their own"
+        start = self.log.stat().st_size
+
+        def arrived() -> bool:
+            with self.log.open(errors="replace") as file:
+                file.seek(start)
+                return file.read().count("Added request") >= requests
+
+        for engine in engines:
+            engine.suspend()
+        try:
+            yield
+            assert wait_until(arrived)
+        finally:
+            for engine in engines:
+                engine.resume()
+
     def settled_events(self, engines: int = 1) -> list[dict[str, Any]]:
         """Return the events of all traces that have ended."""
         logs = [self.events.with_suffix(f".{n}.jsonl" if n else ".jsonl") for n in range(engines)]
@@ -125,7 +154,7 @@ def serve(directory: Path, kv_blocks: int, *flags: str) -> Iterator[Server]:
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", "demo"]
     command += ["--max-model-len", "1600", "--num-gpu-blocks-override", str(kv_blocks)]
     command += ["--max-num-seqs", "32", *flags]
-    command += ["--event-log", str(directory / "events.jsonl")]
+    command += ["--event-log", str(directory / "events.jsonl"), "--enable-log-requests"]
     with (directory / "log").open("w") as file:
         process = subprocess.Popen(
             command,

@@ -1,9 +1,9 @@
 """Two callers of one server, with an API key each, who name the same group."""
 
 import json
-import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from server_harness import QUESTION, Server
 
@@ -44,15 +44,13 @@ def pruned_beside_a_caller_who_keeps_all(server: Server) -> tuple[int, bool]:
     last, and only while it runs is there too little memory for all three.
     """
     mine, yours = server.caller("mine"), server.caller("yours")
-    extra = {"ignore_eos": True, "vllm_xargs": {"step": '{"group": "q2", "min_keep": 100}'}}
-    with ThreadPoolExecutor(3) as pool:
-        other = pool.submit(yours.chat, None, max_tokens=1450, extra_body=extra)
-        while server.gauge("num_requests_running") < 1 and not other.done():
-            time.sleep(0.05)
-        extra = {"ignore_eos": True, "vllm_xargs": {"step": '{"group": "q2"}'}}
-        traces = [
-            pool.submit(mine.chat, None, max_tokens=1000, seed=seed, extra_body=extra)
-            for seed in (1, 2)
-        ]
-        marks = [t.result().kv_transfer_params["step"]["pruned"] for t in [other, *traces]]
+
+    def ask(caller: Server, group: dict[str, Any], **options: Any) -> Future[Any]:
+        extra = {"ignore_eos": True, "vllm_xargs": {"step": json.dumps(group)}}
+        return pool.submit(caller.chat, None, extra_body=extra, **options)
+
+    with ThreadPoolExecutor(3) as pool, server.arriving_together(3):
+        other = ask(yours, {"group": "q2", "min_keep": 100}, max_tokens=1450)
+        traces = [ask(mine, {"group": "q2"}, max_tokens=1000, seed=seed) for seed in (1, 2)]
+    marks = [t.result().kv_transfer_params["step"]["pruned"] for t in (other, *traces)]
     return sum(marks[1:]), marks[0]

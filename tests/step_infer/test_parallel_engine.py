@@ -208,12 +208,10 @@ def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkey
         def ask(number):
             return server.chat("shared", max_tokens=500, seed=number)
 
-        responses = []
-        for _ in range(8):  # clients that are slow to send leave nothing to compete for: once more
-            with ThreadPoolExecutor(12) as pool:
-                responses += pool.map(ask, range(len(responses), len(responses) + 12))
-            if any(r.kv_transfer_params["step"]["pruned"] for r in responses):
-                break
+        with ThreadPoolExecutor(12) as pool:
+            with server.arriving_together(12):
+                answers = [pool.submit(ask, number) for number in range(12)]
+            responses = [answer.result() for answer in answers]
         engines = {
             line.partition('engine="')[2].partition('"')[0]
             for line in server.metrics()

@@ -106,21 +106,17 @@ def test_requests_of_one_group_compete_and_others_are_left_alone(server):
     def ask(number: int) -> Any:  # the two others and one of the group always fit
         return server.chat(asked[number], max_tokens=900, seed=number)
 
-    pruned = 0
-    for _ in range(8):  # clients that are slow to send leave nothing to compete for: once more
-        with ThreadPoolExecutor(len(asked)) as pool:
-            responses = list(pool.map(ask, range(len(asked))))
-        marks = [report(response)["pruned"] for response in responses[:10]]
-        assert sum(marks) < 10
-        for response, mark in zip(responses[:10], marks, strict=True):
-            assert (response.choices[0].stop_reason == "pruned") == mark
-        for response in responses[10:]:
-            assert response.kv_transfer_params is None
-            assert response.choices[0].finish_reason in ("stop", "length")
-        pruned += sum(marks)
-        if pruned:
-            break
-    assert pruned > 0
+    with ThreadPoolExecutor(len(asked)) as pool:
+        with server.arriving_together(len(asked)):
+            answers = [pool.submit(ask, number) for number in range(len(asked))]
+        responses = [answer.result() for answer in answers]
+    marks = [report(response)["pruned"] for response in responses[:10]]
+    assert 0 < sum(marks) < 10
+    for response, mark in zip(responses[:10], marks, strict=True):
+        assert (response.choices[0].stop_reason == "pruned") == mark
+    for response in responses[10:]:
+        assert response.kv_transfer_params is None
+        assert response.choices[0].finish_reason in ("stop", "length")
     assert server.gauge("num_preemptions_total") == before
 
 
@@ -228,13 +224,9 @@ def test_the_same_group_of_two_keys_is_two_groups_on_every_route(server):
 
 
 def test_a_min_keep_of_another_key_protects_none_and_its_traces_are_never_compared(server):
-    for _ in range(8):  # clients that are slow to send leave nothing to compete for: once more
-        stopped, other_stopped = pruned_beside_a_caller_who_keeps_all(server)
-        assert not other_stopped, "the only trace of its group"
-        if stopped:
-            assert stopped == 1
-            return
-    pytest.fail("memory was never short")
+    stopped, other_stopped = pruned_beside_a_caller_who_keeps_all(server)
+    assert not other_stopped, "the only trace of its group"
+    assert stopped == 1, "memory was short"
 
 
 def test_a_key_that_vllm_does_not_know_is_refused_as_before(server):

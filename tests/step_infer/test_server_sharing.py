@@ -28,8 +28,5 @@ def test_with_the_operators_flag_a_group_of_two_keys_is_one_on_every_route(serve
 
 def test_with_the_operators_flag_a_min_keep_holds_for_the_traces_of_both(server):
     before = server.gauge("num_preemptions_total")
-    for _ in range(8):
-        assert pruned_beside_a_caller_who_keeps_all(server) == (0, False)
-        if server.gauge("num_preemptions_total") > before:
-            return
-    pytest.fail("memory was never short")
+    assert pruned_beside_a_caller_who_keeps_all(server) == (0, False)
+    assert server.gauge("num_preemptions_total") > before, "memory was never short"
