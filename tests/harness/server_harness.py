@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,12 +100,13 @@ class Server:
         lines = [line for line in self.metrics() if line.startswith(series)]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
-    @contextlib.contextmanager
-    def arriving_together(self, requests: int) -> Iterator[None]:
-        """Let the engines stand still until so many requests, sent within, have reached them.
+    def answers_at_once(self, *calls: Callable[[], Any], requests: int | None = None) -> list[Any]:
+        """Make calls side by side, and return their answers; of so many requests, else one each.
 
-        How quickly clients send then does not matter: all begin in the same step.
+        The engines stand still until all requests have reached them. How quickly clients send does
+        not matter then: all begin in the same step.
         """
+        requests = requests or len(calls)
         engines = [
             process
             for process in psutil.Process(self.process.pid).children(recursive=True)
@@ -118,14 +120,16 @@ class Server:
                 file.seek(start)
                 return file.read().count("Added request") >= requests
 
-        for engine in engines:
-            engine.suspend()
-        try:
-            yield
-            assert wait_until(arrived)
-        finally:
+        with ThreadPoolExecutor(len(calls)) as pool:
             for engine in engines:
-                engine.resume()
+                engine.suspend()
+            try:
+                answers = [pool.submit(call) for call in calls]
+                assert wait_until(arrived)
+            finally:
+                for engine in engines:
+                    engine.resume()
+            return [answer.result() for answer in answers]
 
     def settled_events(self, engines: int = 1) -> list[dict[str, Any]]:
         """Return the events of all traces that have ended."""

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from server_harness import QUESTION, Server
@@ -45,12 +45,13 @@ def pruned_beside_a_caller_who_keeps_all(server: Server) -> tuple[int, bool]:
     """
     mine, yours = server.caller("mine"), server.caller("yours")
 
-    def ask(caller: Server, group: dict[str, Any], **options: Any) -> Future[Any]:
+    def ask(caller: Server, group: dict[str, Any], **options: Any) -> Any:
         extra = {"ignore_eos": True, "vllm_xargs": {"step": json.dumps(group)}}
-        return pool.submit(caller.chat, None, extra_body=extra, **options)
+        return caller.chat(None, extra_body=extra, **options)
 
-    with ThreadPoolExecutor(3) as pool, server.arriving_together(3):
-        other = ask(yours, {"group": "q2", "min_keep": 100}, max_tokens=1450)
-        traces = [ask(mine, {"group": "q2"}, max_tokens=1000, seed=seed) for seed in (1, 2)]
-    marks = [t.result().kv_transfer_params["step"]["pruned"] for t in (other, *traces)]
-    return sum(marks[1:]), marks[0]
+    answers = server.answers_at_once(
+        partial(ask, yours, {"group": "q2", "min_keep": 100}, max_tokens=1450),
+        *(partial(ask, mine, {"group": "q2"}, max_tokens=1000, seed=seed) for seed in (1, 2)),
+    )
+    other, *traces = [answer.kv_transfer_params["step"]["pruned"] for answer in answers]
+    return sum(traces), other

@@ -112,14 +112,11 @@ def test_a_table_holds_what_was_written(tmp_path):
 )
 def test_a_table_without_texts_keeps_which_blocks_are_alike(texts, prompt_tokens, block_size):
     pool = [PoolTrace(len(text), (), "1", True, text=np.array(text)) for text in texts]
-    again = texts_that_share([len(text) for text in texts], shared_beginnings(texts_of(pool)))
+    shared = shared_beginnings([np.array(text) for text in texts])
+    again = texts_that_share([len(text) for text in texts], shared)
     found = [dataclasses.replace(t, text=text) for t, text in zip(pool, again, strict=True)]
     wanted = block_contents(pool, prompt_tokens, block_size)
     assert block_contents(found, prompt_tokens, block_size) == wanted
-
-
-def texts_of(pool):
-    return [trace.text for trace in pool]
 
 
 def test_a_recording_of_collected_traces_has_their_blocks(tmp_path):

@@ -7,7 +7,7 @@ forward pass in one process.
 """
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -208,10 +208,7 @@ def test_two_engines_behind_one_server_score_and_prune(tmp_path, forward, monkey
         def ask(number):
             return server.chat("shared", max_tokens=500, seed=number)
 
-        with ThreadPoolExecutor(12) as pool:
-            with server.arriving_together(12):
-                answers = [pool.submit(ask, number) for number in range(12)]
-            responses = [answer.result() for answer in answers]
+        responses = server.answers_at_once(*(partial(ask, number) for number in range(12)))
         engines = {
             line.partition('engine="')[2].partition('"')[0]
             for line in server.metrics()

@@ -5,7 +5,7 @@ One server with a KV cache far too small for many traces; a request alone always
 
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -106,10 +106,7 @@ def test_requests_of_one_group_compete_and_others_are_left_alone(server):
     def ask(number: int) -> Any:  # the two others and one of the group always fit
         return server.chat(asked[number], max_tokens=900, seed=number)
 
-    with ThreadPoolExecutor(len(asked)) as pool:
-        with server.arriving_together(len(asked)):
-            answers = [pool.submit(ask, number) for number in range(len(asked))]
-        responses = [answer.result() for answer in answers]
+    responses = server.answers_at_once(*(partial(ask, number) for number in range(len(asked))))
     marks = [report(response)["pruned"] for response in responses[:10]]
     assert 0 < sum(marks) < 10
     for response, mark in zip(responses[:10], marks, strict=True):
