@@ -35,9 +35,11 @@ class Server:
         self.url = f"http://127.0.0.1:{port}"
         self.log = directory / "log"
         self.events = directory / "events.jsonl"
-        self.client = openai.OpenAI(
-            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=300
-        )
+        self.client = openai.OpenAI(**self.client_options("none"))
+
+    def client_options(self, key: str) -> dict[str, Any]:
+        """Return what a client of the server is made with; it waits long, for connections too."""
+        return {"base_url": f"{self.url}/v1", "api_key": key, "max_retries": 0, "timeout": 300}
 
     def caller(self, key: str) -> "Server":
         """Return the same server as a client with another API key sees it."""
