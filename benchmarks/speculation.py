@@ -2,8 +2,8 @@
 
 A draft model, or n-grams of the text so far, drafts tokens for the model. For each of vLLM's model
 runners one engine's step scores and hidden states are compared with a forward pass of transformers
-("check"); then four engines side by side are timed in turn ("speed"): plain vLLM, with scores, with
-drafts, and with both.
+in float32 ("check"); then four engines side by side are timed in turn ("speed"): plain vLLM, with
+scores, with drafts, and with both.
 
 Every finished run is a line of OUT; a run that is there is not made again. A runner that cannot
 have the drafter (vLLM 0.26's V2 has neither of the two) fails alone.
@@ -200,7 +200,7 @@ def _check(arguments: argparse.Namespace) -> None:
             traces = list(llm.stream(_plans(arguments, llm)))
             drafted = _drafted(_counters())
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        forward = DirectForward(arguments.model, *load_scorer(path), device=device)
+        forward = DirectForward(arguments.model, *load_scorer(path), device, dtype="float32")
         found = [_compare(trace, forward) for trace in traces]
     errors = [error for _, error, _ in found]
     result = {

@@ -31,6 +31,7 @@ def direct_engine(model=CHECKPOINT, own_process=False, **options):
     }
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", str(int(own_process)))
+        environment.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # this process may know CUDA
         environment.setattr(torch, "set_num_threads", torch.set_num_threads)  # vLLM changes it
         llm = LLM(str(model), **arguments | options)
     envs.disable_envs_cache()

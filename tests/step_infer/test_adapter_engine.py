@@ -150,7 +150,7 @@ def reference(traces):
     """Return positions, states, scores and mean confidences of a Hugging Face forward."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=DTYPE).eval()
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     scorer, card = load_scorer(SCORER)
     for trace in traces:
         ids = torch.tensor([trace.prompt_token_ids + trace.token_ids])

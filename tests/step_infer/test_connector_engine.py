@@ -8,7 +8,7 @@ for some steps. The KV cache is short: traces without a group are preempted, tho
 import pytest
 import torch
 from direct_engine import direct_engine
-from engine_precision import DTYPE, SCORE_TOLERANCE
+from engine_precision import FLOAT32_TOLERANCE
 from kv_connectors import keeping, offloading
 from places import CHECKPOINT, SCORER
 from server_harness import PROMPT, QUESTION
@@ -26,7 +26,7 @@ CONNECTORS = {"offloading": offloading(2**28), "late frees": keeping(4)}
 
 @pytest.fixture(scope="module")
 def forward():
-    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER), dtype=DTYPE)
+    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER), dtype="float32")
 
 
 @pytest.fixture(scope="module", params=list(CONNECTORS))
@@ -37,7 +37,7 @@ def engine(request):
         num_gpu_blocks_override=NUM_BLOCKS,
         max_model_len=1024,
         max_num_batched_tokens=64,
-        dtype=DTYPE,
+        dtype="float32",
     ) as llm:
         yield request.param, llm
 
@@ -64,7 +64,9 @@ def sample(engine, forward, step):
         assert found["positions"] == expected.positions[:count]
         assert len(expected.positions) - count <= int(found["pruned"])
         found_S = torch.tensor(found["scores"])
-        torch.testing.assert_close(found_S, expected.scores_S[:count], atol=SCORE_TOLERANCE, rtol=0)
+        torch.testing.assert_close(
+            found_S, expected.scores_S[:count], atol=FLOAT32_TOLERANCE, rtol=0
+        )
     assert sum(len(request.kv_transfer_params["step"]["scores"]) for request in requests) > 30
     return requests, preemptions(llm) - before
 

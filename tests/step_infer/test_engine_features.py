@@ -10,7 +10,7 @@ import json
 import pytest
 import torch
 from direct_engine import direct_engine
-from engine_precision import DTYPE, SCORE_TOLERANCE
+from engine_precision import FLOAT32_TOLERANCE
 from places import CHECKPOINT, SCORER
 from safetensors.torch import save_file
 from server_harness import PROMPT, QUESTION
@@ -45,7 +45,7 @@ def write_lora(folder):
 
 @pytest.fixture(scope="module")
 def forward():
-    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER), dtype=DTYPE)
+    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER), dtype="float32")
 
 
 def start_engine(**options):
@@ -54,7 +54,7 @@ def start_engine(**options):
         num_gpu_blocks_override=200,
         max_model_len=1024,
         max_num_batched_tokens=64,
-        dtype=DTYPE,
+        dtype="float32",
         **options,
     )
 
@@ -95,7 +95,7 @@ def check(forward, request, tokens=None, at_least=1):
     assert len(step["positions"]) >= at_least
     assert step["positions"] == expected.positions
     torch.testing.assert_close(
-        torch.tensor(step["scores"]), expected.scores_S, atol=SCORE_TOLERANCE, rtol=0
+        torch.tensor(step["scores"]), expected.scores_S, atol=FLOAT32_TOLERANCE, rtol=0
     )
 
 
@@ -177,7 +177,7 @@ def test_children_of_one_request_are_scored_each(engine, forward):
     for choice, output in zip(choices, request.outputs, strict=True):
         expected = forward.score(request.prompt_token_ids, output.token_ids)
         assert choice["positions"] == expected.positions
-        assert (torch.tensor(choice["scores"]) - expected.scores_S).abs().max() <= SCORE_TOLERANCE
+        assert (torch.tensor(choice["scores"]) - expected.scores_S).abs().max() <= FLOAT32_TOLERANCE
 
 
 def test_a_lora_request_is_answered_without_scores_beside_scored_ones(

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from direct_engine import direct_engine
-from engine_precision import DTYPE
 from places import SCORER
 from server_harness import PROMPT
 from settled_events import read_settled_events
@@ -36,7 +35,7 @@ def engine(tmp_path_factory):
         num_gpu_blocks_override=49,  # 1,536 tokens
         max_model_len=512,
         max_num_batched_tokens=512,
-        dtype=DTYPE,
+        dtype="float32",
     ) as llm:
         yield llm, log
 

@@ -35,7 +35,7 @@ NUM_BLOCKS = 200  # the traces want some 270; until they have scores, some 190
 
 @pytest.fixture(scope="module")
 def forward():
-    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER), dtype=DTYPE)
+    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER), dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def confidences_of():
     """Return what gives the confidence of each of a trace's tokens by a forward pass."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=DTYPE).eval()
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
 
     def confidences_of(prompt, tokens):
         with torch.inference_mode():
