@@ -78,6 +78,9 @@ def main() -> None:
             command = [sys.executable, __file__, *sys.argv[1:], "--runner", str(runner)]
             environment = {**os.environ, "VLLM_USE_V2_MODEL_RUNNER": str(runner)}
             environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # to reach into the workers
+            if arguments.ranks > 1:  # as _run_both's options
+                environment["VLLM_ALLREDUCE_USE_FLASHINFER"] = "0"
+                environment["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
             subprocess.run(command, env=environment, check=True)
     print(json.dumps(summary(read_runs(arguments.out)), indent=2))
 
@@ -156,7 +159,7 @@ def _run_both(arguments: argparse.Namespace) -> None:
         "seed": 0,
     }
     if arguments.ranks > 1:
-        # Both engines add up by NCCL: vLLM's own kernels need GPUs that share memory windows.
+        # Both engines add up by NCCL: other kernels need GPUs that share memory windows.
         options |= {
             "disable_custom_all_reduce": True,
             "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},

@@ -30,12 +30,13 @@ pytestmark = [
 ]
 
 KV_TOKENS, KV_BYTES = 1600, 2**29
-# vLLM's own all-reduce kernels need GPUs that share memory windows (in virtual machines they may
-# not), and one of them is compiled at the first start. How ranks add up is not tested here.
+# All-reduce kernels other than NCCL's need GPUs that share memory windows (in virtual machines they
+# may not), and some are compiled at the first start. How ranks add up is not tested here.
 PLAIN_ALL_REDUCE = {
     "disable_custom_all_reduce": True,
     "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}},
 }
+OTHER_ALL_REDUCE = ("VLLM_ALLREDUCE_USE_FLASHINFER", "VLLM_ALLREDUCE_USE_SYMM_MEM")
 KINDS = {
     "tensor": {"tensor_parallel_size": 2},
     "pipeline": {"pipeline_parallel_size": 2},
@@ -60,7 +61,7 @@ SCORING_RANKS = {"tensor": [True, False], "pipeline": [False, True]}
 
 @pytest.fixture(scope="module")
 def forward():
-    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER), dtype=DTYPE)
+    return DirectForward(str(CHECKPOINT), *load_scorer(SCORER), dtype="float32")
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -68,6 +69,8 @@ def parallel(request):
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
         environment.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # to look into the workers
+        for name in OTHER_ALL_REDUCE:
+            environment.setenv(name, "0")
         with StepLLM(
             str(CHECKPOINT),
             SCORER,
