@@ -1,18 +1,13 @@
 #!/usr/bin/env bash
-# What two GPUs are to show: the adapter over tensor, pipeline and data parallelism with both of vLLM's model
-# runners (tests/step_infer/test_parallel_engine.py), its cost at TP=2 in the shape of an 8B model, and training on one
-# device and on two. Makes OUT/tests-V*.txt, OUT/cost.jsonl and OUT/multi_gpu.json.
+# Training on one GPU and on two: the demo model, and a scorer. Makes OUT/multi_gpu.json.
 #
 #   OUT=runs/multi benchmarks/multi_gpu.sh
 #
 # Each stage has its own time limit in seconds and fails alone; started again, what is done is not done
-# again. STAGES and RUNNERS (0: V1, 1: V2) choose some. FIT="--accelerator cpu" and small sizes prove it
-# on a CPU.
+# again. FIT="--accelerator cpu" and small sizes prove it on a CPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-OUT=${OUT:-runs/multi} PYTHON=${PYTHON:-python3} STAGES=${STAGES:-tests cost train}
-RUNNERS=${RUNNERS:-1 0} TEST_SECONDS=${TEST_SECONDS:-400} COST_SECONDS=${COST_SECONDS:-280}
-TRAIN_SECONDS=${TRAIN_SECONDS:-120} SHAPE=${SHAPE:-qwen3-8b} SEQUENCES=${SEQUENCES:-64} TOKENS=${TOKENS:-1024}
+OUT=${OUT:-runs/multi} PYTHON=${PYTHON:-python3} TRAIN_SECONDS=${TRAIN_SECONDS:-120}
 LM_STEPS=${LM_STEPS:-400} LM_TOKENS=${LM_TOKENS:-131072} LM=${LM:-} COLLECT=${COLLECT:-}
 QUESTIONS=${QUESTIONS:-60} N=${N:-32} TRACES=${TRACES:-} FIT=${FIT:---accelerator cuda}
 read -ra lm <<<"$LM" && read -ra collect <<<"$COLLECT" && read -ra fit <<<"$FIT"
@@ -33,41 +28,23 @@ stage() {
     fi
 }
 
-if [[ $STAGES == *tests* ]]; then
-    for runner in $RUNNERS; do # side by side: nothing is timed here
-        VLLM_USE_V2_MODEL_RUNNER=$runner stage "tests-V$((runner + 1))" "$TEST_SECONDS" \
-            "$PYTHON" -m pytest -q -p no:cacheprovider tests/step_infer/test_parallel_engine.py &
-    done
-    wait
+if [[ -z $TRACES ]]; then
+    TRACES=$OUT/traces
+    stage questions 60 "$PYTHON" -m data_gen.ledger --split scorer-train --count "$QUESTIONS" \
+        --out "$OUT/questions.jsonl"
+    stage collect "$TRAIN_SECONDS" "$PYTHON" -m data_gen.commands \
+        --model checkpoints/ledger-5m --questions "$OUT/questions.jsonl" --num-traces "$N" \
+        --out "$TRACES" --system= --sampling.temperature 1 --sampling.top-p 1 --sampling.top-k 0 \
+        --engine.max_model_len 2400 "${collect[@]}"
 fi
-
-if [[ $STAGES == *cost* ]]; then
-    for runner in $RUNNERS; do
-        stage "cost-V$((runner + 1))" "$COST_SECONDS" "$PYTHON" benchmarks/adapter_cost.py \
-            --out "$OUT/cost.jsonl" --shape "$SHAPE" --ranks 2 --runners "$runner" \
-            --sequences $SEQUENCES --tokens $TOKENS
-    done
-fi
-
-if [[ $STAGES == *train* ]]; then
-    if [[ -z $TRACES ]]; then
-        TRACES=$OUT/traces
-        stage questions 60 "$PYTHON" -m data_gen.ledger --split scorer-train --count "$QUESTIONS" \
-            --out "$OUT/questions.jsonl"
-        stage collect "$TRAIN_SECONDS" "$PYTHON" -m data_gen.commands \
-            --model checkpoints/ledger-5m --questions "$OUT/questions.jsonl" --num-traces "$N" \
-            --out "$TRACES" --system= --sampling.temperature 1 --sampling.top-p 1 --sampling.top-k 0 \
-            --engine.max_model_len 2400 "${collect[@]}"
-    fi
-    for devices in 1 2; do
-        # The batch of all devices together is the same.
-        stage "demo-model-$devices" "$TRAIN_SECONDS" "$PYTHON" -m step_train.commands demo-model \
-            --out "$OUT/lm-$devices" --devices "$devices" --steps "$LM_STEPS" \
-            --tokens-per-batch $((LM_TOKENS / devices)) --checkpoint-steps "$LM_STEPS" "${lm[@]}"
-        stage "fit-$devices" "$TRAIN_SECONDS" "$PYTHON" -m step_train.commands fit \
-            --traces "$TRACES" --out "$OUT/fit-$devices" --devices "$devices" --baselines none "${fit[@]}"
-    done
-fi
+for devices in 1 2; do
+    # The batch of all devices together is the same.
+    stage "demo-model-$devices" "$TRAIN_SECONDS" "$PYTHON" -m step_train.commands demo-model \
+        --out "$OUT/lm-$devices" --devices "$devices" --steps "$LM_STEPS" \
+        --tokens-per-batch $((LM_TOKENS / devices)) --checkpoint-steps "$LM_STEPS" "${lm[@]}"
+    stage "fit-$devices" "$TRAIN_SECONDS" "$PYTHON" -m step_train.commands fit \
+        --traces "$TRACES" --out "$OUT/fit-$devices" --devices "$devices" --baselines none "${fit[@]}"
+done
 
 "$PYTHON" - "$OUT" <<'PYTHON'
 """Write OUT/multi_gpu.json: what was measured on one device and on two."""
