@@ -1,9 +1,10 @@
 """What a new vLLM is to show on the GPUs of one machine: the adapter's tests, and what it costs.
 
-Jobs start in their order, each as soon as as many GPUs as it needs are free. Timed jobs come first;
-tests compare with a forward pass on the CPU, on a few of its cores. A job's output is OUT/NAME.log,
-and once it has passed its seconds are OUT/NAME.seconds: started again, what is done is not done
-again. `--model` is a real model for `collect` and, with `--draft`, for the jobs with drafts.
+Jobs start in their order, each as soon as as many GPUs as it needs are free. Tests compare with a
+forward pass on the CPU and have few of its cores: what is timed beside them needs the others. A
+job's output is OUT/NAME.log, and once it has passed its seconds are OUT/NAME.seconds: started
+again, what is done is not done again. `--model` is a real model for `collect`, `n-grams` and, with
+`--draft`, `drafts`.
 
 usage: python benchmarks/new_vllm.py --out runs/new-vllm --questions math_500.jsonl \
     --model qwen2.5-coder-1.5b-instruct --draft qwen2.5-coder-0.5b-instruct

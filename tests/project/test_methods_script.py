@@ -2,10 +2,10 @@
 
 import os
 import subprocess
-import sys
 
 import pytest
 from places import ROOT
+from pretended_python import pretended_python
 
 from step_eval.records import RecordStore
 from step_infer.storage.files import read_json
@@ -14,27 +14,13 @@ pytestmark = pytest.mark.nightly
 
 QUESTIONS, NUM_TRACES = 5, 8
 VICTIMS = {"oracle"}
-# Stands for the Python interpreter: runs a module with the pretended engine in StepLLM's place.
-PYTHON = """#!{python}
-import runpy, sys
-sys.path[:0] = [{root!r}, {tests!r}]
-if sys.argv[2] == "step_eval.command":
-    import fake_engine, step_infer.client.llm
-    step_infer.client.llm.StepLLM = fake_engine.FakeEngine
-sys.argv = sys.argv[2:]
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
 
 
 @pytest.fixture(scope="module")
 def script(tmp_path_factory):
     """Return a function that runs the script, and the folder of its results."""
     folder = tmp_path_factory.mktemp("methods")
-    python = folder / "python"
-    python.write_text(
-        PYTHON.format(python=sys.executable, root=str(ROOT), tests=str(ROOT / "tests" / "harness"))
-    )
-    python.chmod(0o755)
+    python = pretended_python(folder)
     settings = {
         "PYTHON": python,
         "OUT": folder / "out",
