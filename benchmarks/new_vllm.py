@@ -68,7 +68,7 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
 
     found = [
         costs("cost-two-ranks", "--ranks", "2", "--runners", "1", gpus=2),
-        costs("cost-V2", "--runners", "1", *idle),
+        costs("cost-V2", "--runners", "1", *idle, "--profile"),
         costs("cost-V1", "--runners", "0", *idle),
         *(tested("ranks", runner, ("parallel_engine",), gpus=2) for runner in RUNNERS),
         costs("cost-confidence", "--runners", "1", "--confidence"),
@@ -79,7 +79,7 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
         draft = ["--draft", arguments.draft] if arguments.draft is not None else None
         collect = [python, "benchmarks/collect_speed.py", "--out", f"{out}/collect.jsonl"]
         collect += ["--model", arguments.model, "--questions", arguments.questions]
-        collect += ["--num-questions", "24", "--engine", '{"max_model_len": 4096}']
+        collect += ["--num-questions", "24", "--engine", '{"max_model_len": 4096}', "--profile"]
         found[-2:-2] = [Job("collect", 1, 800, collect)]
         for runner in RUNNERS:
             if draft is not None:
