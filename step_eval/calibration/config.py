@@ -51,8 +51,9 @@ class CalibrateConfig(PruningOptions):
     limit: int | None = None
     """Use only so many questions from the start."""
     timing: str | None = None
-    """Cost of an engine step: STEP,ROW,KV,PREFILL in seconds, or a directory of step-eval whose
-    method sc they are fitted on. Without it, time is counted in engine steps."""
+    """Cost of an engine step: STEP,ROW,KV,PREFILL and, where it scores, SCORING in seconds, or a
+    directory of step-eval whose methods sc and step they are fitted on. Without it, time is counted
+    in engine steps."""
     seed: int = 0
     """Of the draws."""
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)

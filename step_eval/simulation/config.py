@@ -99,8 +99,9 @@ class SimulateConfig(PruningOptions):
     max_num_batched_tokens: int = 8192
     """Tokens that a step computes at most."""
     timing: str | None = None
-    """Cost of an engine step: STEP,ROW,KV,PREFILL in seconds, or a directory of step-eval whose
-    method sc they are fitted on. Without it, time is counted in engine steps."""
+    """Cost of an engine step: STEP,ROW,KV,PREFILL and, where it scores, SCORING in seconds, or a
+    directory of step-eval whose methods sc and step they are fitted on. Without it, time is counted
+    in engine steps."""
     check: str | None = None
     """Directory of step-eval with methods sc and step on the questions of --traces: each of its
     questions is simulated, and the error is reported. Needs --traces with the same seeds, and the

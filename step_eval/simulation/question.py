@@ -46,6 +46,11 @@ class Setting:
         return "sc" if self.method in STOCK else self.method
 
     @property
+    def scores(self) -> bool:
+        """Whether its engine scores traces."""
+        return self.method != "sc"
+
+    @property
     def own_vote(self) -> str:
         """The method's vote rule."""
         return UNIFORM if self.method == "sc" else self.vote
@@ -119,10 +124,14 @@ def figures(
     if stop is not None:
         schedule = schedule.decided_at(stop[0])
         winner = voting.winner(finished(schedule))
-    running, waiting = timing.seconds(schedule.running), timing.seconds(schedule.waiting)
+    running, waiting = (
+        timing.seconds(work, setting.scores) for work in (schedule.running, schedule.waiting)
+    )
     return {
         "accuracy": float(any(t.right and t.answer == winner for t in traces)),
-        "seconds": max(timing.seconds(work) for work in schedule.ended_after.values()),
+        "seconds": max(
+            timing.seconds(work, setting.scores) for work in schedule.ended_after.values()
+        ),
         "tokens": float(sum(schedule.tokens)),
         "preemptions": float(len(schedule.preempted)),
         "pruned": float(len(schedule.pruned)),

@@ -1,9 +1,10 @@
 """From a simulated engine's work to seconds: a linear cost of a step, given or fitted.
 
-A step takes `step + row * traces + kv * KV tokens read + prefill * prefill tokens` seconds. The
-four costs are fitted on the method sc of a step-eval directory: each recorded question is simulated
-with its own traces and KV cache, which gives the work up to the end of each trace, and non-negative
-least squares on the differences between one trace's end and the next finds the costs.
+A step takes `step + row * traces + kv * KV tokens read + prefill * prefill tokens` seconds, and
+`scoring` more in an engine that scores. The costs are fitted on the methods sc and step of a
+step-eval directory: each recorded question is simulated with its own traces and KV cache, which
+gives the work up to the end of each trace, and non-negative least squares on the differences
+between one trace's end and the next finds the costs. A trace that step stopped ends there.
 """
 
 from collections.abc import Sequence
@@ -39,18 +40,21 @@ class Timing:
     """Seconds more for each KV token that attention reads."""
     prefill: float = 0.0
     """Seconds more for each prefill token."""
+    scoring: float = 0.0
+    """Seconds more for each step of an engine that scores."""
     source: str = "none given: one unit of time is one engine step"
     unit: str = "steps"
     """"seconds", or "steps" where no costs are known."""
 
-    def seconds(self, work: Sequence[float]) -> float:
-        """Return the seconds that some work takes."""
+    def seconds(self, work: Sequence[float], scores: bool) -> float:
+        """Return the seconds that some `Work` takes; `scores`: in an engine that scores."""
         steps, rows, read, prefill = work
-        return self.step * steps + self.row * rows + self.kv * read + self.prefill * prefill
+        step = self.step + self.scoring * scores
+        return step * steps + self.row * rows + self.kv * read + self.prefill * prefill
 
 
 def read_timing(text: str | None) -> Timing:
-    """Return the costs that `--timing` names: four numbers, or a directory of step-eval.
+    """Return the costs that `--timing` names: four numbers or five, or a directory of step-eval.
 
     Raises:
         InputError: it is neither.
@@ -61,21 +65,21 @@ def read_timing(text: str | None) -> Timing:
         return fit_timing(text)
     parts = text.split(",")
     try:
-        step, row, kv, prefill = (float(part) for part in parts)
+        step, row, kv, prefill, scoring = map(float, parts if len(parts) == 5 else [*parts, "0"])
     except ValueError as error:
         raise InputError(
-            "Expected --timing as a directory of step-eval or as STEP,ROW,KV,PREFILL in seconds, "
-            f"found {text!r}."
+            "Expected --timing as a directory of step-eval or as STEP,ROW,KV,PREFILL[,SCORING] in "
+            f"seconds, found {text!r}."
         ) from error
-    if min(step, row, kv, prefill) < 0 or step + row + kv + prefill == 0:
+    if min(step, row, kv, prefill, scoring) < 0 or step + row + kv + prefill == 0:
         raise InputError(
             f"Expected costs of at least 0, one of them above it, in --timing, found {text!r}."
         )
-    return Timing(step, row, kv, prefill, f"given: {text}", "seconds")
+    return Timing(step, row, kv, prefill, scoring, f"given: {text}", "seconds")
 
 
 def fit_timing(path: Path | str) -> Timing:
-    """Fit the costs on the method sc of a step-eval directory.
+    """Fit the costs on the methods sc and, where it was run, step of a step-eval directory.
 
     Raises:
         InputError: it has no such records, or they give no costs.
@@ -86,8 +90,9 @@ def fit_timing(path: Path | str) -> Timing:
     group = sc_records(records, path)
     work_RF: list[np.ndarray] = []
     seconds_R: list[float] = []
-    for record in group:
-        before, before_s = np.zeros(4), 0.0
+    for record in (*group, *records.get("step", ())):
+        scores = record.method == "step"
+        before, before_s = np.zeros(5), 0.0
         shape = engine_shape(manifest, record)
         pool = record_traces(record)
         contents = block_contents(pool, record.prompt_tokens, shape.block_size)
@@ -96,7 +101,8 @@ def fit_timing(path: Path | str) -> Timing:
         ).ended_after
         order = sorted(ends, key=lambda trace: ends[trace][0])
         for trace in order:
-            work, work_s = np.array(ends[trace]), record.traces[trace].finished_s
+            work = np.array([*ends[trace], ends[trace][0] * scores])
+            work_s = record.traces[trace].finished_s
             if work[0] > before[0]:
                 work_RF.append(work - before)
                 seconds_R.append(work_s - before_s)
@@ -104,15 +110,15 @@ def fit_timing(path: Path | str) -> Timing:
     scale_F = np.abs(work_RF).max(axis=0)
     scale_F[scale_F == 0] = 1
     costs_F, _ = nnls(np.array(work_RF) / scale_F, np.array(seconds_R))
-    step, row, kv, prefill = (float(cost) for cost in costs_F / scale_F)
+    step, row, kv, prefill, scoring = (float(cost) for cost in costs_F / scale_F)
     if step + row + kv + prefill <= 0:
         raise InputError(
             f"Expected records in {path} that give costs of a step, found none. "
             "Hint: choose another run for --timing, or give it STEP,ROW,KV,PREFILL."
         )
-    return Timing(
-        step, row, kv, prefill, f"fitted on {len(group)} questions of SC in {path}", "seconds"
-    )
+    methods = "SC and STEP" if "step" in records else "SC"
+    source = f"fitted on {len(group)} questions of {methods} in {path}"
+    return Timing(step, row, kv, prefill, scoring, source, "seconds")
 
 
 def engine_shape(manifest: dict[str, Any], record: QuestionRecord) -> EngineShape:

@@ -612,8 +612,8 @@ def test_a_shape_that_vllm_would_refuse(shape, text):
     [
         (
             "1,2,3",
-            "--timing as a directory of step-eval or as STEP,ROW,KV,PREFILL in seconds, found "
-            "'1,2,3'.",
+            "--timing as a directory of step-eval or as STEP,ROW,KV,PREFILL[,SCORING] in seconds, "
+            "found '1,2,3'.",
         ),
         *(
             (costs, f"costs of at least 0, one of them above it, in --timing, found '{costs}'.")

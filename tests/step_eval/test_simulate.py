@@ -7,23 +7,25 @@ import re
 import numpy as np
 import pytest
 import torch
+from made_records import record, trace
 from places import SCORER
 
 from data_gen.traces.features import write_shard
 from data_gen.traces.table import write_part
 from step_eval.command import command
-from step_eval.recorded.files import read_pool
+from step_eval.recorded.files import read_pool, record_traces
 from step_eval.recorded.traces import PoolQuestion, PoolTrace, TracePool
 from step_eval.records import AnswerRecord, QuestionRecord, RecordStore, TraceRecord
 from step_eval.report.words import number
 from step_eval.results import KIND
+from step_eval.simulation import timing as timing_module
 from step_eval.simulation.config import SimulateConfig
 from step_eval.simulation.drawn import DrawnTraces, draw_pool
 from step_eval.simulation.question import Setting, figures, run_question
 from step_eval.simulation.schedule import EngineShape, Pruning
 from step_eval.simulation.scores import tuned_scores, within_auroc
 from step_eval.simulation.sweep import crossing, run_task
-from step_eval.simulation.timing import Timing, read_timing
+from step_eval.simulation.timing import Timing, fit_timing, read_timing
 from step_eval.simulation.traces import block_contents
 from step_infer.errors import InputError
 from step_infer.scorer.network import load_scorer
@@ -89,7 +91,7 @@ def test_an_oracle_prunes_wrong_traces_only_while_there_are_any():
 
 def test_more_auroc_never_costs_accuracy_and_pruning_saves_time(pool):
     config = SimulateConfig("unused", drawn=SMALL, num_traces=[16], kv_budget=[0.3])
-    timing = Timing(0.01, 0.001, 1e-6, 1e-4, "test", "seconds")
+    timing = Timing(0.01, 0.001, 1e-6, 1e-4, 0.0, "test", "seconds")
     [sc] = run_task(config, pool, timing, (1.0, None))
     by_auroc = {}
     for auroc in (0.5, 0.9):
@@ -112,11 +114,43 @@ def test_break_even_is_where_the_gain_crosses_zero():
     assert crossing(auroc, np.array([-0.3, 0.2, -0.1])) == pytest.approx(0.5 + 0.1 * 0.3 / 0.35)
 
 
-def test_timing_is_four_costs_or_steps():
-    assert read_timing(None).seconds((7, 1, 1, 1)) == 7
-    assert read_timing("1,2,3,4").seconds((1, 10, 100, 1000)) == 4321
-    with pytest.raises(InputError, match=r"STEP,ROW,KV,PREFILL in seconds, found '1,2'"):
+def test_timing_is_four_costs_or_five_or_steps():
+    assert read_timing(None).seconds((7, 1, 1, 1), True) == 7
+    assert read_timing("1,2,3,4").seconds((1, 10, 100, 1000), True) == 4321
+    timing = read_timing("1,2,3,4,5")
+    assert timing.seconds((2, 10, 100, 1000), False) == 4322
+    assert timing.seconds((2, 10, 100, 1000), True) == 4332
+    with pytest.raises(InputError, match=r"PREFILL\[,SCORING\] in seconds, found '1,2'"):
         read_timing("1,2")
+
+
+@pytest.mark.parametrize("methods", [("sc",), ("sc", "step")])
+def test_costs_are_found_in_the_records_of_an_engine(monkeypatch, methods):
+    true = Timing(0.01, 1e-4, 2e-8, 2e-5, 0.003 if "step" in methods else 0.0)
+    shape = EngineShape(40, 16)  # short: traces are preempted
+    random = np.random.default_rng(0)
+    manifest = {"settings": {"engine.max_num_seqs": 256}, "device": "GPU"}
+    records = {}
+    for method in methods:
+        records[method] = []
+        for asked in range(6):
+            lengths = random.integers(20, 160, size=8)
+            traces = [trace(n, tokens=int(tokens)) for n, tokens in enumerate(lengths)]
+            found = record(f"q{asked}", traces, method=method)
+            found.kv_capacity_tokens = shape.kv_blocks * shape.block_size
+            pool = record_traces(found)
+            schedule = run_question(Setting("sc", shape, Pruning()), pool, found.prompt_tokens)
+            for index, work in schedule.ended_after.items():
+                traces[index].finished_s = true.seconds(work, method == "step")
+            records[method].append(found)
+    monkeypatch.setattr(timing_module, "read_run", lambda _: (manifest, records))
+    fitted = fit_timing("run")
+    assert fitted.step == pytest.approx(true.step, rel=0.02)
+    assert fitted.scoring == pytest.approx(true.scoring, rel=0.02)
+    assert ("STEP" in fitted.source) == ("step" in methods)
+    work = (100, 800, 200_000, 160)
+    for scores in (False, True):
+        assert fitted.seconds(work, scores) == pytest.approx(true.seconds(work, scores), rel=0.02)
 
 
 def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
@@ -162,9 +196,9 @@ def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
     assert [t.positions for t in question.traces] == [tuple(p) for p in positions]
     assert [t.cut for t in question.traces] == [True, False, False]
     assert [t.answer for t in question.traces] == ["0", "1", "right"]
-    for trace, states in zip(question.traces, hidden, strict=True):
+    for recorded, states in zip(question.traces, hidden, strict=True):
         expected = torch.sigmoid(scorer(states)).tolist()
-        assert trace.scores == pytest.approx(expected, abs=1e-6)
+        assert recorded.scores == pytest.approx(expected, abs=1e-6)
     assert not read_pool(tmp_path).scored
 
 
