@@ -24,6 +24,7 @@ from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write
 
 ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests" / "step_infer"
 RUNNERS = {"V2": "1", "V1": "0"}
 TEST_FILES = (
     *("adapter_engine", "speculation_engine", "sleep_engine", "engine_features"),
@@ -57,7 +58,7 @@ def jobs(arguments: argparse.Namespace) -> list[Job]:
         return Job(name, gpus, 480, [*cost, "--out", f"{out}/{name}.jsonl", *options])
 
     def tested(name: str, runner: str, files: tuple[str, ...], gpus: int = 1) -> Job:
-        paths = [f"tests/step_infer/test_{file}.py" for file in files]
+        paths = [str(TESTS / f"test_{file}.py") for file in files]
         environment = {"VLLM_USE_V2_MODEL_RUNNER": RUNNERS[runner], **threads}
         return Job(f"{name}-{runner}", gpus, 500, [*tests, *paths], environment)
 
