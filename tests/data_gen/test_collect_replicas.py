@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 from collect_engine import CollectEngine, assert_whole
 from command_harness import run_command
+from engine_precision import ANY_BATCH
 from fake_engine import made_up_model
 from held_process import held_at
 from mortal_engines import DEADLY, ENDLESS, MortalReplica, StillbornReplica
@@ -69,7 +70,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> CollectConfig:
         sampling=Sampling(temperature=1, top_p=1, top_k=0),
         part_traces=4,
         max_in_flight=4,
-        engine={"kv_cache_memory_bytes": 2**26},
+        engine={"kv_cache_memory_bytes": 2**27, **ANY_BATCH},
     )
     collect(found, console=QUIET)
     return found
@@ -142,7 +143,8 @@ def test_a_driver_and_then_a_replica_are_killed(
         "--sampling.top_k": 0,
         "--part-traces": two.part_traces,
         "--max-in-flight": two.max_in_flight,
-        "--engine.kv_cache_memory_bytes": 2**26,
+        "--engine.kv_cache_memory_bytes": 2**27,
+        "--engine.dtype": ANY_BATCH["dtype"],
         "--replicas": 2,
         "--ray-address": cluster.address,
     }

@@ -6,6 +6,9 @@ tests of the adapter's own path run CUDA engines in the model's 16 bits, as user
 
 import torch
 
+ANY_BATCH = {"dtype": "float32"}
+"""Engine arguments with which a trace is the same, whatever else is in its batch: CPUs with matrix
+units for 16-bit numbers, as GPUs, round their products otherwise for other sizes."""
 DTYPE = "bfloat16" if torch.cuda.is_available() else "float32"
 FLOAT32_TOLERANCE = 0.001
 SCORE_TOLERANCE = 0.01 if torch.cuda.is_available() else FLOAT32_TOLERANCE

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from command_harness import run_command
+from engine_precision import ANY_BATCH
 from fake_engine import FakeEngine, made_up_model, made_up_scorer, write_questions
 from mortal_engines import MortalEngine
 from places import CHECKPOINT
@@ -197,6 +198,7 @@ def test_two_real_engines_give_the_records_of_one(
         "--methods": "sc,step",
         "--kv-budget-tokens": 2100,
         "--engine.max_model_len": 2048,
+        "--engine.dtype": ANY_BATCH["dtype"],
         "--sampling.temperature": 1,
         "--sampling.top_p": 1,
         "--sampling.top_k": 0,

@@ -4,6 +4,7 @@ import random
 from dataclasses import replace
 
 import pytest
+from engine_precision import ANY_BATCH
 from places import CHECKPOINT, SCORER
 from settled_events import mark_by, read_settled_events
 
@@ -34,6 +35,7 @@ def llm(log):
         max_model_len=MAX_MODEL_LEN,
         kv_budget_tokens=5 * 1024,
         event_log=log,
+        **ANY_BATCH,
     ) as llm:
         yield llm
 

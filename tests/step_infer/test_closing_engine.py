@@ -6,6 +6,7 @@ import signal
 from collections import Counter
 
 import pytest
+from engine_precision import ANY_BATCH
 from places import CHECKPOINT, SCORER
 from settled_events import mark_by, read_settled_events
 
@@ -36,7 +37,8 @@ def llm(events, tmp_path_factory):
     network, card = load_scorer(SCORER)
     deciding = {"score": {"threshold": 0.6}}
     save_scorer(scorer, network, dataclasses.replace(card, deciding=deciding))
-    with StepLLM(str(CHECKPOINT), scorer, max_model_len=2048, event_log=events) as llm:
+    options = {"max_model_len": 2048, "event_log": events, **ANY_BATCH}
+    with StepLLM(str(CHECKPOINT), scorer, **options) as llm:
         yield llm
 
 
