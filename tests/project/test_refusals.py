@@ -78,8 +78,8 @@ WITHOUT_HINT = {
         "Expected a --vote that goes by scores or is uniform, found {self.vote!r}: nothing else is "
         "simulated.",
         "Expected costs of at least 0, one of them above it, in --timing, found {text!r}.",
-        "Expected --timing as a directory of step-eval or as STEP,ROW,KV,PREFILL in seconds, found "
-        "{text!r}.",
+        "Expected --timing as a directory of step-eval or as STEP,ROW,KV,PREFILL[,SCORING] in "
+        "seconds, found {text!r}.",
         "Expected --val-fraction and --test-fraction above 0 and below 1 together, found "
         "{val_fraction} and {test_fraction}.",
         "Expected --hidden-size in multiples of 128, found {self.hidden_size}.",

@@ -325,8 +325,9 @@ def test_runs_that_do_not_belong_together_are_not_joined(run, config, tmp_path):
 
 def test_records_without_times_give_no_costs_of_a_step(run, tmp_path):
     shutil.copytree(run[0].out, tmp_path / "out")
-    path = RecordStore(tmp_path / "out").path("sc", 0)
-    path.write_text(re.sub(r'"finished_s":[\d.]+', '"finished_s":0', path.read_text()))
+    for method in ("sc", "step"):
+        path = RecordStore(tmp_path / "out").path(method, 0)
+        path.write_text(re.sub(r'"finished_s":[\d.]+', '"finished_s":0', path.read_text()))
     with pytest.raises(InputError, match=r"in .*out that give costs of a step, found none\. Hint"):
         read_timing(str(tmp_path / "out"))
 
