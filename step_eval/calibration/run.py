@@ -167,7 +167,7 @@ def _question(number: int) -> dict[str, list[Course]]:
         for vote, setting in settings.items():
             schedule = run_question(setting, traces, question.prompt_tokens)
             voting = Voting(traces, vote, setting.pruning.aggregator)
-            found[vote].append(course(schedule, voting, timing, setting.scores))
+            found[vote].append(course(schedule, voting, timing.of_engine(setting.scores)))
     return found
 
 

@@ -68,20 +68,19 @@ class Course:
         return next(stop for stop in self.stops if stop.chance >= threshold)
 
 
-def course(schedule: Schedule, voting: Voting, timing: Timing, scores: bool) -> Course:
+def course(schedule: Schedule, voting: Voting, timing: Timing) -> Course:
     """Return where a question could stop.
 
     Args:
         schedule: of its traces, where nothing is decided.
         voting: their vote.
-        timing: cost of an engine step.
-        scores: whether the engine scores.
+        timing: cost of a step of their engine.
     """
     answer = voting.winner(finished(schedule))
 
     def stop(place: int, chance: float, found: str | None) -> Stop:
         cut = schedule.decided_at(place)
-        seconds = max(timing.seconds(work, scores) for work in cut.ended_after.values())
+        seconds = max(timing.seconds(work) for work in cut.ended_after.values())
         return Stop(chance, found != answer, seconds, float(sum(cut.tokens)))
 
     stops: list[Stop] = []

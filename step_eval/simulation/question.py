@@ -124,14 +124,11 @@ def figures(
     if stop is not None:
         schedule = schedule.decided_at(stop[0])
         winner = voting.winner(finished(schedule))
-    running, waiting = (
-        timing.seconds(work, setting.scores) for work in (schedule.running, schedule.waiting)
-    )
+    timing = timing.of_engine(setting.scores)
+    running, waiting = timing.seconds(schedule.running), timing.seconds(schedule.waiting)
     return {
         "accuracy": float(any(t.right and t.answer == winner for t in traces)),
-        "seconds": max(
-            timing.seconds(work, setting.scores) for work in schedule.ended_after.values()
-        ),
+        "seconds": max(timing.seconds(work) for work in schedule.ended_after.values()),
         "tokens": float(sum(schedule.tokens)),
         "preemptions": float(len(schedule.preempted)),
         "pruned": float(len(schedule.pruned)),

@@ -8,7 +8,7 @@ between one trace's end and the next finds the costs. A trace that step stopped 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +46,14 @@ class Timing:
     unit: str = "steps"
     """"seconds", or "steps" where no costs are known."""
 
-    def seconds(self, work: Sequence[float], scores: bool) -> float:
-        """Return the seconds that some `Work` takes; `scores`: in an engine that scores."""
+    def of_engine(self, scores: bool) -> "Timing":
+        """Return the costs of an engine that scores, or of one that does not."""
+        return replace(self, step=self.step + self.scoring * scores, scoring=0.0)
+
+    def seconds(self, work: Sequence[float]) -> float:
+        """Return the seconds that some `Work` takes, without scoring."""
         steps, rows, read, prefill = work
-        step = self.step + self.scoring * scores
-        return step * steps + self.row * rows + self.kv * read + self.prefill * prefill
+        return self.step * steps + self.row * rows + self.kv * read + self.prefill * prefill
 
 
 def read_timing(text: str | None) -> Timing:

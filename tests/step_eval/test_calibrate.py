@@ -79,7 +79,7 @@ def test_a_course_is_where_the_chance_rises_and_whether_the_answer_would_be_anot
     answers = "bbbbaaaaaaaa"
     traces = [PoolTrace(10 * (n + 1), (), answer, True) for n, answer in enumerate(answers)]
     schedule = simulate(EngineShape(1000), [SimulatedTrace("q", 5, t.tokens) for t in traces])
-    found = course(schedule, Voting(traces, "uniform"), Timing(), False)
+    found = course(schedule, Voting(traces, "uniform"), Timing())
     chances = [stop.chance for stop in found.stops]
     assert chances == sorted(set(chances))
     assert found.stops[0].changed

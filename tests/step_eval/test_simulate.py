@@ -115,11 +115,11 @@ def test_break_even_is_where_the_gain_crosses_zero():
 
 
 def test_timing_is_four_costs_or_five_or_steps():
-    assert read_timing(None).seconds((7, 1, 1, 1), True) == 7
-    assert read_timing("1,2,3,4").seconds((1, 10, 100, 1000), True) == 4321
+    assert read_timing(None).of_engine(True).seconds((7, 1, 1, 1)) == 7
+    assert read_timing("1,2,3,4").of_engine(True).seconds((1, 10, 100, 1000)) == 4321
     timing = read_timing("1,2,3,4,5")
-    assert timing.seconds((2, 10, 100, 1000), False) == 4322
-    assert timing.seconds((2, 10, 100, 1000), True) == 4332
+    assert timing.of_engine(False).seconds((2, 10, 100, 1000)) == 4322
+    assert timing.of_engine(True).seconds((2, 10, 100, 1000)) == 4332
     with pytest.raises(InputError, match=r"PREFILL\[,SCORING\] in seconds, found '1,2'"):
         read_timing("1,2")
 
@@ -141,7 +141,7 @@ def test_costs_are_found_in_the_records_of_an_engine(monkeypatch, methods):
             pool = record_traces(found)
             schedule = run_question(Setting("sc", shape, Pruning()), pool, found.prompt_tokens)
             for index, work in schedule.ended_after.items():
-                traces[index].finished_s = true.seconds(work, method == "step")
+                traces[index].finished_s = true.of_engine(method == "step").seconds(work)
             records[method].append(found)
     monkeypatch.setattr(timing_module, "read_run", lambda _: (manifest, records))
     fitted = fit_timing("run")
@@ -150,7 +150,8 @@ def test_costs_are_found_in_the_records_of_an_engine(monkeypatch, methods):
     assert ("STEP" in fitted.source) == ("step" in methods)
     work = (100, 800, 200_000, 160)
     for scores in (False, True):
-        assert fitted.seconds(work, scores) == pytest.approx(true.seconds(work, scores), rel=0.02)
+        expected = true.of_engine(scores).seconds(work)
+        assert fitted.of_engine(scores).seconds(work) == pytest.approx(expected, rel=0.02)
 
 
 def test_stored_states_are_scored_as_the_scorer_does(tmp_path):
