@@ -22,6 +22,7 @@ from run_lines import read_runs
 
 from step_eval.comparison import METRICS, difference, outcome, vote_name
 from step_eval.records import QuestionRecord
+from step_eval.report.words import change, number, number_range
 from step_eval.results import read_run
 from step_eval.statistics import bootstrap_weights, interval
 from step_eval.votes import UNIFORM
@@ -125,8 +126,8 @@ def summary(rows: list[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
             mean = interval(float(plain_P @ after_P), drawn_DP @ after_P, len(set(ids)))
             means[figure] = dataclasses.asdict(mean)
             if other is not own:
-                change = difference(figure, before_P, after_P, sign, weights, len(set(ids)))
-                differences[figure] = dataclasses.asdict(change)
+                gap = difference(figure, before_P, after_P, sign, weights, len(set(ids)))
+                differences[figure] = dataclasses.asdict(gap)
         found.append(
             {
                 "setting": setting,
@@ -144,23 +145,13 @@ def shown(row: dict[str, Any]) -> str:
     """Return a method's figures in a few lines of text."""
     lines = [f"{row['setting']}, {row['method']}, {row['questions']} questions"]
     for figure, mean in row["means"].items():
-        line = f"  {figure:20}{_span(mean, '10.3f')}"
-        if change := row["differences"].get(figure):
-            line += f"; {_span(change['difference'], '+.3f')}"
-            if part := change["relative"]:
-                line += f", {_span(part, '+.1%')}"
-            line += f": {change['verdict']}"
+        ends = number_range(figure, mean["low"], mean["high"])
+        line = f"  {figure:20}{number(figure, mean['value']):>10} ({ends})"
+        if found := row["differences"].get(figure):
+            value, ends = change(figure, found)
+            line += f"; {value} ({ends}): {found['verdict']}"
         lines.append(line)
     return "\n".join(lines)
-
-
-def _span(interval: dict[str, Any], form: str) -> str:
-    """Return a figure with its interval, which one question alone has not."""
-    value = format(interval["value"], form)
-    if interval["low"] is None:
-        return value
-    low, high = (format(interval[end], form).strip() for end in ("low", "high"))
-    return f"{value} ({low} to {high})"
 
 
 if __name__ == "__main__":
