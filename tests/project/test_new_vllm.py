@@ -67,6 +67,30 @@ def test_without_time_nothing_begins(tmp_path, job):
     assert not (tmp_path / "notes").exists()
 
 
+def test_what_runs_ends_with_the_script(tmp_path, monkeypatch, job):
+    def interrupt(seconds):
+        if (tmp_path / "notes").exists():
+            raise KeyboardInterrupt
+        sleep(seconds)
+
+    sleep = new_vllm.time.sleep
+    monkeypatch.setattr(new_vllm.time, "sleep", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, [job("a", 1, seconds=60)])
+    assert "KeyboardInterrupt" in (tmp_path / "a.log").read_text()
+    assert notes(tmp_path) == [["a", "begins", "0"]]
+
+
+def test_jobs_that_need_more_gpus_are_named(tmp_path, monkeypatch, capsys):
+    (tmp_path / "cost-V1.seconds").write_text("1\n")
+    arguments = ["x", "--out", str(tmp_path), "--jobs", "cost-V1", "cost-two-ranks"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    new_vllm.main()
+    assert capsys.readouterr().out == (
+        "left out, as they need more GPUs: cost-two-ranks\nAll other jobs passed.\n"
+    )
+
+
 def test_what_is_done_is_not_done_again(tmp_path, monkeypatch, capsys):
     for name in ("cost-V1", "cost-V2"):
         (tmp_path / f"{name}.seconds").write_text("1\n")
