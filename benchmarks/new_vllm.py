@@ -23,6 +23,7 @@ from pathlib import Path
 from step_infer.cli.command import run as run_command
 from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write
+from step_infer.storage.run_directory import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests" / "step_infer"
@@ -106,17 +107,18 @@ def main() -> None:
             f"Expected --jobs among {', '.join(names)}, found: {', '.join(sorted(unknown))}. "
             "Hint: those of a real model need --model and --questions."
         )
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    wanted = [
-        job
-        for job in wanted
-        if (arguments.jobs is None or job.name in arguments.jobs)
-        and not (arguments.out / f"{job.name}.seconds").exists()
-    ]
-    if too_large := [job.name for job in wanted if job.gpus > arguments.gpus]:
-        print(f"left out, as they need more GPUs: {', '.join(too_large)}")
-        wanted = [job for job in wanted if job.gpus <= arguments.gpus]
-    if failed := _run(wanted, arguments):
+    with RunDirectory(arguments.out, kind=None).claim():
+        wanted = [
+            job
+            for job in wanted
+            if (arguments.jobs is None or job.name in arguments.jobs)
+            and not (arguments.out / f"{job.name}.seconds").exists()
+        ]
+        if too_large := [job.name for job in wanted if job.gpus > arguments.gpus]:
+            print(f"left out, as they need more GPUs: {', '.join(too_large)}")
+            wanted = [job for job in wanted if job.gpus <= arguments.gpus]
+        failed = _run(wanted, arguments)
+    if failed:
         print(f"failed: {', '.join(failed)}; see their logs in {arguments.out}")
         sys.exit(1)
     print("All other jobs passed." if too_large else "All jobs passed.")

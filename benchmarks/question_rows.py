@@ -27,6 +27,7 @@ from step_eval.results import read_run
 from step_eval.statistics import bootstrap_weights, interval
 from step_eval.votes import UNIFORM
 from step_infer.cli.command import run as run_command
+from step_infer.errors import InputError
 from step_infer.storage.files import atomic_write
 
 FIGURES = {
@@ -60,7 +61,9 @@ def main() -> None:
         )
         print(f"{add_rows(arguments.rows, arguments.setting, arguments.name, records)} rows added")
         return
-    found = summary(read_runs(arguments.rows), arguments.baseline)
+    if not (rows := read_rows(arguments.rows)):
+        raise InputError(f"Expected rows in {arguments.rows}, found none. Hint: add some first.")
+    found = summary(rows, arguments.baseline)
     if arguments.json is not None:
         with atomic_write(arguments.json, "w") as file:
             file.write(json.dumps(found, indent=1) + "\n")
@@ -85,9 +88,24 @@ def row_of(record: QuestionRecord) -> dict[str, Any]:
     }
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file; none where there is no file.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    rows = read_runs(path)
+    needed = {*KEY, *FIGURES}
+    if not all(isinstance(row, dict) and needed <= row.keys() for row in rows):
+        raise InputError(
+            f"Expected rows of questions in {path}, found other lines. Hint: name another file."
+        )
+    return rows
+
+
 def add_rows(path: Path, setting: str, name: str | None, records: Iterable[QuestionRecord]) -> int:
     """Add rows that are not there yet to a file; return how many."""
-    rows = read_runs(path)
+    rows = read_rows(path)
     there = {tuple(row[field] for field in KEY) for row in rows}
     before = len(rows)
     for record in records:

@@ -8,6 +8,7 @@ from made_records import record, trace
 
 from step_eval.comparison import compare
 from step_eval.report.words import NO_INTERVAL, PERCENT_SIGN, signed
+from step_infer.errors import InputError
 
 question_rows = benchmark_script.load("question_rows")
 
@@ -51,7 +52,7 @@ def test_differences_are_those_of_the_records_on_the_questions_that_both_have(tm
     path = tmp_path / "rows.jsonl"
     alone = records("step", [["7"]], 100.0, first=9)  # which SC has not answered
     question_rows.add_rows(path, "KV 1", None, [*SC, *STEP, *alone])
-    rows = question_rows.read_runs(path)
+    rows = question_rows.read_rows(path)
     by_method = {row["method"]: row for row in question_rows.summary(rows, "sc")}
     assert by_method["sc"]["questions"] == by_method["step"]["questions"] == 3
     assert by_method["sc"]["differences"] == {}
@@ -65,12 +66,25 @@ def test_differences_are_those_of_the_records_on_the_questions_that_both_have(tm
     assert "3 questions" in question_rows.shown(by_method["step"])
 
 
+def test_a_file_of_something_else_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"setting": "KV 1"}\n')
+    with pytest.raises(InputError, match=r"Expected rows of questions in .*, found other lines"):
+        question_rows.add_rows(path, "KV 1", None, SC)
+    assert path.read_text() == '{"setting": "KV 1"}\n'
+    for empty in (tmp_path / "nothing", tmp_path / "empty"):
+        monkeypatch.setattr("sys.argv", ["x", "show", str(empty)])
+        with pytest.raises(InputError, match=r"Expected rows in .*, found none"):
+            question_rows.main()
+        (tmp_path / "empty").touch()
+
+
 def test_a_single_question_has_no_interval(tmp_path):
     path = tmp_path / "rows.jsonl"
     question_rows.add_rows(path, "KV 1", None, [SC[0], STEP[0]])
     (row,) = (
         r
-        for r in question_rows.summary(question_rows.read_runs(path), "sc")
+        for r in question_rows.summary(question_rows.read_rows(path), "sc")
         if r["method"] == "step"
     )
     assert row["differences"]["seconds"]["difference"]["low"] is None
